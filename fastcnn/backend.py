@@ -1,0 +1,208 @@
+"""Which backends there are, why one is missing, and which one a call gets."""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("fastcnn")
+
+BACKENDS = ("auto", "torch", "triton", "cuda", "cpu")
+ALGORITHMS = ("epilogue", "implicit_gemm")
+
+# The backend that `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on
+# such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
+FASTEST: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run here, and if not, why.
+
+    Example:
+        >>> import fastcnn
+        >>> fastcnn.backends()["torch"].available
+        True
+    """
+
+    available: bool
+    reason: str = ""
+
+
+# Triton reads it when a kernel is defined: kernels then run in Triton's CPU interpreter.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_missing() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (pip install triton)"
+    if INTERPRETING or torch.cuda.is_available():
+        return ""
+    return "no CUDA device (TRITON_INTERPRET=1, set before the process starts, runs the kernels on the CPU for tests)"
+
+
+def _extension_missing() -> str:
+    return "the compiled extension fastcnn._C is not part of this version"
+
+
+_MISSING: dict[str, Callable[[], str]] = {
+    "auto": str,
+    "torch": str,
+    "triton": _triton_missing,
+    "cuda": _extension_missing,
+    "cpu": _extension_missing,
+}
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Tell which backends can run in this process and, where one cannot, why.
+
+    Returns:
+        A dict from backend name to its :class:`BackendStatus`, in the order ``auto, torch, triton, cuda, cpu``.
+
+    Example:
+        >>> import fastcnn
+        >>> [name for name, status in fastcnn.backends().items() if status.available][:2]
+        ['auto', 'torch']
+    """
+    reasons = {name: _MISSING[name]() for name in BACKENDS}
+    return {name: BackendStatus(not reason, reason) for name, reason in reasons.items()}
+
+
+class _Choice:
+    """The backend and algorithm asked for; one for the process, so that worker threads (DataParallel) see it too."""
+
+    backend = "auto"
+    algorithm: str | None = None
+    problem = ""  # with the environment variables: importing never fails, the call explains
+
+
+_said: set[str] = set()
+
+
+class use_backend:
+    """Choose the backend of every fastcnn call that follows, or of a ``with`` block.
+
+    ``auto`` takes the fastest backend known for each call and may fall back to the stock layers, saying so once per
+    reason in the log ``fastcnn``. Any other backend is explicit: a call that it cannot serve raises. The environment
+    variables ``FASTCNN_BACKEND`` and ``FASTCNN_ALGORITHM`` set the same for a whole process.
+
+    Args:
+        name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
+        algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution
+            without bias, then one pass of ours) or ``implicit_gemm`` (the convolution is ours too). ``None`` leaves
+            the choice to the backend.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: a backend that is not available here; the message says why.
+
+    Example:
+        >>> import fastcnn
+        >>> with fastcnn.use_backend("torch"):
+        ...     fastcnn.functional.max_pool2d(torch.ones(1, 1, 4, 4), 2).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def __init__(self, name: str, *, algorithm: str | None = None) -> None:
+        _validate(name, algorithm)
+        self._before = (_Choice.backend, _Choice.algorithm)
+        _Choice.backend, _Choice.algorithm, _Choice.problem = name, algorithm, ""
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _Choice.backend, _Choice.algorithm = self._before
+
+
+def _validate(name: str, algorithm: str | None) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    if algorithm is not None and algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)} or None, got {algorithm!r}")
+    if reason := _MISSING[name]():
+        raise RuntimeError(f"backend {name!r} is not available: {reason}")
+
+
+def _read_environment() -> None:
+    try:
+        use_backend(os.environ.get("FASTCNN_BACKEND", "auto"), algorithm=os.environ.get("FASTCNN_ALGORITHM"))
+    except (ValueError, RuntimeError) as error:
+        _Choice.problem = f"environment variables FASTCNN_BACKEND, FASTCNN_ALGORITHM: {error}"
+
+
+_read_environment()
+
+
+def chosen_algorithm() -> str | None:
+    """Return the convolution algorithm asked for, or None where the backend is free to choose."""
+    return _Choice.algorithm
+
+
+def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
+    """Return the backend that a call runs on: ``torch`` or one with kernels.
+
+    Args:
+        op: the op's stem.
+        function: the public function's name, for messages.
+        input: the tensor whose device decides.
+        refusal: says why no kernel of any backend serves these arguments, or an empty string.
+
+    Raises:
+        RuntimeError: an explicit backend cannot serve the call.
+    """
+    name = _Choice.backend
+    if _Choice.problem:
+        raise RuntimeError(_Choice.problem)
+    if name == "torch":
+        return "torch"
+    if name == "auto":
+        return _fastest(op, function, input, refusal)
+    if reason := _wrong_device(name, input) or _forward_mode() or refusal():
+        raise RuntimeError(f"{function}: backend {name!r} {reason}")
+    return name
+
+
+def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
+    name = FASTEST.get((input.device.type, op), "torch")
+    if name == "torch":
+        reason = f"no kernel has been measured on this kind of device yet ({input.device.type})"
+    else:
+        reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
+        if not reason:
+            return name
+    if not torch.compiler.is_compiling() and (text := f"{function} runs the stock layers: {reason}") not in _said:
+        _said.add(text)
+        logger.info(text)
+    return "torch"
+
+
+def _wrong_device(name: str, input: Tensor) -> str:
+    wanted = "cpu" if name == "cpu" or (name == "triton" and INTERPRETING) else "cuda"
+    if input.device.type == wanted:
+        return ""
+    return f"needs argument 'input' on a {wanted} device, got {input.device}"
+
+
+def _forward_mode() -> str:
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "has no forward-mode derivative (torch.func.jvp, jacfwd); backend 'torch' has"
+    return ""
+
+
+@functools.cache
+def kernel(backend: str, stem: str, name: str) -> Callable[..., Any]:
+    """Return the launcher of an operator: ``fastcnn/<backend>/<stem>.py``, imported at its first use."""
+    launcher: Callable[..., Any] = getattr(importlib.import_module(f"fastcnn.{backend}.{stem}"), name)
+    return launcher

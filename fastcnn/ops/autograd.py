@@ -1,0 +1,66 @@
+"""What the autograd Functions share: the way through torch.func, autocast, and derivatives of derivatives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def differentiable() -> bool:
+    """Whether a backward must itself be differentiable (create_graph=True, torch.func.grad).
+
+    Then it goes through stock operations. A compiled graph has no second derivatives, so it takes the kernels.
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether a backward may follow, so that the call goes through its Function and keeps what that needs."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Cast to the autocast dtype, where autocast is on, as torch does for convolutions and linear layers."""
+    device_type = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(t.to(dtype) if t is not None and _autocasts(t, device_type) else t for t in tensors)
+
+
+def _autocasts(tensor: Tensor, device_type: str) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float64 and tensor.device.type == device_type
+
+
+def vmap_over_batch(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Run a Function under vmap; its first argument has a batch axis in front.
+
+    A mapped axis of the first argument alone is one more batch axis. Where parameters are mapped too, each slice
+    runs on its own.
+    """
+    mapped = [isinstance(dim, int) for dim in in_dims]  # a Window's entry is a tuple of None
+    if mapped[0] and not any(mapped[1:]):
+        batched = args[0].movedim(in_dims[0], 0)
+        outputs = function.apply(batched.flatten(0, 1), *args[1:])
+        return _each(outputs, lambda out: out.unflatten(0, batched.shape[:2])), _each(outputs, lambda out: 0)
+    slices = [
+        function.apply(*(arg.select(in_dims[j], i) if mapped[j] else arg for j, arg in enumerate(args)))
+        for i in range(info.batch_size)
+    ]
+    if isinstance(slices[0], Tensor):
+        return torch.stack(slices), 0
+    return tuple(torch.stack(parts) for parts in zip(*slices, strict=True)), (0,) * len(slices[0])
+
+
+def _each(outputs: Any, change: Any) -> Any:
+    return change(outputs) if isinstance(outputs, Tensor) else tuple(change(out) for out in outputs)
+
+
+def with_batch(run: Callable[..., Any], input: Tensor, *args: Any) -> Any:
+    """Call with a batch axis in front of an unbatched (C, H, W) input, and take it off the results."""
+    if input.dim() == 4:
+        return run(input, *args)
+    return _each(run(input.unsqueeze(0), *args), lambda out: out.squeeze(0))

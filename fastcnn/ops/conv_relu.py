@@ -1,0 +1,89 @@
+"""Convolution, bias and ReLU: the operators ``conv_relu`` and ``conv_relu_backward``, and autograd."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import choose
+from fastcnn.ops import autograd, checks
+from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, gradients, prepare, reference
+from fastcnn.ops.library import define
+from fastcnn.shapes import Size
+
+
+def _fake(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, dilation: Size, *_: Any
+) -> Tensor:
+    return fake_convolution(input, weight, stride, padding, dilation)
+
+
+def fake_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor, Tensor]:
+    """Return empties like the masked gradient and the bias gradient (no elements where it is not asked for)."""
+    return torch.empty_like(output), output.new_empty(output.shape[1] if bias_grad else 0)
+
+
+_forward = define("conv_relu", "conv_relu", f"({CONVOLUTION}) -> Tensor", _fake)
+_backward = define(
+    "conv_relu",
+    "conv_relu_backward",
+    "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_conv, Tensor grad_bias)",
+    fake_backward,
+)
+
+
+class ConvReLU(torch.autograd.Function):
+    """(N, C, H, W) -> (N, C_out, OH, OW); saves input, weight and the output, whose sign is the ReLU mask."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
+        return _forward[backend](input, weight, bias, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _, ctx.settings, ctx.backend = inputs
+        ctx.save_for_backward(input, weight, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if autograd.differentiable():
+            grad_conv = torch.where(output <= 0, 0, grad)
+            grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
+        else:
+            grad_conv, grad_bias = _backward[ctx.backend](grad, output, needs[2])
+        return (
+            *gradients(grad_conv, input, weight, ctx.settings, needs),
+            grad_bias if needs[2] else None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return autograd.vmap_over_batch(ConvReLU, info, in_dims, args)
+
+
+def conv_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+) -> Tensor:
+    """Run ``fastcnn.functional.conv2d_relu``."""
+    name = "conv2d_relu"
+    input, weight, bias, settings = prepare(name, input, weight, bias, stride, padding, dilation, groups)
+    backend = choose("conv_relu", name, input, lambda: checks.refuse_dtype(input))
+    if backend == "torch":
+        return reference(input, weight, bias, settings)
+    return autograd.with_batch(_run, input, weight, bias, settings, backend)
+
+
+def _run(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
+    if autograd.needs_grad(input, weight, bias):
+        return ConvReLU.apply(input, weight, bias, settings, backend)
+    return _forward[backend](input, weight, bias, *settings)

@@ -1,0 +1,147 @@
+"""Convolution, bias, ReLU and max-pool: ``conv_relu_pool``, ``conv_relu_pool_codes``, their backward, and autograd."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import choose
+from fastcnn.ops import autograd, checks, convolution
+from fastcnn.ops.codes import unpool
+from fastcnn.ops.convolution import CONVOLUTION, Convolution, gradients, output_shape, prepare
+from fastcnn.ops.library import define
+from fastcnn.ops.max_pool import WINDOW, refuse
+from fastcnn.ops.max_pool import reference as max_pool_reference
+from fastcnn.shapes import Size, Window, conv_memory_format, memory_format, pair
+
+
+def reference(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window) -> Tensor:
+    """Return conv2d, ReLU and max-pool as torch runs them."""
+    pooled: Tensor = max_pool_reference(convolution.reference(input, weight, bias, settings), window)
+    return pooled
+
+
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+    algorithm: str | None,
+    *window: Any,
+) -> Tensor:
+    images, channels, height, width = output_shape(input, weight, stride, padding, dilation)
+    shape = (images, channels, *Window(*window).output_size(height, width))
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
+
+
+def _fake_codes(*args: Any) -> tuple[Tensor, Tensor]:
+    output = _fake(*args)
+    return output, torch.empty_like(output, dtype=torch.uint8)
+
+
+def _fake_backward(
+    grad: Tensor, codes: Tensor, height: int, width: int, bias_grad: bool, *window: Any
+) -> tuple[Tensor, Tensor]:
+    images, channels = codes.shape[:2]
+    grad_conv = torch.empty(
+        (images, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=memory_format(codes)
+    )
+    return grad_conv, grad.new_empty(channels if bias_grad else 0)
+
+
+_STEM = "conv_relu_pool"
+_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {WINDOW}) -> Tensor", _fake)
+_codes = define(
+    _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes
+)
+_backward = define(
+    _STEM,
+    "conv_relu_pool_backward",
+    f"(Tensor grad, Tensor codes, SymInt height, SymInt width, bool bias_grad, {WINDOW}) "
+    "-> (Tensor grad_conv, Tensor grad_bias)",
+    _fake_backward,
+)
+
+
+class ConvReLUPool(torch.autograd.Function):
+    """(N, C, H, W) -> pooled values and codes; saves input, weight and codes, nothing of the size before the pool."""
+
+    @staticmethod
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        return _codes[backend](input, weight, bias, *settings, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        input, weight, _, ctx.settings, ctx.window, ctx.backend = inputs
+        ctx.height, ctx.width = output_shape(input, weight, *ctx.settings[:3])[2:]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(input, weight, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        input, weight, codes = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if autograd.differentiable():
+            grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width)
+            grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
+        else:
+            grad_conv, grad_bias = _backward[ctx.backend](grad, codes, ctx.height, ctx.width, needs[2], *ctx.window)
+        return (
+            *gradients(grad_conv, input, weight, ctx.settings, needs),
+            grad_bias if needs[2] else None,
+            None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return autograd.vmap_over_batch(ConvReLUPool, info, in_dims, args)
+
+
+def conv_relu_pool(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+    pool_size: Size,
+    pool_stride: Size | None,
+    pool_padding: Size,
+    pool_ceil_mode: bool,
+) -> Tensor:
+    """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
+    name = "conv2d_relu_max_pool2d"
+    input, weight, bias, settings = prepare(name, input, weight, bias, stride, padding, dilation, groups)
+    window = pool_window(name, pool_size, pool_stride, pool_padding, pool_ceil_mode)
+    _, channels, height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])
+    checks.check_window(name, window, "pool_", channels, height, width)
+    backend = choose("conv_relu_pool", name, input, lambda: refuse(input, window, "pool_size"))
+    if backend == "torch":
+        return reference(input, weight, bias, settings, window)
+    return autograd.with_batch(_run, input, weight, bias, settings, window, backend)
+
+
+def _run(
+    input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
+) -> Tensor:
+    if autograd.needs_grad(input, weight, bias):
+        return ConvReLUPool.apply(input, weight, bias, settings, window, backend)[0]
+    return _values[backend](input, weight, bias, *settings, *window)
+
+
+def pool_window(function: str, size: Size, stride: Size | None, padding: Size, ceil_mode: bool) -> Window:
+    """Return the window of a pool that ends a stage."""
+    sizes = pair(function, "pool_size", size)
+    strides = sizes if stride is None else pair(function, "pool_stride", stride)
+    return Window(sizes, strides, pair(function, "pool_padding", padding), (1, 1), ceil_mode)

@@ -1,0 +1,104 @@
+"""What the stages that begin with a convolution share: arguments, padding, and the convolution's own gradients."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.backend import chosen_algorithm
+from fastcnn.ops import autograd, checks
+from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
+
+# Schema of a convolution's arguments, and of the algorithm that runs it.
+CONVOLUTION = (
+    "Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+    "str? algorithm"
+)
+
+
+class Convolution(NamedTuple):
+    """A convolution's settings, as its operators take them."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    algorithm: str | None
+
+
+def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> tuple[Any, ...]:
+    """Return (N, C_out, OH, OW) for a batched input."""
+    window = Window(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), False)  # type: ignore[arg-type]
+    return (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
+
+
+def fake_convolution(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> Tensor:
+    """Return an empty tensor with the shape and strides of the convolution's output."""
+    shape = output_shape(input, weight, stride, padding, dilation)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
+
+
+def prepare(
+    function: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Convolution]:
+    """Check a convolution's arguments and bring them to one form.
+
+    Applies autocast, and turns padding='same' into symmetric padding, after padding the input itself with the one
+    row or column more that an even kernel wants at the bottom and right.
+    """
+    for name, tensor in (("input", input), ("weight", weight)):
+        checks.check_tensor(function, name, tensor)
+    input, weight, bias = autograd.autocast(input, weight, bias)
+    symmetric = (0, 0) if isinstance(padding, str) else pair(function, "padding", padding)
+    window = Window(
+        (weight.shape[-2], weight.shape[-1]) if weight.dim() == 4 else (1, 1),
+        pair(function, "stride", stride),
+        symmetric,
+        pair(function, "dilation", dilation),
+        False,
+    )
+    if isinstance(padding, str):
+        input, window = _named_padding(function, input, window, padding)
+    checks.check_conv(function, input, weight, bias, window, groups)
+    settings = Convolution(window.stride, window.padding, window.dilation, groups, chosen_algorithm())
+    return input, weight, bias, settings
+
+
+def _named_padding(function: str, input: Tensor, window: Window, padding: str) -> tuple[Tensor, Window]:
+    checks.require(padding in ("same", "valid"), function, "padding", "'same', 'valid' or sizes", repr(padding))
+    if padding == "valid":
+        return input, window
+    unit = window.stride == (1, 1)
+    checks.require(unit, function, "stride", "1 with padding='same'", window.stride)
+    checks.require(min(window.dilation) > 0, function, "dilation", "positive dilations", window.dilation)
+    symmetric, (bottom, right) = same_padding(window)
+    if bottom or right:
+        input = F.pad(input, (0, right, 0, bottom))
+    return input, window._replace(padding=symmetric)
+
+
+def reference(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution) -> Tensor:
+    """Return conv2d and ReLU as torch runs them; the ReLU works in place, as in the stock models."""
+    return F.relu(F.conv2d(input, weight, bias, *settings[:4]), inplace=True)
+
+
+def gradients(
+    grad: Tensor, input: Tensor, weight: Tensor, settings: Convolution, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return dgrad and wgrad of the bare convolution, each only if needed."""
+    if not any(needs[:2]):
+        return None, None
+    stride, padding, dilation, groups, _ = settings
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, input, weight, None, stride, padding, dilation, False, [0, 0], groups, [needs[0], needs[1], False]
+    )
+    return grad_input, grad_weight

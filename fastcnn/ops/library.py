@@ -1,0 +1,34 @@
+"""The operators ``torch.ops.fastcnn.<name>.<backend>``: one schema, one fake kernel, one overload a backend."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastcnn import backend
+
+_library = torch.library.Library("fastcnn", "DEF")
+
+KERNEL_BACKENDS = ("triton",)
+
+
+def define(stem: str, name: str, signature: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Define an operator for every backend with kernels and return its overloads by backend.
+
+    The overloads share schema and fake kernel, so that a traced graph names the backend it runs on.
+    """
+    overloads = {}
+    for backend_name in KERNEL_BACKENDS:
+        qualified = f"{name}.{backend_name}"
+        _library.define(qualified + signature)
+        _library.impl(qualified, _launcher(backend_name, stem, name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastcnn::{qualified}", fake, lib=_library)
+        overloads[backend_name] = getattr(getattr(torch.ops.fastcnn, name), backend_name)
+    return overloads
+
+
+def _launcher(backend_name: str, stem: str, name: str) -> Callable[..., Any]:
+    def launch(*args: Any) -> Any:
+        return backend.kernel(backend_name, stem, name)(*args)
+
+    return launch

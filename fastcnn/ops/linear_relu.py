@@ -1,0 +1,91 @@
+"""Linear layer and ReLU: the operators ``linear_relu`` and ``linear_relu_backward``, and autograd.
+
+The matrix products are torch's; ours is the pass that masks the gradient and sums the bias gradient.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.backend import choose
+from fastcnn.ops import autograd, checks
+from fastcnn.ops.conv_relu import fake_backward
+from fastcnn.ops.library import define
+
+
+def reference(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return linear and ReLU as torch runs them; the ReLU works in place, as in the stock models."""
+    return F.relu(F.linear(input, weight, bias), inplace=True)
+
+
+def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return input.new_empty(input.shape[0], weight.shape[0])
+
+
+_forward = define("linear_relu", "linear_relu", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", _fake)
+_backward = define(
+    "linear_relu",
+    "linear_relu_backward",
+    "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
+    fake_backward,
+)
+
+
+class LinearReLU(torch.autograd.Function):
+    """(N, features) -> (N, out_features); saves input, weight and the output, whose sign is the ReLU mask."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+        return _forward[backend](input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _, ctx.backend = inputs
+        ctx.save_for_backward(input, weight, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if autograd.differentiable():
+            grad_linear = torch.where(output <= 0, 0, grad)
+            grad_bias = grad_linear.sum(0) if needs[2] else None
+        else:
+            grad_linear, grad_bias = _backward[ctx.backend](grad, output, needs[2])
+        return (
+            grad_linear @ weight if needs[0] else None,
+            grad_linear.t() @ input if needs[1] else None,
+            grad_bias if needs[2] else None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return autograd.vmap_over_batch(LinearReLU, info, in_dims, args)
+
+
+def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Run ``fastcnn.functional.linear_relu``."""
+    name = "linear_relu"
+    checks.check_tensor(name, "input", input)
+    checks.check_tensor(name, "weight", weight)
+    input, weight, bias = autograd.autocast(input, weight, bias)
+    checks.check_linear(name, input, weight, bias)
+    backend = choose("linear_relu", name, input, lambda: refuse(input, weight))
+    if backend == "torch":
+        return reference(input, weight, bias)
+    rows = input.reshape(-1, input.shape[-1])
+    if autograd.needs_grad(input, weight, bias):
+        output = LinearReLU.apply(rows, weight, bias, backend)
+    else:
+        output = _forward[backend](rows, weight, bias)
+    return output.view(*input.shape[:-1], weight.shape[0])
+
+
+def refuse(input: Tensor, weight: Tensor) -> str:
+    """Say why no kernel takes these, or return an empty string."""
+    if weight.dim() == 1:
+        return "takes argument 'weight' as (out_features, in_features), got one axis"
+    return checks.refuse_dtype(input)

@@ -1,0 +1,94 @@
+"""Local response normalisation across channels: the operators ``lrn`` and ``lrn_backward``, and autograd."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.backend import choose
+from fastcnn.ops import autograd, checks
+from fastcnn.ops.library import define
+from fastcnn.shapes import LRN, MAX_LRN_SIZE, memory_format
+
+
+def reference(input: Tensor, norm: LRN) -> Tensor:
+    """Return what torch returns; under autocast back in the input's dtype (stock turns to float32 there)."""
+    return F.local_response_norm(input, *norm).to(input.dtype)
+
+
+def stock_backward(grad: Tensor, input: Tensor, norm: LRN) -> Tensor:
+    """Return the gradient in stock, differentiable operations."""
+    wide = torch.promote_types(input.dtype, torch.float32)
+    x, dy = input.to(wide), grad.to(wide)
+    scale = norm.k + norm.alpha / norm.size * _window_sum(x * x, norm.size // 2, (norm.size - 1) // 2)
+    ratio = _window_sum(dy * x * scale ** (-norm.beta - 1), (norm.size - 1) // 2, norm.size // 2)
+    dx = dy * scale**-norm.beta - 2 * norm.alpha * norm.beta / norm.size * x * ratio
+    return dx.to(input.dtype)
+
+
+def _window_sum(values: Tensor, before: int, after: int) -> Tensor:
+    """Sum (N, C, P) over the channels from c - before to c + after."""
+    padded = F.pad(values.flatten(2), (0, 0, before, after))
+    return padded.unfold(1, before + after + 1, 1).sum(-1).view(values.shape)
+
+
+def _fake(input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input, memory_format=memory_format(input))
+
+
+def _fake_backward(grad: Tensor, input: Tensor, *norm: Any) -> Tensor:
+    return _fake(input)
+
+
+NORM = "int size, float alpha, float beta, float k"
+_forward = define("lrn", "lrn", f"(Tensor input, {NORM}) -> Tensor", _fake)
+_backward = define("lrn", "lrn_backward", f"(Tensor grad, Tensor input, {NORM}) -> Tensor", _fake_backward)
+
+
+class LocalResponseNorm(torch.autograd.Function):
+    """(N, C, *) -> the same; saves only its input: backward computes the scale anew."""
+
+    @staticmethod
+    def forward(input: Tensor, norm: LRN, backend: str) -> Tensor:
+        return _forward[backend](input, *norm)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, ctx.norm, ctx.backend = inputs
+        ctx.save_for_backward(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (input,) = ctx.saved_tensors
+        if autograd.differentiable():
+            return stock_backward(grad, input, ctx.norm), None, None
+        return _backward[ctx.backend](grad, input, *ctx.norm), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return autograd.vmap_over_batch(LocalResponseNorm, info, in_dims, args)
+
+
+def lrn(input: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """Run ``fastcnn.functional.local_response_norm``."""
+    name = "local_response_norm"
+    checks.check_lrn(name, input, size)
+    norm = LRN(size, alpha, beta, k)
+    backend = choose("lrn", name, input, lambda: refuse(input, norm))
+    if backend == "torch":
+        return reference(input, norm)
+    if autograd.needs_grad(input):
+        return LocalResponseNorm.apply(input, norm, backend)
+    return _forward[backend](input, *norm)
+
+
+def refuse(input: Tensor, norm: LRN) -> str:
+    """Say why no kernel normalises this input so, or return an empty string."""
+    if reason := checks.refuse_dtype(input):
+        return reason
+    if norm.size > MAX_LRN_SIZE:
+        return f"takes argument 'size' up to {MAX_LRN_SIZE} channels, got {norm.size}"
+    if norm.alpha < 0 or norm.k < 0:
+        return f"takes no negative argument 'alpha' or 'k', got {norm.alpha} and {norm.k}"
+    return ""

@@ -1,0 +1,101 @@
+"""LRN and max-pool: the operators ``lrn_pool``, ``lrn_pool_codes`` and ``lrn_pool_backward``, and autograd."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import choose
+from fastcnn.ops import autograd, checks, lrn
+from fastcnn.ops import max_pool as pool
+from fastcnn.ops.codes import unpool
+from fastcnn.ops.conv_relu_pool import pool_window
+from fastcnn.ops.library import define
+from fastcnn.shapes import LRN, Size, Window, memory_format
+
+
+def reference(input: Tensor, norm: LRN, window: Window) -> Tensor:
+    """Return LRN and max-pool as torch runs them."""
+    pooled: Tensor = pool.reference(lrn.reference(input, norm), window)
+    return pooled
+
+
+def _fake(input: Tensor, size: int, alpha: float, beta: float, k: float, *window: Any) -> Tensor:
+    shape = (*input.shape[:2], *Window(*window).output_size(input.shape[2], input.shape[3]))
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+
+
+def _fake_codes(*args: Any) -> tuple[Tensor, Tensor]:
+    output = _fake(*args)
+    return output, torch.empty_like(output, dtype=torch.uint8)
+
+
+def _fake_backward(grad: Tensor, codes: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input, memory_format=memory_format(input))
+
+
+_SETTINGS = f"{lrn.NORM}, {pool.WINDOW}"
+_values = define("lrn_pool", "lrn_pool", f"(Tensor input, {_SETTINGS}) -> Tensor", _fake)
+_codes = define(
+    "lrn_pool", "lrn_pool_codes", f"(Tensor input, {_SETTINGS}) -> (Tensor output, Tensor codes)", _fake_codes
+)
+_backward = define(
+    "lrn_pool", "lrn_pool_backward", f"(Tensor grad, Tensor codes, Tensor input, {_SETTINGS}) -> Tensor", _fake_backward
+)
+
+
+class LRNPool(torch.autograd.Function):
+    """(N, C, H, W) -> pooled normalised values and codes; saves the input and the codes."""
+
+    @staticmethod
+    def forward(input: Tensor, norm: LRN, window: Window, backend: str) -> tuple[Tensor, Tensor]:
+        return _codes[backend](input, *norm, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        input, ctx.norm, ctx.window, ctx.backend = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(input, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None]:
+        if grad is None:
+            return None, None, None, None
+        input, codes = ctx.saved_tensors
+        if autograd.differentiable():
+            unpooled = unpool(grad, codes, ctx.window, *input.shape[2:])
+            return lrn.stock_backward(unpooled, input, ctx.norm), None, None, None
+        return _backward[ctx.backend](grad, codes, input, *ctx.norm, *ctx.window), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return autograd.vmap_over_batch(LRNPool, info, in_dims, args)
+
+
+def lrn_pool(
+    input: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    pool_size: Size,
+    pool_stride: Size | None,
+    pool_padding: Size,
+    pool_ceil_mode: bool,
+) -> Tensor:
+    """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
+    name = "local_response_norm_max_pool2d"
+    checks.check_lrn(name, input, size)
+    checks.require(input.dim() == 4, name, "input", "(N, C, H, W)", f"shape {tuple(input.shape)}")
+    norm = LRN(size, alpha, beta, k)
+    window = pool_window(name, pool_size, pool_stride, pool_padding, pool_ceil_mode)
+    checks.check_window(name, window, "pool_", *input.shape[1:])
+    backend = choose(
+        "lrn_pool", name, input, lambda: lrn.refuse(input, norm) or pool.refuse(input, window, "pool_size")
+    )
+    if backend == "torch":
+        return reference(input, norm, window)
+    if autograd.needs_grad(input):
+        return LRNPool.apply(input, norm, window, backend)[0]
+    return _values[backend](input, *norm, *window)

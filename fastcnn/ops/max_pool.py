@@ -1,0 +1,110 @@
+"""Max-pool: the reference, the operators ``max_pool``, ``max_pool_codes``, ``max_pool_backward``, and autograd."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.backend import choose
+from fastcnn.ops import autograd, checks
+from fastcnn.ops.codes import codes_to_indices, unpool
+from fastcnn.ops.library import define
+from fastcnn.shapes import Size, Window, memory_format, pair
+
+
+def reference(input: Tensor, window: Window, return_indices: bool = False) -> Any:
+    """Return what torch returns."""
+    return F.max_pool2d(input, *window, return_indices=return_indices)
+
+
+def _fake(input: Tensor, *window: Any) -> Tensor:
+    size = Window(*window).output_size(input.shape[2], input.shape[3])
+    return torch.empty(
+        (*input.shape[:2], *size), dtype=input.dtype, device=input.device, memory_format=memory_format(input)
+    )
+
+
+def _fake_codes(input: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
+    output = _fake(input, *window)
+    return output, torch.empty_like(output, dtype=torch.uint8)
+
+
+def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, *window: Any) -> Tensor:
+    shape = (*codes.shape[:2], height, width)
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(codes))
+
+
+WINDOW = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode"
+_values = define("max_pool", "max_pool", f"(Tensor input, {WINDOW}) -> Tensor", _fake)
+_codes = define("max_pool", "max_pool_codes", f"(Tensor input, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes)
+_backward = define(
+    "max_pool",
+    "max_pool_backward",
+    f"(Tensor grad, Tensor codes, SymInt height, SymInt width, {WINDOW}) -> Tensor",
+    _fake_backward,
+)
+
+
+class MaxPool(torch.autograd.Function):
+    """(N, C, H, W) -> pooled values and their codes; saves only the codes."""
+
+    @staticmethod
+    def forward(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
+        return _codes[backend](input, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        input, ctx.window, ctx.backend = inputs
+        ctx.height, ctx.width = input.shape[2:]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+        (codes,) = ctx.saved_tensors
+        if grad is None:
+            return None, None, None
+        if autograd.differentiable():
+            return unpool(grad, codes, ctx.window, ctx.height, ctx.width), None, None
+        return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, *ctx.window), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return autograd.vmap_over_batch(MaxPool, info, in_dims, args)
+
+
+def max_pool(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    """Run ``fastcnn.functional.max_pool2d``."""
+    name = "max_pool2d"
+    checks.check_tensor(name, "input", input)
+    checks.check_image(name, input)
+    size = pair(name, "kernel_size", kernel_size)
+    step = size if stride is None or stride == [] else pair(name, "stride", stride)
+    window = Window(size, step, pair(name, "padding", padding), pair(name, "dilation", dilation), ceil_mode)
+    checks.check_window(name, window, "", *input.shape[-3:])
+    backend = choose("max_pool", name, input, lambda: refuse(input, window, "kernel_size"))
+    if backend == "torch":
+        return reference(input, window, return_indices)
+    return autograd.with_batch(_run, input, window, backend, return_indices)
+
+
+def _run(input: Tensor, window: Window, backend: str, return_indices: bool) -> Any:
+    if not return_indices and not autograd.needs_grad(input):
+        return _values[backend](input, *window)
+    output, codes = MaxPool.apply(input, window, backend)
+    return (output, codes_to_indices(codes, window, input.shape[-1])) if return_indices else output
+
+
+def refuse(input: Tensor, window: Window, name: str) -> str:
+    """Say why no kernel pools this input over this window, or return an empty string."""
+    return checks.refuse_dtype(input) or checks.refuse_window(name, window)

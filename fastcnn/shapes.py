@@ -1,0 +1,90 @@
+"""Shape arithmetic: windows, output sizes, padding, memory formats and the argmax code. A leaf that anyone may import."""
+
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+Pair: TypeAlias = tuple[int, int]
+Size: TypeAlias = int | Sequence[int]
+
+# The argmax code of a pooled value is one byte: the winner's place in its window, row-major, 0 to 253; 254 is kept
+# free; 255 says that ReLU is off here, so that no gradient flows.
+MAX_WINDOW_PLACES = 254
+RELU_OFF = 255
+
+# LRN kernels unroll their channel window up to this many channels.
+MAX_LRN_SIZE = 16
+
+
+def pair(function: str, name: str, value: Size) -> Pair:
+    """Return a size as (rows, columns); one number stands for both, as in torch.
+
+    Raises:
+        TypeError: not integers.
+        RuntimeError: neither one nor two of them.
+    """
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    if any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
+        raise TypeError(f"{function}: argument {name!r}: expected an int or two of them, got {value!r}")
+    if len(values) not in (1, 2):
+        raise RuntimeError(f"{function}: argument {name!r}: expected an int or two of them, got {value!r}")
+    return operator.index(values[0]), operator.index(values[-1])
+
+
+class Window(NamedTuple):
+    """A sliding window over rows and columns: of a pool, or of a convolution's kernel. All in pixels."""
+
+    size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    ceil_mode: bool
+
+    def span(self, axis: int) -> int:
+        """Return how many pixels a window covers along an axis, gaps included."""
+        return self.dilation[axis] * (self.size[axis] - 1) + 1
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """Return rows and columns of the output, by torch's rule.
+
+        Under ceil_mode a last partial window counts only if it starts inside the input or its left padding.
+        """
+        return self._windows(0, height), self._windows(1, width)
+
+    def _windows(self, axis: int, length: int) -> int:
+        stride, padding = self.stride[axis], self.padding[axis]
+        rest = length + 2 * padding - self.span(axis) + (stride - 1 if self.ceil_mode else 0)
+        count = rest // stride + 1
+        if self.ceil_mode and (count - 1) * stride >= length + padding:
+            count -= 1
+        return count
+
+
+def same_padding(window: Window) -> tuple[Pair, Pair]:
+    """Return padding='same' as (symmetric padding, extra rows and columns at the bottom and right)."""
+    total = [window.span(axis) - 1 for axis in (0, 1)]
+    return (total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2)
+
+
+def memory_format(input: Tensor) -> torch.memory_format:
+    """Return the memory format that torch's pooling gives its output for this input."""
+    return suggest_memory_format(input)
+
+
+def conv_memory_format(input: Tensor, weight: Tensor) -> torch.memory_format:
+    """Return the memory format of a convolution's output: channels_last if input or weight is."""
+    either = torch.channels_last in (memory_format(input), memory_format(weight))
+    return torch.channels_last if either else torch.contiguous_format
+
+
+class LRN(NamedTuple):
+    """Local response normalisation over `size` channels: y = x / (k + alpha / size * sum of x**2) ** beta."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
