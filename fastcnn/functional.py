@@ -10,7 +10,7 @@ argument, what was expected and what came. An explicitly chosen backend that can
 ``RuntimeError``.
 """
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
@@ -135,6 +135,7 @@ def max_pool2d(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@overload
 def max_pool2d(
     input: Tensor,
     kernel_size: Size,
@@ -143,7 +144,18 @@ def max_pool2d(
     dilation: Size = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any: ...
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
     """Max-pool, as ``torch.nn.functional.max_pool2d``, keeping one byte a pooled value for the backward.
 
     Args:

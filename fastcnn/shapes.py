@@ -1,4 +1,4 @@
-"""Shape arithmetic: windows, output sizes, padding, memory formats and the argmax code. A leaf that anyone may import."""
+"""Shape arithmetic: windows, output sizes, padding, memory formats, the argmax code. A leaf: anyone may import it."""
 
 import operator
 from collections.abc import Sequence

@@ -21,8 +21,7 @@ def reference(input: Tensor, norm: LRN, window: Window) -> Tensor:
 
 
 def _fake(input: Tensor, size: int, alpha: float, beta: float, k: float, *window: Any) -> Tensor:
-    shape = (*input.shape[:2], *Window(*window).output_size(input.shape[2], input.shape[3]))
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
+    return pool.fake(input, *window)
 
 
 def _fake_codes(*args: Any) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,12 @@ from fastcnn.shapes import Size, Window, memory_format, pair
 
 def reference(input: Tensor, window: Window, return_indices: bool = False) -> Any:
     """Return what torch returns."""
-    return F.max_pool2d(input, *window, return_indices=return_indices)
+    size, stride, padding, dilation, ceil_mode = window
+    return F.max_pool2d(input, size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
 
 
-def _fake(input: Tensor, *window: Any) -> Tensor:
+def fake(input: Tensor, *window: Any) -> Tensor:
+    """Return an empty tensor with the shape and strides of the pooled output."""
     size = Window(*window).output_size(input.shape[2], input.shape[3])
     return torch.empty(
         (*input.shape[:2], *size), dtype=input.dtype, device=input.device, memory_format=memory_format(input)
@@ -26,7 +28,7 @@ def _fake(input: Tensor, *window: Any) -> Tensor:
 
 
 def _fake_codes(input: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
-    output = _fake(input, *window)
+    output = fake(input, *window)
     return output, torch.empty_like(output, dtype=torch.uint8)
 
 
@@ -36,7 +38,7 @@ def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, *window
 
 
 WINDOW = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode"
-_values = define("max_pool", "max_pool", f"(Tensor input, {WINDOW}) -> Tensor", _fake)
+_values = define("max_pool", "max_pool", f"(Tensor input, {WINDOW}) -> Tensor", fake)
 _codes = define("max_pool", "max_pool_codes", f"(Tensor input, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes)
 _backward = define(
     "max_pool",

@@ -122,9 +122,8 @@ def unpool(
             covers &= (ow >= 0) & (ow < OW) & (right <= DW * (KW - 1)) & (right % DW == 0)
             place = down // DH * KW + right // DW
             here = mask & covers[:, None]
-            at = tl.where(
-                here, offset(c[None, :], tl.where(covers, oh * OW + ow, 0)[:, None], C, OH * OW, CHANNELS_LAST), 0
-            )
+            pixel = tl.where(covers, oh * OW + ow, 0)
+            at = tl.where(here, offset(c[None, :], pixel[:, None], C, OH * OW, CHANNELS_LAST), 0)
             code = tl.load(code_ptr + at, mask=here, other=OFF).to(tl.int32)
             grad = tl.load(grad_ptr + at, mask=here, other=0.0).to(tl.float32)
             total += tl.where(here & (code == place[:, None]), grad, 0.0)
