@@ -1,0 +1,292 @@
+"""Layers: a Sequential that runs its plain children fused, and drop-in twins of single torch layers.
+
+The module tree stays torch's own, only the run is fused: keys, prints, slices and hooks are those of stock layers.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from fastcnn import functional as FF
+
+__all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
+
+Size2d: TypeAlias = int | tuple[int, int]
+
+# Captured at import, so that a class whose forward somebody patches later no longer counts as stock.
+_STOCK_CALL = nn.Module.__call__
+_STOCK_CONV_FORWARD = nn.Conv2d._conv_forward
+
+
+def _is_recorded(input: Any) -> bool:
+    """Whether a graph of the layers is being written down, which shall hold torch's operators and need no fastcnn."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    # The flag, as torch.compiler.is_exporting() is true under any torch.compile of torch 2.11.
+    return tracing or torch.compiler._is_exporting_flag or isinstance(input, torch.fx.Proxy)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """Max-pooling over windows of an image, as `torch.nn.MaxPool2d`, through `fastcnn.functional.max_pool2d`.
+
+    Takes the arguments of `torch.nn.MaxPool2d`. Where autograd needs a memory of the winners it is one byte a window;
+    `return_indices=True` gives torch's int64 indices.
+
+    Shapes: input (N, C, H, W) or (C, H, W); output (N, C, OH, OW) or (C, OH, OW).
+
+    Example:
+        >>> fastcnn.nn.MaxPool2d(3, stride=2)(torch.randn(8, 64, 55, 55)).shape
+        torch.Size([8, 64, 27, 27])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool `input`: (N, C, H, W) or (C, H, W); with `return_indices=True` give the pair (values, indices)."""
+        return super().forward(input) if _is_recorded(input) else _max_pool(input, self)
+
+
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """Normalization over neighbouring channels, as `torch.nn.LocalResponseNorm`, in one pass over the input.
+
+    Takes the arguments of `torch.nn.LocalResponseNorm`; see `fastcnn.functional.local_response_norm`.
+    Source: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", 3.3.
+
+    Shapes: input (N, C, ...), from three dimensions up; output the same.
+
+    Example:
+        >>> fastcnn.nn.LocalResponseNorm(5, k=2.0)(torch.randn(8, 96, 55, 55)).shape
+        torch.Size([8, 96, 55, 55])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize `input`: (N, C, ...)."""
+        return super().forward(input) if _is_recorded(input) else _lrn(input, self)
+
+
+class ConvReLU2d(nn.Conv2d):
+    """ReLU of a 2-D convolution in one layer; arguments and `state_dict` keys are those of `torch.nn.Conv2d`.
+
+    Shapes: input (N, in_channels, H, W) or (in_channels, H, W); output (N, out_channels, OH, OW) or without N.
+
+    Example:
+        >>> fastcnn.nn.ConvReLU2d(3, 64, kernel_size=3, padding=1)(torch.randn(8, 3, 32, 32)).shape
+        torch.Size([8, 64, 32, 32])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), and take the ReLU."""
+        return F.relu(super().forward(input)) if _is_recorded(input) else _conv_relu(input, self)
+
+
+class ConvReLUMaxPool2d(nn.Conv2d):
+    """Max-pool of the ReLU of a 2-D convolution in one layer; `state_dict` keys are those of `torch.nn.Conv2d`.
+
+    Takes the arguments of `torch.nn.Conv2d`, then by keyword `pool_size`, `pool_stride` (default: `pool_size`),
+    `pool_padding` and `pool_ceil_mode`, which are `torch.nn.MaxPool2d`'s; sizes are in pixels.
+
+    Shapes: input (N, in_channels, H, W) or (in_channels, H, W); output (N, out_channels, PH, PW) or without N.
+
+    Example:
+        >>> layer = fastcnn.nn.ConvReLUMaxPool2d(3, 64, 11, stride=4, padding=2, pool_size=3, pool_stride=2)
+        >>> layer(torch.randn(8, 3, 224, 224)).shape
+        torch.Size([8, 64, 27, 27])
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        pool_size: Size2d,
+        pool_stride: Size2d | None = None,
+        pool_padding: Size2d = 0,
+        pool_ceil_mode: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.pool_size = pool_size
+        self.pool_stride = pool_size if pool_stride is None else pool_stride
+        self.pool_padding = pool_padding
+        self.pool_ceil_mode = pool_ceil_mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), take the ReLU, and pool."""
+        pool = (self.pool_size, self.pool_stride, self.pool_padding)
+        if _is_recorded(input):
+            return F.max_pool2d(F.relu(super().forward(input)), *pool, ceil_mode=self.pool_ceil_mode)
+        return FF.conv2d_relu_max_pool2d(
+            *_conv_arguments(input, self),
+            pool_size=self.pool_size,
+            pool_stride=self.pool_stride,
+            pool_padding=self.pool_padding,
+            pool_ceil_mode=self.pool_ceil_mode,
+        )
+
+    def extra_repr(self) -> str:
+        """Give the convolution's settings, then the pool's."""
+        return (
+            f"{super().extra_repr()}, pool_size={self.pool_size}, pool_stride={self.pool_stride}, "
+            f"pool_padding={self.pool_padding}, pool_ceil_mode={self.pool_ceil_mode}"
+        )
+
+
+class Sequential(nn.Sequential):
+    """Run children one after another as `torch.nn.Sequential` does, with neighbouring plain layers fused.
+
+    The children stay ordinary layers (`nn.Conv2d`, `nn.ReLU`, ...), found by index, name, hook and key as in
+    `torch.nn.Sequential`. On each call the longest runs of children that form a stage run as one function:
+    Conv2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU. A child that has a hook, a forward
+    of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx or torch.jit.trace
+    records a graph.
+
+    Shapes: those of the children.
+
+    Example:
+        >>> features = fastcnn.nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        >>> features(torch.randn(8, 3, 32, 32)).shape
+        torch.Size([8, 64, 16, 16])
+        >>> features[:1]  # the convolution alone: values before the ReLU
+        Sequential(
+          (0): Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+        )
+    """
+
+    def forward(self, input: Any) -> Any:
+        """Run the children on `input`, which is whatever the first child takes."""
+        if _is_recorded(input) or _has_any_global_hook():
+            return super().forward(input)
+        children = tuple(self)
+        roles = tuple(map(_role, children))
+        start = 0
+        while start < len(children):
+            stage = _stage_at(roles, start)
+            if stage is None:
+                input = children[start](input)
+                start += 1
+            else:
+                end = start + len(stage.roles)
+                input = stage.run(input, *children[start:end])
+                start = end
+        return input
+
+    def __add__(self, other: nn.Sequential) -> "Sequential":
+        """Join two Sequentials; `torch.nn.Sequential` would give one that runs unfused."""
+        return type(self)(*super().__add__(other))
+
+    def __mul__(self, other: int) -> "Sequential":
+        """Repeat the children `other` times; `torch.nn.Sequential` would give one that runs unfused."""
+        return type(self)(*super().__mul__(other))
+
+
+def _conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
+    padding: Any = conv.padding
+    if conv.padding_mode != "zeros":  # nn.Conv2d pads in a step of its own too
+        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+    return input, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups
+
+
+def _pool_keywords(pool: nn.MaxPool2d) -> dict[str, Any]:
+    return {
+        "pool_size": pool.kernel_size,
+        "pool_stride": pool.stride,
+        "pool_padding": pool.padding,
+        "pool_ceil_mode": pool.ceil_mode,
+    }
+
+
+def _conv_relu(input: Any, conv: nn.Conv2d, _relu: nn.Module | None = None) -> Any:
+    return FF.conv2d_relu(*_conv_arguments(input, conv))
+
+
+def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxPool2d) -> Any:
+    return FF.conv2d_relu_max_pool2d(*_conv_arguments(input, conv), **_pool_keywords(pool))
+
+
+def _lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
+    return FF.local_response_norm(input, lrn.size, lrn.alpha, lrn.beta, lrn.k)
+
+
+def _lrn_pool(input: Any, lrn: nn.LocalResponseNorm, pool: nn.MaxPool2d) -> Any:
+    return FF.local_response_norm_max_pool2d(input, lrn.size, lrn.alpha, lrn.beta, lrn.k, **_pool_keywords(pool))
+
+
+def _max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
+    return FF.max_pool2d(
+        input,
+        pool.kernel_size,
+        pool.stride,
+        pool.padding,
+        pool.dilation,
+        ceil_mode=pool.ceil_mode,
+        return_indices=pool.return_indices,
+    )
+
+
+def _linear_relu(input: Any, linear: nn.Linear, _relu: nn.Module) -> Any:
+    return FF.linear_relu(input, linear.weight, linear.bias)
+
+
+class _Stage(NamedTuple):
+    """Children in a row, by role, and the function that runs them as one."""
+
+    roles: tuple[str, ...]
+    run: Callable[..., Any]
+
+
+_STAGES = (  # of two that match, the longer stands first
+    _Stage(("conv", "relu", "pool"), _conv_relu_pool),
+    _Stage(("conv", "relu"), _conv_relu),
+    _Stage(("lrn", "pool"), _lrn_pool),
+    _Stage(("lrn",), _lrn),
+    _Stage(("pool",), _max_pool),
+    _Stage(("lone pool",), _max_pool),
+    _Stage(("linear", "relu"), _linear_relu),
+)
+
+_ROLES: dict[Callable[..., Any], str] = {
+    nn.Conv2d.forward: "conv",
+    nn.ReLU.forward: "relu",
+    nn.MaxPool2d.forward: "pool",
+    MaxPool2d.forward: "pool",
+    nn.LocalResponseNorm.forward: "lrn",
+    LocalResponseNorm.forward: "lrn",
+    nn.Linear.forward: "linear",
+}
+
+
+def _stage_at(roles: tuple[str | None, ...], start: int) -> _Stage | None:
+    for stage in _STAGES:
+        if roles[start : start + len(stage.roles)] == stage.roles:
+            return stage
+    return None
+
+
+def _role(child: nn.Module) -> str | None:
+    """Tell what `child` can be in a stage, or None where only its own call does all that the user asked of it."""
+    # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role.
+    role = _ROLES.get(type(child).forward)
+    if role is None or not _calls_only_forward(child):
+        return None
+    if isinstance(child, nn.Conv2d):
+        return role if type(child)._conv_forward is _STOCK_CONV_FORWARD else None
+    if isinstance(child, nn.MaxPool2d):
+        return role if _can_end_a_stage(child) else "lone pool"
+    return role
+
+
+def _calls_only_forward(child: nn.Module) -> bool:
+    # Read from the dictionary: torch.compile guards what is read there, so that a hook added after compiling fires;
+    # by its default settings it does not guard the same hooks read as attributes.
+    state = child.__dict__
+    return type(child).__call__ is _STOCK_CALL and not (
+        "forward" in state
+        or state.get("_compiled_call_impl")
+        or state["_forward_pre_hooks"]
+        or state["_forward_hooks"]
+        or state["_backward_pre_hooks"]
+        or state["_backward_hooks"]
+    )
+
+
+def _can_end_a_stage(pool: nn.MaxPool2d) -> bool:
+    return pool.dilation in (1, (1, 1)) and not pool.return_indices

@@ -1,0 +1,112 @@
+"""torch.compile and torch.export of fused models."""
+
+import pytest
+import torch
+from torch import nn
+from torch.torch_version import TorchVersion
+
+import fastcnn
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+def images():
+    return torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def gradients(model, run):
+    model.zero_grad()
+    run(images()).square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def test_compiles_without_a_break_with_gradients():
+    model = fastcnn.MnistCNN()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images()), model(images()))
+    for actual, expected in zip(gradients(model, compiled), gradients(model, model), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_fused_stages_are_what_is_compiled(monkeypatch):
+    sizes = []
+    conv2d_relu_max_pool2d = fastcnn.functional.conv2d_relu_max_pool2d
+
+    def recorded(*args, pool_size, **kwargs):
+        sizes.append(pool_size)
+        return conv2d_relu_max_pool2d(*args, pool_size=pool_size, **kwargs)
+
+    monkeypatch.setattr(fastcnn.functional, "conv2d_relu_max_pool2d", recorded)
+    torch.compile(fastcnn.MnistCNN(), fullgraph=True, backend="eager")(images())
+    assert sizes == [2, 2]
+
+
+def assert_hook_added_after_compiling_fires(child):
+    model = fastcnn.MnistCNN()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    expected = compiled(images())
+    seen = []
+    model.layer1[child].register_forward_hook(lambda _layer, _args, output: seen.append(output.shape))
+    torch.testing.assert_close(compiled(images()), expected)
+    assert len(seen) == 1
+
+
+@pytest.mark.skipif(
+    TorchVersion(torch.__version__) < "2.14", reason="older torch.compile looks for new hooks only when told"
+)
+@pytest.mark.parametrize("child", [0, 1, 2])
+def test_hook_added_after_compiling_fires(child):
+    assert_hook_added_after_compiling_fires(child)
+
+
+@pytest.mark.parametrize("child", [0, 1, 2])
+def test_hook_added_after_compiling_fires_where_torch_is_told_to_look(child):
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        assert_hook_added_after_compiling_fires(child)
+
+
+def test_layer_swapped_after_compiling_counts():
+    model = fastcnn.nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x = torch.randn(4, 3)
+    compiled(x)
+    model[1] = nn.Sigmoid()
+    torch.testing.assert_close(compiled(x), torch.sigmoid(model[0](x)))
+
+
+def test_child_compiled_by_itself_runs_itself():
+    model = fastcnn.nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    model[0].compile(backend=backend)
+    torch.testing.assert_close(model(images()), nn.Sequential(*model)(images()))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_program_holds_torch_operators_only(strict):
+    model = fastcnn.MnistCNN()
+    exported = torch.export.export(model, (images(),), strict=strict)
+    operators = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert operators
+    assert all(operator.startswith("aten.") for operator in operators)
+    torch.testing.assert_close(exported.module()(images()), model(images()))
+
+
+def test_layers_of_ours_compile_and_export():
+    model = nn.Sequential(
+        fastcnn.nn.ConvReLUMaxPool2d(1, 4, 3, pool_size=2),
+        fastcnn.nn.LocalResponseNorm(3),
+        fastcnn.nn.ConvReLU2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        fastcnn.nn.MaxPool2d(2),
+    )
+    expected = model(images())
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(images()), expected)
+    torch.testing.assert_close(torch.export.export(model, (images(),)).module()(images()), expected)
