@@ -33,9 +33,13 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises TypeError for what is not an `nn.Module`, or is scripted or compiled: fuse first, then compile.
 
     Example:
-        >>> model = torchvision.models.resnet18()
+        >>> import fastcnn
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.MaxPool2d(2))
         >>> fused = fastcnn.fuse(model)
-        >>> fused.conv1 is model.conv1
+        >>> type(fused)
+        <class 'fastcnn.nn.Sequential'>
+        >>> fused[0] is model[0]
         True
     """
     _check(model)
@@ -58,8 +62,8 @@ def unfuse(model: nn.Module) -> nn.Module:
     as in `fuse`.
 
     Example:
-        >>> stock = fastcnn.unfuse(fastcnn.AlexNet())
-        >>> type(stock.features)
+        >>> import fastcnn
+        >>> type(fastcnn.unfuse(fastcnn.MnistCNN()).fc)
         <class 'torch.nn.modules.container.Sequential'>
     """
     _check(model)

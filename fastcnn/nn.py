@@ -38,6 +38,7 @@ class MaxPool2d(nn.MaxPool2d):
     Shapes: input (N, C, H, W) or (C, H, W); output (N, C, OH, OW) or (C, OH, OW).
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.nn.MaxPool2d(3, stride=2)(torch.randn(8, 64, 55, 55)).shape
         torch.Size([8, 64, 27, 27])
     """
@@ -56,6 +57,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     Shapes: input (N, C, ...), from three dimensions up; output the same.
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.nn.LocalResponseNorm(5, k=2.0)(torch.randn(8, 96, 55, 55)).shape
         torch.Size([8, 96, 55, 55])
     """
@@ -71,6 +73,7 @@ class ConvReLU2d(nn.Conv2d):
     Shapes: input (N, in_channels, H, W) or (in_channels, H, W); output (N, out_channels, OH, OW) or without N.
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.nn.ConvReLU2d(3, 64, kernel_size=3, padding=1)(torch.randn(8, 3, 32, 32)).shape
         torch.Size([8, 64, 32, 32])
     """
@@ -89,6 +92,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
     Shapes: input (N, in_channels, H, W) or (in_channels, H, W); output (N, out_channels, PH, PW) or without N.
 
     Example:
+        >>> import torch, fastcnn
         >>> layer = fastcnn.nn.ConvReLUMaxPool2d(3, 64, 11, stride=4, padding=2, pool_size=3, pool_stride=2)
         >>> layer(torch.randn(8, 3, 224, 224)).shape
         torch.Size([8, 64, 27, 27])
@@ -142,6 +146,8 @@ class Sequential(nn.Sequential):
     Shapes: those of the children.
 
     Example:
+        >>> import torch, fastcnn
+        >>> from torch import nn
         >>> features = fastcnn.nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
         >>> features(torch.randn(8, 3, 32, 32)).shape
         torch.Size([8, 64, 16, 16])

@@ -46,6 +46,7 @@ class ModelEntry(NamedTuple):
     """A model of the command line: its builder, which takes `num_classes`, and one input's size (C, H, W) in pixels.
 
     Example:
+        >>> import torch, fastcnn
         >>> entry = fastcnn.models.MODELS["mnist_cnn"]
         >>> entry.build(num_classes=10)(torch.randn(1, *entry.input_size)).shape
         torch.Size([1, 10])

@@ -19,6 +19,7 @@ class AlexNet(nn.Module):
     neural networks", 2014.
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.AlexNet(num_classes=10)(torch.randn(2, 3, 224, 224)).shape
         torch.Size([2, 10])
     """
@@ -67,7 +68,8 @@ def alexnet(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> Ale
     is not that of the weights.
 
     Example:
-        >>> model = fastcnn.alexnet(weights="IMAGENET1K_V1").eval()
+        >>> import fastcnn
+        >>> model = fastcnn.alexnet(weights="IMAGENET1K_V1").eval()  # doctest: +SKIP
     """
     if weights is None:
         return AlexNet(**kwargs)
@@ -90,6 +92,7 @@ class AlexNet2012(nn.Module):
     Convolutional Neural Networks", 2012.
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.AlexNet2012(num_classes=10, groups=2)(torch.randn(2, 3, 227, 227)).shape
         torch.Size([2, 10])
     """

@@ -15,6 +15,7 @@ class ConvNet(nn.Module):
     classes.
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.ConvNet()(torch.randn(8, 3, 224, 224)).shape
         torch.Size([8, 7])
     """

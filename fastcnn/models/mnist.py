@@ -14,6 +14,7 @@ class MnistCNN(nn.Module):
     Shapes: input (N, 1, 28, 28); output (N, num_classes), unnormalized scores. 333,526 parameters with ten classes.
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.MnistCNN()(torch.randn(8, 1, 28, 28)).shape
         torch.Size([8, 10])
     """

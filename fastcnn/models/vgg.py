@@ -48,6 +48,7 @@ class VGG(nn.Module):
     Networks for Large-Scale Image Recognition", 2014.
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.vgg11(cifar=True)(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -158,6 +159,7 @@ def _builder(name: str, column: str, *, batch_norm: bool = False, pretrained: bo
     ValueError where there are none of this variant or `num_classes` is not theirs.
 
     Example:
+        >>> import torch, fastcnn
         >>> fastcnn.{name}(cifar=True)(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

@@ -11,6 +11,7 @@ def pretrained_weights(model: str, weights: Any) -> Any:
     Raises ImportError without torchvision, TypeError for weights of another model, KeyError for an unknown name.
 
     Example:
+        >>> from fastcnn.models.weights import pretrained_weights
         >>> pretrained_weights("alexnet", "IMAGENET1K_V1").meta["num_params"]
         61100840
     """
