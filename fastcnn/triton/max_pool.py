@@ -9,7 +9,17 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import RELU_OFF, Window, memory_format
-from fastcnn.triton.tiles import dense, indices, is_channels_last, is_wide, offset, tile_position, tiling
+from fastcnn.triton.tiles import (
+    REPEAT,
+    dense,
+    indices,
+    is_channels_last,
+    is_wide,
+    new_partial,
+    offset,
+    tile_position,
+    tiling,
+)
 
 OFF = tl.constexpr(RELU_OFF)
 
@@ -205,25 +215,24 @@ def pool(input: Tensor, bias: Tensor | None, window: Window, relu: bool, codes: 
 
 def pool_backward(
     grad: Tensor, codes: Tensor, height: int, width: int, window: Window, bias_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Launch the backward kernel: the gradient of the pool's input, and of the bias (float32) or None."""
+) -> tuple[Tensor, Tensor]:
+    """Launch the backward kernel: the gradients of the pool's input and of the bias (without elements if not asked)."""
     format = memory_format(codes)
     images, channels, out_height, out_width = codes.shape
     channels_last = is_channels_last(codes)
     dx = torch.empty((images, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=format)
-    tiles = tiling(height * width, channels, channels_last, elements=512, repeat=8 if bias_grad else 1)
-    partial = None
-    if bias_grad:
-        partial = torch.empty((images * tiles.blocks_p, channels), dtype=torch.float32, device=grad.device)
+    repeat = REPEAT if bias_grad else 1
+    tiles = tiling(height * width, channels, channels_last, elements=512, repeat=repeat)
+    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
         max_pool_backward_kernel[tiles.grid(images)](
             grad.contiguous(memory_format=format), codes, dx, partial,
             channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
             *window.size, *window.stride, *window.padding, *window.dilation,
             BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=is_wide(dx, codes),
-            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, REPEAT=8 if bias_grad else 1,
+            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, REPEAT=repeat,
         )  # fmt: skip
-    return dx, None if partial is None else partial.sum(0)
+    return dx, partial.sum(0).to(dx.dtype)
 
 
 def max_pool(input: Tensor, *window) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastcnn.shapes import memory_format
 
 WIDE_FROM = 2**31
+REPEAT = 8  # tiles of pixels that one program sums for a bias gradient: fewer partial sums to add up
 
 
 @triton.jit
@@ -78,3 +79,8 @@ def dense(tensor: Tensor) -> Tensor:
 def is_wide(*tensors: Tensor) -> bool:
     """Whether one image of any of these has too many elements for int32 offsets."""
     return any(t.numel() // max(t.shape[0], 1) >= WIDE_FROM for t in tensors)
+
+
+def new_partial(grad: Tensor, programs: int, wanted: bool) -> Tensor:
+    """Return room for the bias gradient's partial sums, one row a program; they are added in a fixed order."""
+    return grad.new_empty((programs, grad.shape[1] if wanted else 0), dtype=torch.float32)

@@ -1,0 +1,313 @@
+"""Convolution + bias + ReLU in Triton, two ways: one implicit GEMM, or one pass after torch's bias-free convolution.
+
+Layout: NCHW or NHWC for input and output, OIHW or OHWI for the weight.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcnn.shapes import Window, conv_memory_format, memory_format
+from fastcnn.triton.tiles import (
+    REPEAT,
+    dense,
+    indices,
+    is_channels_last,
+    is_wide,
+    new_partial,
+    offset,
+    tile_position,
+    tiling,
+)
+
+
+# Triton's interpreter multiplies bfloat16 matrices as if their bits were integers; float32 products of them are exact.
+INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+class Config(NamedTuple):
+    """A tile of the implicit GEMM: BLOCK_M output pixels by BLOCK_N output channels, BLOCK_K at a time."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+CONFIGS = (
+    Config(128, 128, 32, 8, 3),
+    Config(128, 64, 32, 4, 3),
+    Config(64, 64, 32, 4, 4),
+    Config(64, 32, 32, 4, 4),
+    Config(64, 16, 32, 4, 4),
+)
+
+
+@triton.jit
+def implicit_gemm_kernel(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    y_ptr,
+    M,
+    C,
+    H,
+    W,
+    OUT_C,
+    OH,
+    OW,
+    GROUP_IN,
+    GROUP_OUT,
+    BLOCKS_N,
+    GROUPS,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    X_CHANNELS_LAST: tl.constexpr,
+    W_CHANNELS_LAST: tl.constexpr,
+    Y_CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Convolve x: (N, C, H, W) with w: (OUT_C, C / groups, KH, KW) as a matrix product; bias and ReLU at its end.
+
+    M = N * OH * OW output pixels; K runs over the kernel's places and input channels, in the weight's memory order.
+    One program computes BLOCK_M pixels of BLOCK_N channels of one group.
+    """
+    pid = tl.program_id(0)
+    block_n = pid % BLOCKS_N
+    group = pid // BLOCKS_N % GROUPS
+    m = (pid // BLOCKS_N // GROUPS).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_mask = m < M
+    m = tl.where(m_mask, m, 0)
+    image = m // (OH * OW)
+    pixel = m % (OH * OW)
+    if not WIDE:
+        pixel = pixel.to(tl.int32)
+    top = pixel // OW * SH - PH
+    left = pixel % OW * SW - PW
+    x_rows = x_ptr + image * C * H * W
+    out = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    out_mask = out < GROUP_OUT
+    out = group * GROUP_OUT + tl.where(out_mask, out, 0)
+    K = GROUP_IN * KH * KW
+    w_rows = w_ptr + out.to(tl.int64) * K
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k0 in range(0, K, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        if W_CHANNELS_LAST:
+            channel = k % GROUP_IN
+            place = k // GROUP_IN
+        else:
+            channel = k // (KH * KW)
+            place = k % (KH * KW)
+        h = top[:, None] + (place // KW * DH)[None, :]
+        w = left[:, None] + (place % KW * DW)[None, :]
+        inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & m_mask[:, None] & (k < K)[None, :]
+        if WIDE:
+            channel = channel.to(tl.int64)
+        at = offset((group * GROUP_IN + channel)[None, :], h * W + w, C, H * W, X_CHANNELS_LAST)
+        x = tl.load(x_rows[:, None] + tl.where(inside, at, 0), mask=inside, other=0.0)
+        w_mask = (k < K)[:, None] & out_mask[None, :]
+        weight = tl.load(w_rows[None, :] + tl.where(w_mask, k[:, None], 0), mask=w_mask, other=0.0)
+        if INTERPRETING:
+            x, weight = x.to(tl.float32), weight.to(tl.float32)
+        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.where(acc <= 0.0, 0.0, acc)
+    y_at = image[:, None] * OUT_C * OH * OW + offset(out[None, :], pixel[:, None], OUT_C, OH * OW, Y_CHANNELS_LAST)
+    tl.store(y_ptr + y_at, acc.to(y_ptr.dtype.element_ty), mask=m_mask[:, None] & out_mask[None, :])
+
+
+@triton.jit
+def bias_relu_kernel(
+    y_ptr,
+    bias_ptr,
+    C,
+    P,
+    BLOCKS_P,
+    BLOCKS_C,
+    HAS_BIAS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Add the bias to y: (N, C, P) and apply ReLU, in place; one program does one tile."""
+    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
+    p = indices(block_p, BLOCK_P, WIDE)
+    c = indices(block_c, BLOCK_C, WIDE)
+    mask = (p < P)[:, None] & (c < C)[None, :]
+    at = y_ptr + n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+    value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        value += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    tl.store(at, tl.where(value <= 0.0, 0.0, value).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def relu_backward_kernel(
+    grad_ptr,
+    y_ptr,
+    dx_ptr,
+    partial_ptr,
+    C,
+    P,
+    BLOCKS_P,
+    BLOCKS_C,
+    BIAS_GRAD: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    REPEAT: tl.constexpr,
+):
+    """Mask grad: (N, C, P) by the sign of y into dx; one program does REPEAT tiles of pixels.
+
+    With BIAS_GRAD each program also leaves its sum over pixels in one row of partial: (N * BLOCKS_P, C).
+    """
+    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
+    c = indices(block_c, BLOCK_C, WIDE)
+    image = n * C * P
+    partial = tl.zeros((BLOCK_C,), tl.float32)
+    for i in range(REPEAT):
+        p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
+        mask = (p < P)[:, None] & (c < C)[None, :]
+        at = image + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+        y = tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
+        grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32))
+        tl.store(dx_ptr + at, grad.to(dx_ptr.dtype.element_ty), mask=mask)
+        if BIAS_GRAD:
+            partial += tl.sum(grad, axis=0)
+    if BIAS_GRAD:
+        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, partial, mask=c < C)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """Return how float32 products are taken: TF32 exactly where torch's setting for convolutions says so."""
+    tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "tf32" if tf32 else "ieee"
+
+
+def pick_config(out_channels: int) -> Config:
+    """Return the tile whose channels fit a group's best; wider tiles read the input less often."""
+    fitting = [config for config in CONFIGS if config.block_n <= triton.next_power_of_2(out_channels)]
+    return fitting[0] if fitting else CONFIGS[-1]
+
+
+def implicit_gemm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    groups: int,
+    relu: bool,
+    config: Config | None = None,
+) -> Tensor:
+    """Launch the implicit GEMM: (N, C_out, OH, OW)."""
+    x, w = dense(input), dense(weight)
+    images, channels, height, width = x.shape
+    out_channels = w.shape[0]
+    out_height, out_width = window.output_size(height, width)
+    shape = (images, out_channels, out_height, out_width)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=conv_memory_format(input, weight))
+    if y.numel() == 0:
+        return y
+    config = config or pick_config(out_channels // groups)
+    pixels = images * out_height * out_width
+    blocks_n = triton.cdiv(out_channels // groups, config.block_n)
+    implicit_gemm_kernel[(triton.cdiv(pixels, config.block_m) * groups * blocks_n,)](
+        x, w, bias, y, pixels, channels, height, width, out_channels, out_height, out_width,
+        channels // groups, out_channels // groups, blocks_n, groups,
+        *window.size, *window.stride, *window.padding, *window.dilation,
+        HAS_BIAS=bias is not None, RELU=relu, X_CHANNELS_LAST=is_channels_last(x),
+        W_CHANNELS_LAST=is_channels_last(w), Y_CHANNELS_LAST=is_channels_last(y),
+        WIDE=is_wide(x, y), PRECISION=dot_precision(x.dtype),
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return y
+
+
+def bare_convolution(
+    input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """Run torch's convolution without bias, its output in the memory format that the operators promise."""
+    y = torch.ops.aten.convolution(input, weight, None, stride, padding, dilation, False, [0, 0], groups)
+    return y.contiguous(memory_format=conv_memory_format(input, weight))
+
+
+def conv_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    algorithm: str | None,
+) -> Tensor:
+    """Operator ``fastcnn::conv_relu.triton``; the epilogue serves every shape, so it is the default."""
+    if algorithm == "implicit_gemm":
+        window = conv_window(weight, stride, padding, dilation)
+        return implicit_gemm(input, weight, bias, window, groups, relu=True)
+    y = bare_convolution(input, weight, stride, padding, dilation, groups)
+    bias_relu_(y, bias)
+    return y
+
+
+def conv_window(weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Window:
+    """Return a convolution's kernel as a window."""
+    height, width = weight.shape[2:]
+    return Window((height, width), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), False)
+
+
+def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
+    """Launch bias + ReLU in place over a dense (N, C, *)."""
+    if y.numel() == 0:
+        return
+    images, channels = y.shape[:2]
+    pixels = y.numel() // images // channels
+    channels_last = is_channels_last(y)
+    tiles = tiling(pixels, channels, channels_last, elements=1024)
+    bias_relu_kernel[tiles.grid(images)](
+        y, bias, channels, pixels, tiles.blocks_p, tiles.blocks_c,
+        HAS_BIAS=bias is not None, CHANNELS_LAST=channels_last, WIDE=is_wide(y),
+        BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
+    )  # fmt: skip
+
+
+def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor, Tensor]:
+    """Operator ``fastcnn::conv_relu_backward.triton``: the masked gradient and the bias gradient, in one pass."""
+    format = memory_format(output)
+    dx = torch.empty_like(output)
+    images, channels = output.shape[:2]
+    pixels = output[0, 0].numel() if output.numel() else 0
+    channels_last = is_channels_last(output)
+    tiles = tiling(pixels, channels, channels_last, elements=1024, repeat=REPEAT)
+    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
+    if dx.numel():
+        relu_backward_kernel[tiles.grid(images)](
+            grad.contiguous(memory_format=format), output, dx, partial,
+            channels, pixels, tiles.blocks_p, tiles.blocks_c,
+            BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=is_wide(dx),
+            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, REPEAT=REPEAT,
+        )  # fmt: skip
+    return dx, partial.sum(0).to(output.dtype)

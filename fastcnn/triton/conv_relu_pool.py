@@ -1,0 +1,40 @@
+"""Convolution + bias + ReLU + max-pool in Triton: the convolution, then one pass to pooled values and codes."""
+
+from torch import Tensor
+
+from fastcnn.shapes import Window
+from fastcnn.triton.conv_relu import bare_convolution, conv_window, implicit_gemm
+from fastcnn.triton.max_pool import pool, pool_backward
+
+
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    algorithm: str | None,
+) -> Tensor:
+    if algorithm == "implicit_gemm":
+        return implicit_gemm(input, weight, None, conv_window(weight, stride, padding, dilation), groups, relu=False)
+    return bare_convolution(input, weight, stride, padding, dilation, groups)
+
+
+def conv_relu_pool(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Tensor:
+    """Operator ``fastcnn::conv_relu_pool.triton``."""
+    conv = _convolution(input, weight, *settings[:5])
+    return pool(conv, bias, Window(*settings[5:]), relu=True, codes=False)[0]
+
+
+def conv_relu_pool_codes(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor | None]:
+    """Operator ``fastcnn::conv_relu_pool_codes.triton``."""
+    conv = _convolution(input, weight, *settings[:5])
+    return pool(conv, bias, Window(*settings[5:]), relu=True, codes=True)
+
+
+def conv_relu_pool_backward(
+    grad: Tensor, codes: Tensor, height: int, width: int, bias_grad: bool, *window
+) -> tuple[Tensor, Tensor]:
+    """Operator ``fastcnn::conv_relu_pool_backward.triton``: unpool, ReLU mask and bias gradient in one pass."""
+    return pool_backward(grad, codes, height, width, Window(*window), bias_grad)
