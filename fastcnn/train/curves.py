@@ -1,0 +1,86 @@
+"""curves.png: loss per step and test accuracy per epoch."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fastcnn.train.checkpoint import atomic_write
+from fastcnn.train.loop import Lane
+
+# Two curves that agree lie on each other: the first is drawn wide and light, the second thin and dark on top.
+STYLES: tuple[dict[str, Any], ...] = ({"color": "#f5b041", "linewidth": 4.0}, {"color": "#1b4f72", "linewidth": 1.2})
+
+
+def write_curves(path: Path, lanes: list[Lane], title: str) -> None:
+    """Draw the curves of one network or of two side by side, with their difference, as a PNG.
+
+    Example:
+        >>> write_curves(Path("curves.png"), lanes, "mnist on cpu")  # doctest: +SKIP
+    """
+    figure = Figure(figsize=(10, 4.8), dpi=140, layout="constrained")
+    figure.suptitle(title)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.7, 1), height_ratios=(2.6, 1))
+    two = len(lanes) == 2
+    loss_axes = figure.add_subplot(grid[0, 0] if two else grid[:, 0])
+    styles = STYLES if two else STYLES[1:]
+    _draw_losses(loss_axes, lanes, styles)
+    if two:
+        _draw_difference(figure.add_subplot(grid[1, 0], sharex=loss_axes), lanes)
+        loss_axes.tick_params(labelbottom=False)
+    else:
+        loss_axes.set_xlabel("step")
+    _draw_accuracy(figure.add_subplot(grid[:, 1]), lanes, styles)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")  # a Figure without pyplot draws through Agg and needs no display
+    atomic_write(path, lambda file: file.write(png.getvalue()))
+
+
+def _steps(values: np.ndarray) -> np.ndarray:
+    return np.arange(1, len(values) + 1)
+
+
+def _draw_losses(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], ...]) -> None:
+    for lane, style in zip(lanes, styles):
+        losses = np.asarray(lane.losses)
+        axes.plot(_steps(losses), losses, label=lane.title, **style)
+    axes.set_yscale("log")
+    axes.set_ylabel("training loss")
+    axes.legend(frameon=False)
+    _tidy(axes)
+
+
+def _draw_difference(axes: Axes, lanes: list[Lane]) -> None:
+    steps = min(len(lane.losses) for lane in lanes)
+    first, second = (np.asarray(lane.losses[:steps]) for lane in lanes)
+    difference = np.abs(first - second)
+    axes.plot(_steps(difference), difference, color="#777777", linewidth=1)
+    if difference.any():
+        axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    else:
+        axes.set_yticks([0])
+        axes.text(0.5, 0.7, "equal at every step", transform=axes.transAxes, ha="center", color="#777777")
+    axes.set_xlabel("step")
+    axes.set_ylabel("difference")
+    _tidy(axes)
+
+
+def _draw_accuracy(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], ...]) -> None:
+    for lane, style in zip(lanes, styles):
+        accuracy = np.asarray([epoch.test_accuracy for epoch in lane.epochs])
+        axes.plot(_steps(accuracy), accuracy, marker="o", markersize=4, label=lane.title, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy")
+    _tidy(axes)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, color="#e5e5e5", linewidth=0.6)

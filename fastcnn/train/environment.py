@@ -1,0 +1,76 @@
+"""What a run or a bug report must say of the machine: versions and hardware."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+import fastcnn
+
+PACKAGES = ("torch", "triton", "torchvision", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter, ``"not installed"`` where a package is missing.
+
+    Example:
+        >>> versions()["torch"] == torch.__version__
+        True
+    """
+    found = {"fastcnn": fastcnn.__version__, "python": platform.python_version()}
+    found |= {package: _package_version(package) for package in PACKAGES}
+    found["torch"] = torch.__version__  # with the local part, as in 2.11.0+cu128
+    found["CUDA of torch"] = torch.version.cuda or "none: a CPU build"
+    found["cuDNN of torch"] = str(torch.backends.cudnn.version() or "none")
+    return found
+
+
+def hardware() -> dict[str, str]:
+    """Return the machine's processor, threads, GPUs and driver.
+
+    Example:
+        >>> "CPU" in hardware()
+        True
+    """
+    gpus = [_gpu(index) for index in range(torch.cuda.device_count())]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "CPU": f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+        "GPU": "; ".join(gpus) or "none that torch can use",
+        "NVIDIA driver": _driver(),
+    }
+
+
+def _package_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _gpu(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _driver() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "none"
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return "nvidia-smi does not answer"
+    return answer[0].strip() if answer else "none"

@@ -1,0 +1,28 @@
+"""What the training command tells a person instead of a traceback."""
+
+import importlib.util
+
+
+class UserError(Exception):
+    """Something the user can put right; the message is one line that names it.
+
+    Example:
+        >>> raise UserError("digits.gz: the file is empty")
+        Traceback (most recent call last):
+        fastcnn.train.errors.UserError: digits.gz: the file is empty
+    """
+
+
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C after a complete checkpoint was written; the message says how to go on."""
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise a :class:`UserError` that names the missing package and the extra which brings it.
+
+    Example:
+        >>> require("train", "torch")
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"the package {package} is not installed: pip install 'fastcnn[{extra}]'")

@@ -1,0 +1,89 @@
+"""Progress while training: a bar per network in a terminal, a line per epoch in a log."""
+
+import math
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastcnn.train.loop import Lane
+
+
+class Display:
+    """Show how far each network is, with its loss and images per second.
+
+    Args:
+        console: where to show it.
+        lanes: the networks.
+        epochs: epochs in all.
+        train_size: images per epoch.
+        batch_size: images per step.
+
+    Example:
+        >>> with Display(Console(), lanes, epochs=5, train_size=4000, batch_size=100) as display:  # doctest: +SKIP
+        ...     display.update(lanes[0])
+    """
+
+    def __init__(self, console: Console, lanes: list[Lane], epochs: int, train_size: int, batch_size: int) -> None:
+        self.console, self.epochs, self.batch_size, self.train_size = console, epochs, batch_size, train_size
+        self.steps_per_epoch = math.ceil(train_size / batch_size)
+        self._progress = Progress(
+            TextColumn("{task.description:<11}"),
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]:>6}"),
+            TextColumn("{task.fields[speed]:>6} images/s"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            expand=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks = {
+            lane.title: self._progress.add_task(
+                lane.title,
+                total=epochs * self.steps_per_epoch,
+                completed=self._steps(lane),
+                epoch=self._epoch(lane),
+                loss="",
+                speed="",
+            )
+            for lane in lanes
+        }
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, lane: Lane) -> None:
+        """Show the step, loss and speed that a network has reached within its epoch."""
+        images = min(lane.step * self.batch_size, self.train_size)
+        self._progress.update(
+            self._tasks[lane.title],
+            completed=self._steps(lane),
+            epoch=self._epoch(lane),
+            loss=f"{lane.losses[-1]:.4f}" if lane.losses else "",
+            speed=f"{images / lane.seconds:,.0f}" if lane.seconds else "",
+        )
+
+    def finish_epoch(self, lane: Lane) -> None:
+        """Leave a line in a log, where no bar can be drawn."""
+        if self.console.is_terminal:
+            return
+        epoch = lane.epochs[-1]
+        self.console.print(
+            f"{lane.title:<11}  epoch {len(lane.epochs)}/{self.epochs}  loss {epoch.loss:.4f}  "
+            f"test accuracy {epoch.test_accuracy:.2%}  {epoch.images_per_second:,.0f} images/s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _steps(self, lane: Lane) -> int:
+        return len(lane.epochs) * self.steps_per_epoch + lane.step
+
+    def _epoch(self, lane: Lane) -> str:
+        return f"{min(len(lane.epochs) + 1, self.epochs)}/{self.epochs}"

@@ -1,0 +1,97 @@
+"""What a run shows and writes at its end: one table and metrics.json."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from fastcnn.train.checkpoint import atomic_write
+from fastcnn.train.environment import hardware, versions
+from fastcnn.train.loop import Lane
+from fastcnn.train.memory import METHOD
+from fastcnn.train.settings import Settings
+
+MAX_LOSS_ROWS = 10
+
+
+def images_per_second(lane: Lane) -> float:
+    """Return the median over the epochs: a burst of other work on the machine spoils one epoch, not the number."""
+    return statistics.median(epoch.images_per_second for epoch in lane.epochs)
+
+
+def largest_loss_difference(lanes: list[Lane]) -> float:
+    """Return the largest difference of two loss curves at the same step."""
+    first, second = (torch.tensor(lane.losses, dtype=torch.float64) for lane in lanes)
+    steps = min(len(first), len(second))
+    return (first[:steps] - second[:steps]).abs().max().item() if steps else 0.0
+
+
+def table(lanes: list[Lane]) -> Table:
+    """Build the table of one run: a column per network, and a column of ratios where there are two.
+
+    Example:
+        >>> rich.print(table(lanes))  # doctest: +SKIP
+    """
+    result = Table(caption=f"peak memory: {METHOD}", caption_justify="left")
+    result.add_column()
+    for lane in lanes:
+        result.add_column(lane.title, justify="right")
+    two = len(lanes) == 2
+    if two:
+        result.add_column("ratio", justify="right")
+    for index in _shown_epochs(len(lanes[0].epochs)):
+        losses = [lane.epochs[index].loss for lane in lanes]
+        result.add_row(f"loss, epoch {index + 1}", *(f"{loss:.5f}" for loss in losses))
+    result.add_section()
+    result.add_row("test accuracy", *(f"{lane.epochs[-1].test_accuracy:.2%}" for lane in lanes))
+    speeds = [images_per_second(lane) for lane in lanes]
+    result.add_row("images/s (median epoch)", *(f"{speed:,.0f}" for speed in speeds), *_ratio(speeds))
+    peaks = [lane.peak_memory_bytes for lane in lanes]
+    known = [peak for peak in peaks if peak is not None]
+    shown = ("n/a" if peak is None else f"{peak / 2**20:,.1f} MiB" for peak in peaks)
+    result.add_row("peak memory", *shown, *(_ratio([float(peak) for peak in known])))
+    if two:
+        result.add_section()
+        result.add_row("largest loss difference", "", f"{largest_loss_difference(lanes):.2e}")
+    return result
+
+
+def _ratio(values: list[float]) -> list[str]:
+    return [f"{values[1] / values[0]:.2f}x"] if len(values) == 2 and values[0] else []
+
+
+def _shown_epochs(count: int) -> list[int]:
+    if count <= MAX_LOSS_ROWS:
+        return list(range(count))
+    return sorted({round(row * (count - 1) / (MAX_LOSS_ROWS - 1)) for row in range(MAX_LOSS_ROWS)})
+
+
+def write_metrics(path: Path, settings: Settings, lanes: list[Lane], data: dict[str, Any], finished: bool) -> None:
+    """Write metrics.json: settings, versions, hardware, the loss of every step and the numbers of every epoch."""
+    metrics = {
+        "finished": finished,
+        "settings": settings.as_dict(),
+        "data": data,
+        "versions": versions(),
+        "hardware": hardware(),
+        "peak_memory": METHOD,
+        "networks": {lane.title: _lane_metrics(lane) for lane in lanes},
+    }
+    if len(lanes) == 2:
+        metrics["largest_loss_difference"] = largest_loss_difference(lanes)
+    text = json.dumps(metrics, indent=2)
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def _lane_metrics(lane: Lane) -> dict[str, Any]:
+    summary: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in lane.model.parameters())}
+    if lane.epochs:
+        summary |= {
+            "test_accuracy": lane.epochs[-1].test_accuracy,
+            "images_per_second": images_per_second(lane),
+            "peak_memory_bytes": lane.peak_memory_bytes,
+        }
+    return {**summary, "epochs": [vars(epoch) for epoch in lane.epochs], "loss_per_step": lane.losses}

@@ -1,0 +1,67 @@
+"""What a run is asked to do."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fastcnn.train.errors import UserError
+
+FREE_ON_RESUME = ("epochs", "device", "backend", "data", "workers")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run; each field is an option of ``fastcnn train`` and is described there.
+
+    Example:
+        >>> Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28)).batch_size
+        100
+    """
+
+    dataset: str
+    model: str
+    input_size: tuple[int, int, int]
+    options: dict[str, Any] = field(default_factory=dict)
+    compare: bool = False
+    backend: str = "auto"
+    epochs: int = 8
+    batch_size: int = 100
+    lr: float = 1e-3
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    device: str = "cpu"
+    amp: str = "off"
+    data: str | None = None
+    seed: int = 0
+    workers: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint or a JSON file."""
+        return asdict(self)
+
+
+def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: str) -> Settings:
+    """Return the settings with which a checkpoint goes on.
+
+    Args:
+        asked: settings from the command line, defaults included.
+        given: names of the settings that the user wrote down.
+        stored: settings in the checkpoint.
+        source: the checkpoint's path, for the message.
+
+    Raises:
+        UserError: a setting that decides the losses was given and differs from the checkpoint's.
+
+    Example:
+        >>> first = Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28), lr=0.01)
+        >>> longer = Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28), epochs=9)
+        >>> both = resumed(longer, {"epochs"}, first.as_dict(), "checkpoint.pt")
+        >>> both.epochs, both.lr
+        (9, 0.01)
+    """
+    before = Settings(**{**stored, "input_size": tuple(stored["input_size"])})
+    wanted = {name: getattr(asked, name) for name in given}
+    for name, value in wanted.items():
+        old = getattr(before, name)
+        if name not in FREE_ON_RESUME and value != old:
+            raise UserError(f"{source}: was trained with {name.replace('_', '-')} {old!r}, not {value!r}")
+    return Settings(**{**vars(before), **{name: wanted[name] for name in FREE_ON_RESUME if name in wanted}})
