@@ -232,6 +232,13 @@ def test_forward_replaced_on_the_class_is_called(stages, monkeypatch):
     assert stages == ["max_pool2d"]
 
 
+def test_child_compiled_by_itself_runs_itself(stages):
+    model = conv_relu_pool()
+    model[0].compile(backend="eager")
+    assert_runs_as_stock(model, image())
+    assert stages == ["max_pool2d"]
+
+
 def test_parametrized_convolution_runs_fused_as_stock(stages):
     model = conv_relu_pool()
     parametrizations.weight_norm(model[0])
@@ -302,7 +309,7 @@ def test_symbolic_trace_records_the_children():
     torch.testing.assert_close(traced(image()), model(image()))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_jit_trace_records_stock_operators(stages):
     model = conv_relu_pool()
     traced = torch.jit.trace(model, image(), check_trace=False)
