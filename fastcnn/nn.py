@@ -115,9 +115,11 @@ class ConvReLUMaxPool2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), take the ReLU, and pool."""
-        pool = (self.pool_size, self.pool_stride, self.pool_padding)
         if _is_recorded(input):
-            return F.max_pool2d(F.relu(super().forward(input)), *pool, ceil_mode=self.pool_ceil_mode)
+            activations = F.relu(super().forward(input))
+            return F.max_pool2d(
+                activations, self.pool_size, self.pool_stride, self.pool_padding, ceil_mode=self.pool_ceil_mode
+            )
         return FF.conv2d_relu_max_pool2d(
             *_conv_arguments(input, self),
             pool_size=self.pool_size,

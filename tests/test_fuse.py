@@ -217,6 +217,7 @@ def test_scripted_parts_stay_as_they_are():
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     fused = fastcnn.fuse(nn.Sequential(scripted, nn.MaxPool2d(2)))
     assert fused[0] is scripted
+    torch.testing.assert_close(fused(image()), F.max_pool2d(scripted(image()), 2))
     with pytest.raises(TypeError, match=r"model: .*RecursiveScriptModule"):
         fastcnn.fuse(scripted)
 
