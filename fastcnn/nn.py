@@ -271,8 +271,9 @@ def _stage_at(roles: tuple[str | None, ...], start: int) -> _Stage | None:
 
 def _role(child: nn.Module) -> str | None:
     """Tell what `child` can be in a stage, or None where only its own call does all that the user asked of it."""
-    # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role.
-    role = _ROLES.get(type(child).forward)
+    # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role, and
+    # a scripted module's class has no forward to read.
+    role = _ROLES.get(getattr(type(child), "forward", None))
     if role is None or not _calls_only_forward(child):
         return None
     if isinstance(child, nn.Conv2d):
