@@ -141,6 +141,8 @@ class TensorData:
     def _batches(self, part: Batch, order: Tensor) -> Iterator[Batch]:
         images, labels = part
         for index in order.split(self.feed.batch_size):
+            if not len(index):  # an epoch that was stopped after its last step has none left
+                return
             yield _fit(images[index], self.feed.input_size), labels[index]
 
 

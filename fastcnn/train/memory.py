@@ -25,7 +25,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
         Bytes, or None on a device type without such a count.
 
     Example:
-        >>> peak_memory(lambda: torch.zeros(1000) + 1, torch.device("cpu"))
+        >>> peak_memory(lambda: torch.zeros(1000).relu(), torch.device("cpu"))
         8000
     """
     count = {"cpu": _cpu_peak, "cuda": _cuda_peak}.get(device.type)

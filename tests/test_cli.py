@@ -1,0 +1,204 @@
+"""What a person at a terminal sees: help with examples, one line per error, exit codes."""
+
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastcnn
+from fastcnn.cli import AmpName, OptimizerName, main
+from fastcnn.train import checkpoint, loop
+
+STOP_WITHIN_SECONDS = 60
+
+
+def write_digits(folder: Path, count: int = 40) -> Path:
+    """Write 28x28 images whose bright rows tell the class, as MNIST's four files."""
+    labels = torch.arange(count) % 10
+    images = torch.zeros(count, 28, 28, dtype=torch.uint8)
+    for row in range(2):
+        images[torch.arange(count), 4 + 2 * labels + row] = 255
+    for split in ("train", "t10k"):
+        header = struct.pack(">4i", 0x803, count, 28, 28)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(header + bytes(images.flatten().tolist()))
+        header = struct.pack(">2i", 0x801, count)
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes(labels.tolist()))
+    return folder
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    return write_digits(folder)
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("FASTCNN_BACKEND", raising=False)
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["summary"], ["doctor"]], ids=lambda command: " ".join(command))
+def test_every_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    output = plain(capsys.readouterr().out)
+    assert " ".join(["Example: fastcnn", *command]) in output
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastcnn {fastcnn.__version__}\n"
+    assert main([]) == 0
+    assert "Usage: fastcnn" in plain(capsys.readouterr().out)
+
+
+MISTAKES = {
+    "unknown command": ("bogus", 2, "No such command 'bogus'"),
+    "unknown option": ("doctor --bogus", 2, "--bogus"),
+    "unknown data set": ("train cifar", 2, "cifar"),
+    "no epochs": ("train mnist --epochs 0", 2, "--epochs"),
+    "not a size": ("summary alexnet --input-size 3,x,7", 2, "expected three sizes C,H,W"),
+    "not a literal": ("summary alexnet --option dropout=maybe", 2, "expected KEY=VALUE such as lrn=False"),
+    "resume under another name": ("train mnist --resume a --name b", 2, "leave out --name"),
+    "missing folder": ("train mnist --data nowhere", 1, "nowhere: no such folder"),
+    "missing checkpoint": ("train mnist --resume nowhere", 1, "nowhere: no such checkpoint"),
+    "unknown model": ("summary vgg61", 1, "no model is named 'vgg61'"),
+    "unknown model option": ("summary alexnet --option lrn=False", 1, "alexnet cannot be built with lrn=False"),
+    "unavailable backend": ("train mnist --backend cuda", 1, "--backend cuda: backend 'cuda' is not available"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_one_line_on_stderr(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchinfo")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    command, exit_code, message = MISTAKES[name]
+    if name == "unavailable backend" and fastcnn.backends()["cuda"].available:
+        pytest.skip("the backend is available here")
+    assert main(command.split()) == exit_code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchinfo")
+    assert main(["summary", "vgg61", "--debug"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("error: no model is named")
+
+
+def test_input_that_is_too_small_for_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchinfo")
+    assert main(["summary", "alexnet", "--input-size", "3,7,7"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: alexnet does not take an input of 3x7x7: ")
+    assert error.count("\n") == 1
+
+
+def test_summary_of_the_96_channel_network(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchinfo")
+    assert main(["summary", "alexnet2012", "--input-size", "3,227,227", "--option", "lrn=False"]) == 0
+    output = capsys.readouterr().out
+    convolutions = re.findall(r"Conv2d: \S+ +\[1, (\d+), (\d+), (\d+)\] +([\d,]+)", output)
+    assert convolutions == [
+        ("96", "55", "55", "34,944"),
+        ("256", "27", "27", "614,656"),
+        ("384", "13", "13", "885,120"),
+        ("384", "13", "13", "1,327,488"),
+        ("256", "13", "13", "884,992"),
+    ]
+    assert output.count("ReLU") == 7
+    assert "LocalResponseNorm" not in output
+    assert "Total params: 62,378,344" in output
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_doctor_tells_versions_and_why_a_backend_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTCNN_BACKEND", "torch")
+    assert main(["doctor"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    for fact in ("fastcnn", "python", "torch", "triton", "CUDA of torch", "GPU", "NVIDIA driver", torch.__version__):
+        assert fact in output
+    for name, status in fastcnn.backends().items():
+        expected = "available" if status.available else f"not available: {status.reason}"
+        assert f"backend {name} {expected}" in output
+    assert "backend in use torch (set by FASTCNN_BACKEND)" in output
+
+
+def test_choices_are_those_of_the_loop() -> None:
+    assert list(OptimizerName) == list(loop.OPTIMIZERS) == list(loop.DEFAULT_LR)
+    assert list(AmpName) == list(loop.AMP_DTYPES)
+
+
+def test_side_by_side_run_shows_one_table(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    command = f"train mnist --data {digits} --compare --epochs 1 --batch-size 10 --out {tmp_path} --name first"
+    assert main(command.split()) == 0
+    output = capsys.readouterr().out
+    for label in (
+        "stock torch",
+        "loss, epoch 1",
+        "test accuracy",
+        "images/s",
+        "peak memory",
+        "largest loss difference",
+    ):
+        assert label in output
+    assert "curves.png" in output
+    assert main(command.split()) == 1
+    assert "holds results already" in capsys.readouterr().err
+    assert main(["train", "mnist", "--resume", str(tmp_path / "first"), "--lr", "0.5"]) == 1
+    assert "was trained with lr 0.001, not 0.5" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_complete_checkpoint_to_go_on_from(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    arguments = f"train mnist --data {digits} --epochs 100000 --batch-size 10 --out {tmp_path} --name cut"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastcnn", *arguments.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        file = tmp_path / "cut" / "checkpoint.pt"
+        deadline = time.monotonic() + STOP_WITHIN_SECONDS
+        while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=STOP_WITHIN_SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert re.fullmatch(rf"stopped in epoch \d+ of 100000, step \d; go on with: .* --resume {file}\n", error)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["checkpoint.pt", "curves.png", "metrics.json"]
+    lane = checkpoint.load(file)["lanes"]["fastcnn"]
+    assert len(lane["losses"]) == 4 * len(lane["epochs"]) + lane["step"]
+    epochs = len(lane["epochs"]) + 1
+    assert main(["train", "mnist", "--resume", str(file), "--epochs", str(epochs)]) == 0
+    assert len(checkpoint.load(file)["lanes"]["fastcnn"]["losses"]) == 4 * epochs
+    assert "wrote" in capsys.readouterr().out
