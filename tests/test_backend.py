@@ -1,0 +1,356 @@
+"""Which backend a call gets: choosing, scoping, environment variables, refusals and fallbacks."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastcnn
+import fastcnn.functional as FF
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+STEMS = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_backend_as_it_was():
+    with fastcnn.use_backend("auto"):
+        yield
+
+
+def randn(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+
+
+class Recorder(TorchDispatchMode):
+    """Records the operators that run, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((str(func), args))
+        return func(*args, **(kwargs or {}))
+
+
+def recorded(call):
+    with Recorder() as recorder:
+        call()
+    return recorder.calls
+
+
+def runs_kernels():
+    """Whether a max-pool that Triton's kernels can serve runs on them now."""
+    calls = recorded(lambda: FF.max_pool2d(randn(1, 2, 5, 5), 2))
+    return any(name == "fastcnn.max_pool.triton" for name, _ in calls)
+
+
+def algorithm():
+    """Return the algorithm that a convolution stage is given now, under the backend triton."""
+    calls = recorded(lambda: FF.conv2d_relu(randn(1, 2, 5, 5), randn(2, 2, 3, 3)))
+    (args,) = [args for name, args in calls if name == "fastcnn.conv_relu.triton"]
+    return args[7]
+
+
+def test_sets_for_every_call_that_follows():
+    fastcnn.use_backend("triton")
+    assert runs_kernels()
+    fastcnn.use_backend("torch")
+    assert not runs_kernels()
+
+
+def test_scopes_and_restores():
+    with fastcnn.use_backend("triton"):
+        assert runs_kernels()
+    assert not runs_kernels()
+
+
+def test_restores_after_an_exception():
+    def fail_inside():
+        with fastcnn.use_backend("triton"):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert not runs_kernels()
+
+
+def test_nests():
+    with fastcnn.use_backend("triton"):
+        with fastcnn.use_backend("torch"):
+            assert not runs_kernels()
+            with fastcnn.use_backend("triton"):
+                assert runs_kernels()
+            assert not runs_kernels()
+        assert runs_kernels()
+
+
+def test_algorithm_is_scoped_with_the_backend():
+    with fastcnn.use_backend("triton", algorithm="implicit_gemm"):
+        assert algorithm() == "implicit_gemm"
+        with fastcnn.use_backend("triton", algorithm="epilogue"):
+            assert algorithm() == "epilogue"
+        assert algorithm() == "implicit_gemm"
+    with fastcnn.use_backend("triton"):
+        assert algorithm() is None
+
+
+def test_worker_threads_see_the_backend():
+    seen = []
+    with fastcnn.use_backend("triton"):
+        thread = threading.Thread(target=lambda: seen.append(runs_kernels()))
+        thread.start()
+        thread.join()
+    assert seen == [True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        ({"name": "cudnn"}, "backend", "cudnn"),
+        ({"name": ""}, "backend", ""),
+        ({"name": "Triton"}, "backend", "Triton"),
+        ({"name": "triton", "algorithm": "winograd"}, "algorithm", "winograd"),
+    ],
+)
+def test_unknown_name_is_a_value_error_that_lists_the_names(arguments, name, value):
+    with pytest.raises(ValueError, match=rf"{name}: expected one of .*, got '{value}'"):
+        fastcnn.use_backend(**arguments)
+    assert not runs_kernels()
+
+
+def test_backends_tells_what_is_available_and_why_one_is_not():
+    status = fastcnn.backends()
+    assert list(status) == ["auto", "torch", "triton", "cuda", "cpu"]
+    assert status["auto"].available
+    assert status["torch"].available
+    assert all(bool(entry.reason) != entry.available for entry in status.values())
+
+
+@pytest.mark.parametrize("name", [name for name, status in fastcnn.backends().items() if not status.available])
+def test_unavailable_backend_is_a_runtime_error_with_the_reason(name):
+    with pytest.raises(RuntimeError) as caught:
+        fastcnn.use_backend(name)
+    assert repr(name) in str(caught.value)
+    assert fastcnn.backends()[name].reason in str(caught.value)
+    assert not runs_kernels()
+
+
+# The environment variables are read once, at import: each case is a process of its own.
+CPU_ONLY = {"CUDA_VISIBLE_DEVICES": ""}
+INTERPRETED = {**CPU_ONLY, "TRITON_INTERPRET": "1"}
+CALL = "FF.max_pool2d(torch.ones(1, 1, 4, 4, dtype=torch.float64), 2)"
+
+
+def python(code, **variables):
+    """Run statements after the imports in a new process and return what they print."""
+    unset = ("FASTCNN_BACKEND", "FASTCNN_ALGORITHM", "TRITON_INTERPRET")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment["PYTHONPATH"] = str(Path(fastcnn.__file__).parents[1])
+    code = f"import torch, fastcnn, fastcnn.functional as FF\n{code}"
+    process = subprocess.run([sys.executable, "-c", code], env=environment | variables, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def caught(call):
+    body = f"try:\n    {call}\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
+    return body + "else:\n    print('ran')\n"
+
+
+def test_environment_sets_the_backend_for_a_process():
+    printed = python(caught(CALL), FASTCNN_BACKEND="triton", **INTERPRETED)
+    assert printed.startswith("RuntimeError max_pool2d: backend 'triton'")
+
+
+def test_environment_sets_the_algorithm_for_a_process():
+    code = (
+        "with torch.profiler.profile(record_shapes=True) as profile:\n"
+        "    FF.conv2d_relu(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))\n"
+        "print(sorted(e.key for e in profile.key_averages() if 'conv' in e.key))"
+    )
+    printed = python(code, FASTCNN_BACKEND="triton", FASTCNN_ALGORITHM="implicit_gemm", **INTERPRETED)
+    assert printed == "['fastcnn::conv_relu']\n"  # and no convolution of torch's
+
+
+BAD_ENVIRONMENTS = pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"FASTCNN_BACKEND": "cudnn"}, ("FASTCNN_BACKEND", "cudnn", "expected one of")),
+        ({"FASTCNN_BACKEND": "triton", **CPU_ONLY}, ("FASTCNN_BACKEND", "triton", "no CUDA device")),
+        ({"FASTCNN_ALGORITHM": "winograd"}, ("FASTCNN_ALGORITHM", "winograd", "expected one of")),
+    ],
+    ids=["unknown", "unavailable", "algorithm"],
+)
+
+
+@BAD_ENVIRONMENTS
+def test_bad_environment_leaves_importing_alone_and_the_call_explains(variables, words):
+    scope = f'with fastcnn.use_backend("torch"):\n    {CALL}\n'
+    explained, after_a_choice = python(caught(CALL) + scope + caught(CALL), **variables).splitlines()
+    assert explained.startswith("RuntimeError")
+    assert all(word in explained for word in words)
+    assert after_a_choice == explained  # the choice is over, the mistake is not
+
+
+def conv(input, weight):
+    return F.relu(F.conv2d(input, weight))
+
+
+def conv_pool(input, weight, *, pool_size):
+    return F.max_pool2d(F.relu(F.conv2d(input, weight)), pool_size)
+
+
+def lrn_pool(input, *norm, pool_size):
+    return F.max_pool2d(F.local_response_norm(input, *norm), pool_size)
+
+
+def linear(input, weight):
+    return F.relu(F.linear(input, weight))
+
+
+STOCK = {
+    "conv2d_relu": conv,
+    "conv2d_relu_max_pool2d": conv_pool,
+    "max_pool2d": F.max_pool2d,
+    "local_response_norm": F.local_response_norm,
+    "local_response_norm_max_pool2d": lrn_pool,
+    "linear_relu": linear,
+}
+
+
+def typed_call(function, dtype):
+    """Return the arguments of a small call in a dtype."""
+    image = (randn(2, 4, 6, 7) * 4).to(dtype)
+    weight = (randn(3, 4, 3, 3) * 4).to(dtype)
+    return {
+        "conv2d_relu": ((image, weight), {}),
+        "conv2d_relu_max_pool2d": ((image, weight), {"pool_size": 2}),
+        "max_pool2d": ((image, 2), {}),
+        "local_response_norm": ((image, 3), {}),
+        "local_response_norm_max_pool2d": ((image, 3), {"pool_size": 2}),
+        "linear_relu": ((image[0, 0], weight[0, 0, :1].expand(5, 3).repeat(1, 3)[:, :7]), {}),
+    }[function]
+
+
+def refused_calls():
+    """Yield id, function, arguments, and words of the refusal."""
+    for dtype in (torch.float64, torch.complex64, torch.int64):
+        for function in STOCK:
+            yield f"{function} {dtype}", function, *typed_call(function, dtype), ("'input'", str(dtype))
+    big = randn(1, 2, 18, 18)
+    places = ("254 places", "(16, 16)")
+    yield "large window", "max_pool2d", (big, 16), {}, ("'kernel_size'", *places)
+    yield "large fused window", "local_response_norm_max_pool2d", (big, 3), {"pool_size": 16}, ("'pool_size'", *places)
+    weight = randn(3, 2, 3, 3)
+    yield (
+        "large window after conv",
+        "conv2d_relu_max_pool2d",
+        (big, weight),
+        {"pool_size": 16},
+        ("'pool_size'", *places),
+    )
+    wide = randn(1, 20, 3, 3)
+    yield "LRN over 17 channels", "local_response_norm", (wide, 17), {}, ("'size'", "16", "17")
+    yield "LRN-pool over 17 channels", "local_response_norm_max_pool2d", (wide, 17), {"pool_size": 2}, ("'size'", "17")
+    yield "negative alpha", "local_response_norm", (wide, 5, -0.1), {}, ("'alpha'", "-0.1")
+    yield "negative k", "local_response_norm", (wide, 5, 1e-4, 1.0, -1.0), {}, ("'k'", "-1.0")
+    yield "tensor alpha", "local_response_norm", (wide, 5, torch.tensor(0.1)), {}, ("'alpha'", "tensor")
+    yield "complex beta", "local_response_norm", (wide, 5, 0.1, 0.5j), {}, ("'beta'", "0.5j")
+    meta = torch.empty(1, 2, 5, 5, device="meta")
+    yield "other device", "max_pool2d", (meta, 2), {}, ("'input'", DEVICE, "meta")
+
+
+REFUSED = list(refused_calls())
+refused = pytest.mark.parametrize(
+    ("function", "args", "kwargs", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+
+
+@pytest.fixture
+def lent_kernels(monkeypatch):
+    """Lend `auto` kernels for everything: the table of measured ones may be empty for this device."""
+    monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): "triton" for stem in STEMS})
+    monkeypatch.setattr("fastcnn.backend._said", set())
+
+
+def outcome(function, args, kwargs):
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return type(error)
+
+
+@refused
+def test_explicit_backend_refuses_by_name(function, args, kwargs, words):
+    with fastcnn.use_backend("triton"), pytest.raises(RuntimeError) as caught:
+        getattr(FF, function)(*args, **kwargs)
+    message = str(caught.value)
+    assert message.startswith(f"{function}: backend 'triton' ")
+    assert all(word in message for word in words), message
+
+
+@refused
+def test_auto_does_what_stock_does(lent_kernels, function, args, kwargs, words):
+    expected = outcome(STOCK[function], args, kwargs)
+    actual = outcome(getattr(FF, function), args, kwargs)
+    if isinstance(expected, type):  # stock has no such operation either
+        assert isinstance(actual, type)
+        assert issubclass(actual, expected)
+    else:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("function", list(STOCK))
+def test_auto_takes_the_kernels_it_is_given(lent_kernels, function):
+    args, kwargs = typed_call(function, torch.float32)
+    calls = recorded(lambda: getattr(FF, function)(*args, **kwargs))
+    assert any(name.startswith("fastcnn.") for name, _ in calls)
+
+
+def test_auto_says_each_reason_once(lent_kernels, caplog):
+    caplog.set_level(logging.INFO, logger="fastcnn")
+    double, wide = randn(1, 2, 5, 5).double(), randn(1, 2, 18, 18)
+    for _ in range(3):
+        FF.max_pool2d(double, 2)
+        FF.max_pool2d(wide, 16)
+        FF.local_response_norm(double, 3)
+        FF.max_pool2d(wide, 2)
+    messages = [record.getMessage() for record in caplog.records if record.name == "fastcnn"]
+    assert len(messages) == 3
+    assert "max_pool2d" in messages[0]
+    assert "float64" in messages[0]
+    assert "254 places" in messages[1]
+    assert messages[2].startswith("local_response_norm")
+
+
+def test_chosen_torch_says_nothing(monkeypatch, caplog):
+    monkeypatch.setattr("fastcnn.backend._said", set())
+    caplog.set_level(logging.INFO, logger="fastcnn")
+    with fastcnn.use_backend("torch"):
+        FF.max_pool2d(randn(1, 2, 5, 5).double(), 2)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("function", list(STOCK))
+def test_explicit_backend_refuses_forward_mode(function):
+    (input, *args), kwargs = typed_call(function, torch.float32)
+    with fastcnn.use_backend("triton"), pytest.raises(RuntimeError, match=rf"^{function}: backend 'triton' .*forward"):
+        torch.func.jvp(lambda x: getattr(FF, function)(x, *args, **kwargs), (input,), (input,))
+
+
+@pytest.mark.parametrize("function", list(STOCK))
+def test_auto_runs_forward_mode_as_stock(lent_kernels, function):
+    (input, *args), kwargs = typed_call(function, torch.float32)
+    tangent = torch.ones_like(input)
+    actual = torch.func.jvp(lambda x: getattr(FF, function)(x, *args, **kwargs), (input,), (tangent,))
+    expected = torch.func.jvp(lambda x: STOCK[function](x, *args, **kwargs), (input,), (tangent,))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
