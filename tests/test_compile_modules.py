@@ -1,7 +1,8 @@
-"""torch.compile and torch.export of fused models."""
+"""torch.compile, torch.export, tracers and other tools find in a fused model what they find in a stock one."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.torch_version import TorchVersion
 
@@ -15,6 +16,10 @@ def _fresh_compiler():
 
 def images():
     return torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def conv_relu_pool():
+    return fastcnn.nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
 
 
 def gradients(model, run):
@@ -103,3 +108,34 @@ def test_layers_of_ours_compile():
     model = layers_of_ours()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images()), model(images()))
+
+
+def test_symbolic_trace_records_the_children():
+    model = conv_relu_pool()
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
+    torch.testing.assert_close(traced(images()), model(images()))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_jit_trace_records_stock_operators(monkeypatch):
+    model = conv_relu_pool()
+    with monkeypatch.context() as without_fused_functions:
+        without_fused_functions.setattr(fastcnn.nn, "FF", None)
+        traced = torch.jit.trace(model, images(), check_trace=False)
+    torch.testing.assert_close(traced(images()), model(images()))
+
+
+def test_torchinfo_sees_every_layer():
+    torchinfo = pytest.importorskip("torchinfo")
+    rows = torchinfo.summary(conv_relu_pool(), input_data=images(), verbose=0).summary_list
+    assert [row.output_size for row in rows if row.is_leaf_layer] == [[2, 4, 26, 26], [2, 4, 26, 26], [2, 4, 13, 13]]
+
+
+def test_feature_extractor_finds_every_layer():
+    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = conv_relu_pool()
+    features = feature_extraction.create_feature_extractor(model, ["0", "1", "2"])(images())
+    assert features["0"].min() < 0
+    torch.testing.assert_close(features["1"], F.relu(features["0"]))
+    torch.testing.assert_close(features["2"], model(images()))

@@ -302,36 +302,6 @@ def test_functional_call_uses_the_parameters_given(stages):
     assert stages == ["conv2d_relu_max_pool2d"]
 
 
-def test_symbolic_trace_records_the_children():
-    model = conv_relu_pool()
-    traced = torch.fx.symbolic_trace(model)
-    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
-    torch.testing.assert_close(traced(image()), model(image()))
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-def test_jit_trace_records_stock_operators(stages):
-    model = conv_relu_pool()
-    traced = torch.jit.trace(model, image(), check_trace=False)
-    assert stages == []
-    torch.testing.assert_close(traced(image()), model(image()))
-
-
-def test_torchinfo_sees_every_layer():
-    torchinfo = pytest.importorskip("torchinfo")
-    rows = torchinfo.summary(conv_relu_pool(), input_data=image(), verbose=0).summary_list
-    assert [row.output_size for row in rows if row.is_leaf_layer] == [[2, 4, 7, 7], [2, 4, 7, 7], [2, 4, 3, 3]]
-
-
-def test_feature_extractor_finds_every_layer():
-    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
-    model = conv_relu_pool()
-    features = feature_extraction.create_feature_extractor(model, ["0", "1", "2"])(image())
-    assert features["0"].min() < 0
-    torch.testing.assert_close(features["1"], F.relu(features["0"]))
-    torch.testing.assert_close(features["2"], model(image()))
-
-
 LAYER_CASES = {
     "max pool": (fastcnn.nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
     "lrn": (fastcnn.nn.LocalResponseNorm(2, 0.1, 0.5, 2.0), nn.LocalResponseNorm(2, 0.1, 0.5, 2.0)),
