@@ -114,7 +114,7 @@ class use_backend:
 
     def __init__(self, name: str, *, algorithm: str | None = None) -> None:
         _validate(name, algorithm)
-        self._before = (_Choice.backend, _Choice.algorithm)
+        self._before = (_Choice.backend, _Choice.algorithm, _Choice.problem)
         _Choice.backend, _Choice.algorithm, _Choice.problem = name, algorithm, ""
 
     def __enter__(self) -> "use_backend":
@@ -123,7 +123,7 @@ class use_backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _Choice.backend, _Choice.algorithm = self._before
+        _Choice.backend, _Choice.algorithm, _Choice.problem = self._before
 
 
 def _validate(name: str, algorithm: str | None) -> None:

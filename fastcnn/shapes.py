@@ -16,9 +16,6 @@ Size: TypeAlias = int | Sequence[int]
 MAX_WINDOW_PLACES = 254
 RELU_OFF = 255
 
-# LRN kernels unroll their channel window up to this many channels.
-MAX_LRN_SIZE = 16
-
 
 def pair(function: str, name: str, value: Size) -> Pair:
     """Return a size as (rows, columns); one number stands for both, as in torch.

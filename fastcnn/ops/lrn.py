@@ -9,12 +9,13 @@ from torch import Tensor
 from fastcnn.backend import choose
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
-from fastcnn.shapes import LRN, MAX_LRN_SIZE, memory_format
+from fastcnn.shapes import LRN, memory_format
 
 
 def reference(input: Tensor, norm: LRN) -> Tensor:
     """Return what torch returns; under autocast back in the input's dtype (stock turns to float32 there)."""
-    return F.local_response_norm(input, *norm).to(input.dtype)
+    output = F.local_response_norm(input, *norm)
+    return output.to(input.dtype) if input.is_floating_point() else output
 
 
 def stock_backward(grad: Tensor, input: Tensor, norm: LRN) -> Tensor:
@@ -87,8 +88,6 @@ def refuse(input: Tensor, norm: LRN) -> str:
     """Say why no kernel normalises this input so, or return an empty string."""
     if reason := checks.refuse_dtype(input):
         return reason
-    if norm.size > MAX_LRN_SIZE:
-        return f"takes argument 'size' up to {MAX_LRN_SIZE} channels, got {norm.size}"
     if norm.alpha < 0 or norm.k < 0:
         return f"takes no negative argument 'alpha' or 'k', got {norm.alpha} and {norm.k}"
     return ""

@@ -23,7 +23,6 @@ from fastcnn.triton.tiles import (
     tiling,
 )
 
-
 # Triton's interpreter multiplies bfloat16 matrices as if their bits were integers; float32 products of them are exact.
 INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -39,11 +38,10 @@ class Config(NamedTuple):
 
 
 CONFIGS = (
-    Config(128, 128, 32, 8, 3),
-    Config(128, 64, 32, 4, 3),
-    Config(64, 64, 32, 4, 4),
-    Config(64, 32, 32, 4, 4),
-    Config(64, 16, 32, 4, 4),
+    Config(128, 64, 32, 8, 3),
+    Config(64, 64, 32, 8, 3),
+    Config(64, 32, 32, 4, 3),
+    Config(64, 16, 32, 4, 3),
 )
 
 
@@ -113,17 +111,26 @@ def implicit_gemm_kernel(
             channel = k % GROUP_IN
             place = k // GROUP_IN
         else:
-            channel = k // (KH * KW)
+            channel = tl.where(k < K, k // (KH * KW), 0)
             place = k % (KH * KW)
-        h = top[:, None] + (place // KW * DH)[None, :]
-        w = left[:, None] + (place % KW * DW)[None, :]
-        inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & m_mask[:, None] & (k < K)[None, :]
+        channel += group * GROUP_IN
+        down = place // KW * DH
+        right = place % KW * DW
         if WIDE:
             channel = channel.to(tl.int64)
-        at = offset((group * GROUP_IN + channel)[None, :], h * W + w, C, H * W, X_CHANNELS_LAST)
-        x = tl.load(x_rows[:, None] + tl.where(inside, at, 0), mask=inside, other=0.0)
+        h = top[:, None] + down[None, :]
+        w = left[:, None] + right[None, :]
+        inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & m_mask[:, None] & (k < K)[None, :]
+        # a place outside the image reads nothing, at an offset inside it
+        if X_CHANNELS_LAST:
+            at = ((top * W + left) * C)[:, None] + ((down * W + right) * C + channel)[None, :]
+            at = tl.where(inside, at, channel[None, :])
+        else:
+            at = (top * W + left)[:, None] + (channel * H * W + down * W + right)[None, :]
+            at = tl.where(inside, at, 0)
+        x = tl.load(x_rows[:, None] + at, mask=inside, other=0.0)
         w_mask = (k < K)[:, None] & out_mask[None, :]
-        weight = tl.load(w_rows[None, :] + tl.where(w_mask, k[:, None], 0), mask=w_mask, other=0.0)
+        weight = tl.load(w_rows[None, :] + k[:, None], mask=w_mask, other=0.0)
         if INTERPRETING:
             x, weight = x.to(tl.float32), weight.to(tl.float32)
         acc = tl.dot(x, weight, acc, input_precision=PRECISION)
@@ -131,8 +138,11 @@ def implicit_gemm_kernel(
         acc += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)[None, :]
     if RELU:
         acc = tl.where(acc <= 0.0, 0.0, acc)
-    y_at = image[:, None] * OUT_C * OH * OW + offset(out[None, :], pixel[:, None], OUT_C, OH * OW, Y_CHANNELS_LAST)
-    tl.store(y_ptr + y_at, acc.to(y_ptr.dtype.element_ty), mask=m_mask[:, None] & out_mask[None, :])
+    y_rows = y_ptr + image * OUT_C * OH * OW
+    if WIDE:
+        out = out.to(tl.int64)
+    y_at = offset(out[None, :], pixel[:, None], OUT_C, OH * OW, Y_CHANNELS_LAST)
+    tl.store(y_rows[:, None] + y_at, acc.to(y_ptr.dtype.element_ty), mask=m_mask[:, None] & out_mask[None, :])
 
 
 @triton.jit
@@ -206,8 +216,10 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def pick_config(out_channels: int) -> Config:
+def pick_config(out_channels: int, wide: bool) -> Config:
     """Return the tile whose channels fit a group's best; wider tiles read the input less often."""
+    if wide:
+        return CONFIGS[1]  # spills on no architecture, with 64-bit offsets either
     fitting = [config for config in CONFIGS if config.block_n <= triton.next_power_of_2(out_channels)]
     return fitting[0] if fitting else CONFIGS[-1]
 
@@ -230,7 +242,8 @@ def implicit_gemm(
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=conv_memory_format(input, weight))
     if y.numel() == 0:
         return y
-    config = config or pick_config(out_channels // groups)
+    wide = is_wide(x, y)
+    config = config or pick_config(out_channels // groups, wide)
     pixels = images * out_height * out_width
     blocks_n = triton.cdiv(out_channels // groups, config.block_n)
     implicit_gemm_kernel[(triton.cdiv(pixels, config.block_m) * groups * blocks_n,)](
@@ -239,7 +252,7 @@ def implicit_gemm(
         *window.size, *window.stride, *window.padding, *window.dilation,
         HAS_BIAS=bias is not None, RELU=relu, X_CHANNELS_LAST=is_channels_last(x),
         W_CHANNELS_LAST=is_channels_last(w), Y_CHANNELS_LAST=is_channels_last(y),
-        WIDE=is_wide(x, y), PRECISION=dot_precision(x.dtype),
+        WIDE=wide, PRECISION=dot_precision(x.dtype),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

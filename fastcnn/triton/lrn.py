@@ -12,12 +12,15 @@ from torch import Tensor
 from fastcnn.shapes import LRN, memory_format
 from fastcnn.triton.tiles import dense, indices, is_channels_last, is_wide, offset, tile_position, tiling
 
+# Windows of up to so many channels are unrolled: what neighbouring windows share is then loaded and computed once.
+UNROLLED = tl.constexpr(8)
+
 
 @triton.jit
 def load_channel(ptr, c, p, mask, C, P, CHANNELS_LAST: tl.constexpr):
     """Load (c, p) of an image in float32: c: [C], p: [P], mask: [P, C]; channels outside the image read as zero."""
     here = mask & ((c >= 0) & (c < C))[None, :]
-    at = tl.where(here, offset(c[None, :], p[:, None], C, P, CHANNELS_LAST), 0)
+    at = offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
     return tl.load(ptr + at, mask=here, other=0.0).to(tl.float32)
 
 
@@ -25,9 +28,14 @@ def load_channel(ptr, c, p, mask, C, P, CHANNELS_LAST: tl.constexpr):
 def window_scale(x_ptr, c, p, mask, C, P, SIZE: tl.constexpr, alpha, k, CHANNELS_LAST: tl.constexpr):
     """Return k + alpha / size * the sum of x**2 over each channel's window: [P, C]."""
     total = tl.zeros(mask.shape, tl.float32)
-    for j in tl.static_range(SIZE):
-        x = load_channel(x_ptr, c + (j - SIZE // 2), p, mask, C, P, CHANNELS_LAST)
-        total += x * x
+    if SIZE <= UNROLLED:
+        for j in tl.static_range(SIZE):
+            x = load_channel(x_ptr, c + (j - SIZE // 2), p, mask, C, P, CHANNELS_LAST)
+            total += x * x
+    else:
+        for j in range(SIZE):
+            x = load_channel(x_ptr, c + (j - SIZE // 2), p, mask, C, P, CHANNELS_LAST)
+            total += x * x
     return k + alpha / SIZE * total
 
 
@@ -78,6 +86,18 @@ def lrn_kernel(
 
 
 @triton.jit
+def window_term(
+    x_ptr, grad_ptr, c, j, p, mask, C, P, SIZE: tl.constexpr, alpha, beta, k, KIND: tl.constexpr, CL: tl.constexpr
+):
+    """Return grad * x * s ** (-beta - 1) of the j-th channel whose window holds c: c - (size - 1) // 2 + j."""
+    other = c + (j - (SIZE - 1) // 2)
+    scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CL)
+    grad = load_channel(grad_ptr, other, p, mask, C, P, CL)
+    x = load_channel(x_ptr, other, p, mask, C, P, CL)
+    return tl.where(((other >= 0) & (other < C))[None, :], grad * x * power(scale, beta, KIND) / scale, 0.0)
+
+
+@triton.jit
 def lrn_backward_kernel(
     x_ptr,
     grad_ptr,
@@ -107,21 +127,17 @@ def lrn_backward_kernel(
     image = n * C * P
     x_ptr += image
     grad_ptr += image
-    direct = tl.zeros(mask.shape, tl.float32)
     through = tl.zeros(mask.shape, tl.float32)
-    for j in tl.static_range(SIZE):
-        # the windows of channels c - (size - 1) // 2 to c + size // 2 hold channel c
-        other = c + (j - (SIZE - 1) // 2)
-        scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
-        factor = power(scale, beta, KIND)
-        term = load_channel(grad_ptr, other, p, mask, C, P, CHANNELS_LAST) * factor
-        if j == (SIZE - 1) // 2:
-            direct = term
-        exists = ((other >= 0) & (other < C))[None, :]
-        x = load_channel(x_ptr, other, p, mask, C, P, CHANNELS_LAST)
-        through += tl.where(exists, term * x / scale, 0.0)
+    if SIZE <= UNROLLED:
+        for j in tl.static_range(SIZE):
+            through += window_term(x_ptr, grad_ptr, c, j, p, mask, C, P, SIZE, alpha, beta, k, KIND, CHANNELS_LAST)
+    else:
+        for j in range(SIZE):
+            through += window_term(x_ptr, grad_ptr, c, j, p, mask, C, P, SIZE, alpha, beta, k, KIND, CHANNELS_LAST)
     x = load_channel(x_ptr, c, p, mask, C, P, CHANNELS_LAST)
-    dx = direct - 2.0 * alpha * beta / SIZE * x * through
+    grad = load_channel(grad_ptr, c, p, mask, C, P, CHANNELS_LAST)
+    scale = window_scale(x_ptr, c, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
+    dx = grad * power(scale, beta, KIND) - 2.0 * alpha * beta / SIZE * x * through
     at = image + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import LRN, Window, memory_format
-from fastcnn.triton.lrn import load_channel, normalise, power, power_kind, window_scale
+from fastcnn.triton.lrn import UNROLLED, load_channel, normalise, power, power_kind, window_scale
 from fastcnn.triton.max_pool import unpool
 from fastcnn.triton.tiles import dense, indices, is_channels_last, is_wide, offset, tile_position, tiling
 
@@ -75,6 +75,22 @@ def lrn_pool_kernel(
 
 
 @triton.jit
+def pooled_window_term(
+    x_ptr, grad_ptr, code_ptr, c, j, h, w, p, mask, C, P, OH, OW,
+    SIZE: tl.constexpr, alpha, beta, k, KIND: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Return what lrn.window_term returns, its gradient unpooled."""
+    other = c + (j - (SIZE - 1) // 2)
+    exists = mask & ((other >= 0) & (other < C))[None, :]
+    scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
+    grad = unpool(grad_ptr, code_ptr, h, w, other, exists, C, OH, OW, KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST)
+    x = load_channel(x_ptr, other, p, mask, C, P, CHANNELS_LAST)
+    return tl.where(exists, grad * x * power(scale, beta, KIND) / scale, 0.0)
+
+
+@triton.jit
 def lrn_pool_backward_kernel(
     grad_ptr,
     code_ptr,
@@ -114,23 +130,25 @@ def lrn_pool_backward_kernel(
     x_ptr += n * C * P
     grad_ptr += n * C * OH * OW
     code_ptr += n * C * OH * OW
-    direct = tl.zeros(mask.shape, tl.float32)
     through = tl.zeros(mask.shape, tl.float32)
-    for j in tl.static_range(SIZE):
-        other = c + (j - (SIZE - 1) // 2)
-        exists = ((other >= 0) & (other < C))[None, :]
-        scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
-        grad = unpool(
-            grad_ptr, code_ptr, p // W, p % W, other, mask & exists, C, OH, OW,
-            KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST,
-        )  # fmt: skip
-        term = grad * power(scale, beta, KIND)
-        if j == (SIZE - 1) // 2:
-            direct = term
-        x = load_channel(x_ptr, other, p, mask, C, P, CHANNELS_LAST)
-        through += tl.where(exists, term * x / scale, 0.0)
+    if SIZE <= UNROLLED:
+        for j in tl.static_range(SIZE):
+            through += pooled_window_term(
+                x_ptr, grad_ptr, code_ptr, c, j, p // W, p % W, p, mask, C, P, OH, OW, SIZE, alpha, beta, k, KIND,
+                KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST,
+            )  # fmt: skip
+    else:
+        for j in range(SIZE):
+            through += pooled_window_term(
+                x_ptr, grad_ptr, code_ptr, c, j, p // W, p % W, p, mask, C, P, OH, OW, SIZE, alpha, beta, k, KIND,
+                KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST,
+            )  # fmt: skip
     x = load_channel(x_ptr, c, p, mask, C, P, CHANNELS_LAST)
-    dx = direct - 2.0 * alpha * beta / SIZE * x * through
+    grad = unpool(
+        grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST
+    )  # fmt: skip
+    scale = window_scale(x_ptr, c, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
+    dx = grad * power(scale, beta, KIND) - 2.0 * alpha * beta / SIZE * x * through
     at = n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 

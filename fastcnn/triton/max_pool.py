@@ -76,7 +76,7 @@ def max_pool_kernel(
             pixel = tl.where(inside, h * W + w, 0)
             here = mask & inside[:, None]
             at = offset(c[None, :], pixel[:, None], C, H * W, CHANNELS_LAST)
-            x = tl.load(x_ptr + tl.where(here, at, 0), mask=here, other=float("-inf"))
+            x = tl.load(x_ptr + at, mask=here, other=float("-inf"))
             value = x.to(tl.float32)
             if HAS_BIAS:
                 # rounded as the stock bias addition rounds, so that the same pixel wins
@@ -133,7 +133,7 @@ def unpool(
             place = down // DH * KW + right // DW
             here = mask & covers[:, None]
             pixel = tl.where(covers, oh * OW + ow, 0)
-            at = tl.where(here, offset(c[None, :], pixel[:, None], C, OH * OW, CHANNELS_LAST), 0)
+            at = offset(c[None, :], pixel[:, None], C, OH * OW, CHANNELS_LAST)
             code = tl.load(code_ptr + at, mask=here, other=OFF).to(tl.int32)
             grad = tl.load(grad_ptr + at, mask=here, other=0.0).to(tl.float32)
             total += tl.where(here & (code == place[:, None]), grad, 0.0)
@@ -203,7 +203,7 @@ def pool(input: Tensor, bias: Tensor | None, window: Window, relu: bool, codes: 
     code = torch.empty_like(y, dtype=torch.uint8) if codes else None
     if y.numel() == 0:
         return y, code
-    tiles = tiling(out_height * out_width, channels, channels_last, elements=512)
+    tiles = tiling(out_height * out_width, channels, channels_last, elements=1024 if channels_last else 512)
     max_pool_kernel[tiles.grid(images)](
         x, bias, y, code, channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
         *window.size, *window.stride, *window.padding, *window.dilation,
@@ -222,7 +222,7 @@ def pool_backward(
     channels_last = is_channels_last(codes)
     dx = torch.empty((images, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=format)
     repeat = REPEAT if bias_grad else 1
-    tiles = tiling(height * width, channels, channels_last, elements=512, repeat=repeat)
+    tiles = tiling(height * width, channels, channels_last, elements=1024 if channels_last else 512, repeat=repeat)
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
         max_pool_backward_kernel[tiles.grid(images)](
