@@ -24,6 +24,7 @@ from fastcnn.train import checkpoint, environment
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import Interrupted, UserError, require
 from fastcnn.train.loop import DEFAULT_LR
+from fastcnn.train.progress import say
 from fastcnn.train.run import train as run_training
 from fastcnn.train.settings import Settings, resumed
 
@@ -226,7 +227,7 @@ class _Notes(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(f"note: {record.getMessage()}", style="dim", highlight=False, markup=False, soft_wrap=True)
+        say(self.console, f"note: {record.getMessage()}", style="dim")
 
 
 @contextlib.contextmanager

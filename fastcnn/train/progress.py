@@ -9,6 +9,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fastcnn.train.loop import Lane
 
 
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line: wrapped between words in a terminal, whole in a log, so that a path can be copied from it.
+
+    Example:
+        >>> say(Console(), "wrote runs/first/")
+        wrote runs/first/
+    """
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
 class Display:
     """Show how far each network is, with its loss and images per second.
 
@@ -30,12 +40,12 @@ class Display:
         self._progress = Progress(
             TextColumn("{task.description:<11}"),
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=18),  # leaves room for the ^C that a terminal echoes
             TextColumn("loss {task.fields[loss]:>6}"),
             TextColumn("{task.fields[speed]:>6} images/s"),
             TimeRemainingColumn(compact=True),
             console=console,
-            expand=True,
+            speed_estimate_period=120,  # seconds: several turns of both networks
             disable=not console.is_terminal,
         )
         self._tasks = {
@@ -75,11 +85,10 @@ class Display:
         if self.console.is_terminal:
             return
         epoch = lane.epochs[-1]
-        self.console.print(
+        say(
+            self.console,
             f"{lane.title:<11}  epoch {len(lane.epochs)}/{self.epochs}  loss {epoch.loss:.4f}  "
             f"test accuracy {epoch.test_accuracy:.2%}  {epoch.images_per_second:,.0f} images/s",
-            highlight=False,
-            soft_wrap=True,
         )
 
     def _steps(self, lane: Lane) -> int:

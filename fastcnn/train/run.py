@@ -22,7 +22,7 @@ from fastcnn.train.data import Dataset, Feed, load_idx_dataset
 from fastcnn.train.errors import Interrupted, UserError, require
 from fastcnn.train.folder import FolderData
 from fastcnn.train.loop import Lane
-from fastcnn.train.progress import Display
+from fastcnn.train.progress import Display, say
 from fastcnn.train.report import table, write_metrics
 from fastcnn.train.settings import Settings
 
@@ -100,7 +100,7 @@ def train(
         _claim(directory, overwrite)
     run = _prepare(settings, directory, console, resume)
     for note in run.data.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        say(console, note)
     directory.mkdir(parents=True, exist_ok=True)
     if settings.compare:
         for lane in run.lanes:
@@ -115,7 +115,7 @@ def train(
     if not finished:
         raise Interrupted(_how_to_resume(run))
     console.print(table(run.lanes))
-    console.print(f"wrote {directory}/ with {', '.join(FILES)}", highlight=False, soft_wrap=True)
+    say(console, f"wrote {directory}/ with {', '.join(FILES)}")
     return run
 
 
