@@ -259,8 +259,6 @@ def refused_calls():
         ("'pool_size'", *places),
     )
     wide = randn(1, 20, 3, 3)
-    yield "LRN over 17 channels", "local_response_norm", (wide, 17), {}, ("'size'", "16", "17")
-    yield "LRN-pool over 17 channels", "local_response_norm_max_pool2d", (wide, 17), {"pool_size": 2}, ("'size'", "17")
     yield "negative alpha", "local_response_norm", (wide, 5, -0.1), {}, ("'alpha'", "-0.1")
     yield "negative k", "local_response_norm", (wide, 5, 1e-4, 1.0, -1.0), {}, ("'k'", "-1.0")
     yield "tensor alpha", "local_response_norm", (wide, 5, torch.tensor(0.1)), {}, ("'alpha'", "tensor")

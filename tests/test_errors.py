@@ -232,14 +232,15 @@ ACCEPTED = {
         "no outputs": {"weight": MATRIX[:0], "bias": None},
     },
 }
-# Stock broadcasts these too; kernels need not.
+# Stock takes these too; kernels need not.
 ACCEPTED_BY_TORCH = {
+    ("local_response_norm_max_pool2d",): {"three axes": {"input": IMAGE[0]}},
     LINEAR: {
         "bias row": {"bias": BIAS[None, :4]},
         "bias column": {"bias": BIAS[:3, None]},
         "bias a row": {"bias": randn(3, 4)},
         "weight of one axis": {"weight": MATRIX[0], "bias": None},
-    }
+    },
 }
 
 
@@ -313,7 +314,7 @@ def test_what_stock_accepts_is_accepted(backend, function, change):
 
 
 @pytest.mark.parametrize(("function", "change"), list(accepted(ACCEPTED_BY_TORCH)))
-def test_what_stock_broadcasts_is_accepted(function, change):
+def test_what_only_stock_can_run_is_accepted(function, change):
     arguments = {**RIGHT[function], **change}
     torch.testing.assert_close(getattr(FF, function)(**arguments), STOCK[function](**arguments))
 
