@@ -98,7 +98,7 @@ def train(
     backend: Annotated[
         str, typer.Option(envvar="FASTCNN_BACKEND", help="What runs fastcnn's layers; fastcnn doctor lists them.")
     ] = "auto",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 6,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 100,
     lr: Annotated[
         float | None, typer.Option(min=0, help="Learning rate.", show_default="0.001 for adam, 0.01 for sgd")

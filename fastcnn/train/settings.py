@@ -23,7 +23,7 @@ class Settings:
     options: dict[str, Any] = field(default_factory=dict)
     compare: bool = False
     backend: str = "auto"
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 100
     lr: float = 1e-3
     optimizer: str = "adam"
