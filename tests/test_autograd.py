@@ -16,10 +16,17 @@ NORM = (5, 0.5, 0.75, 2.0)  # an alpha at which the normalisation bends
 
 
 @pytest.fixture(autouse=True)
-def _kernels(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")  # TF32 would hide what is compared here
+def _kernels():
     with fastcnn.use_backend("triton"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _float32_products():
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"  # TF32 would hide what is compared
+    yield
+    convolutions.fp32_precision = before
 
 
 def randn(*shape, seed=0):

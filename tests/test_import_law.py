@@ -1,0 +1,157 @@
+"""Who may import whom, and that one stem names one op in every folder (CONTRIBUTING.md tells the reasons)."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastcnn
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fastcnn"
+STEMS = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
+
+# A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
+# functional -> ops -> backend, and fuse -> nn; shapes is a leaf. The backend finds kernels by name, when first used.
+PUBLIC = {"fastcnn", "functional", "nn", "models"}
+MAY_IMPORT = {
+    "fastcnn": {"backend", "functional", "fuse", "models", "nn"},
+    "models": {"models", "nn"},
+    "fuse": {"nn"},
+    "nn": {"functional"},
+    "functional": {"ops", "shapes"},
+    "ops": {"ops", "backend", "shapes"},
+    "triton": {"triton", "shapes"},
+    "backend": {"shapes"},
+    "shapes": set(),
+    "train": {"train", *PUBLIC},
+    "cli": {"cli", "train", *PUBLIC},
+    "__main__": {"cli", *PUBLIC},
+}
+TESTS_MAY_IMPORT = {"train", "cli", *PUBLIC}
+# Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
+KERNEL_TESTS = {
+    "codegen.py": {"triton", "shapes"},
+    "test_codegen.py": {"triton", "shapes"},
+}
+# Importing the package needs torch alone; what else a layer needs it imports where it is used.
+OUTSIDE = {
+    "triton": {"torch", "triton"},
+    "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
+    "cli": {"torch", "typer", "rich"},
+}
+
+
+def layer_of(path):
+    return "fastcnn" if path == PACKAGE / "__init__.py" else path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree, whole_file=True):
+    """Yield the dotted name of each thing that a file imports; `whole_file`: inside functions too."""
+    for node in ast.walk(tree) if whole_file else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def touched(tree):
+    """Yield `fastcnn.<name>` for each attribute of the package that code reads, which needs no import of its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fastcnn":
+            yield f"fastcnn.{node.attr}"
+
+
+def layers_used(path):
+    """Return the layers of the package that a file imports or reaches through the package."""
+    tree = ast.parse(path.read_text())
+    names = {name for name in (*imported(tree), *touched(tree)) if name.split(".")[0] == "fastcnn"}
+    return {layer_named(name) for name in names}
+
+
+def layer_named(name):
+    """Return the layer that a dotted name belongs to; what the package itself exports is the layer `fastcnn`."""
+    parts = name.split(".")
+    if len(parts) == 1 or (len(parts) == 2 and parts[1] in fastcnn.__all__ and parts[1] not in PUBLIC):
+        return "fastcnn"
+    return parts[1] if parts[1] in MAY_IMPORT else "fastcnn"
+
+
+def python_files(folder):
+    return sorted(path for path in folder.rglob("*.py"))
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+each_file = pytest.mark.parametrize("path", python_files(PACKAGE), ids=name_of)
+
+
+@each_file
+def test_file_imports_only_what_its_layer_may(path):
+    layer = layer_of(path)
+    assert layers_used(path) <= MAY_IMPORT[layer]
+
+
+@each_file
+def test_file_needs_torch_alone_to_be_imported(path):
+    tree = ast.parse(path.read_text())
+    outside = {name.split(".")[0] for name in imported(tree, whole_file=False)} - sys.stdlib_module_names
+    assert outside - {"fastcnn"} <= OUTSIDE.get(layer_of(path), {"torch"})
+
+
+def test_only_the_triton_folder_imports_triton():
+    importers = {
+        layer_of(path)
+        for path in python_files(PACKAGE)
+        if any(name.split(".")[0] == "triton" for name in imported(ast.parse(path.read_text())))
+    }
+    assert importers == {"triton"}
+
+
+@pytest.mark.parametrize("path", python_files(ROOT / "tests"), ids=name_of)
+def test_tests_use_the_public_api(path):
+    assert layers_used(path) <= TESTS_MAY_IMPORT | KERNEL_TESTS.get(path.name, set())
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("place", ["fastcnn/ops/{}.py", "fastcnn/triton/{}.py", "tests/test_{}.py"])
+def test_one_stem_names_one_op(place, stem):
+    assert (ROOT / place.format(stem)).is_file()
+
+
+def test_operators_are_named_after_their_stem():
+    registered = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")]
+    names = {name.removeprefix("fastcnn::").split(".")[0] for name in registered}
+    kinds = ("", "_codes", "_backward")
+    assert names <= {stem + kind for stem in STEMS for kind in kinds}
+    assert set(STEMS) <= names
+
+
+@each_file
+def test_file_holds_one_idea(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize(
+    ("code", "layers"),
+    [
+        ("import fastcnn", {"fastcnn"}),
+        ("import fastcnn.ops.lrn", {"ops"}),
+        ("from fastcnn import use_backend", {"fastcnn"}),
+        ("from fastcnn import functional as FF", {"functional"}),
+        ("from fastcnn.backend import choose", {"backend"}),
+        ("from fastcnn.backend import use_backend", {"backend"}),
+        ("def late():\n    from fastcnn.triton import tiles", {"triton"}),
+        ("import fastcnn\nfastcnn.shapes.pair", {"fastcnn", "shapes"}),
+        ("import fastcnn\nfastcnn.fuse(model)", {"fastcnn"}),
+        ("import torch.nn, fastcnnlike", set()),
+    ],
+)
+def test_the_law_sees(tmp_path, code, layers):
+    (tmp_path / "code.py").write_text(code)
+    assert layers_used(tmp_path / "code.py") == layers
