@@ -70,18 +70,38 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         yield f"{name} 2x2/2", "max_pool", "max_pool_codes", (vgg, *pool2)
         yield f"{name} 3x3/2", "max_pool", "max_pool", (alexnet, *pool3)
         yield f"{name} dilated", "max_pool", "max_pool_codes", (alexnet, *odd)
-        yield f"{name} 3x3/2", "max_pool", "max_pool_backward", (new(128, 96, 27, 27), codes(128, 96, 27, 27), 55, 55, *pool3)
-        yield f"{name} dilated", "max_pool", "max_pool_backward", (new(128, 96, 27, 57), codes(128, 96, 27, 57), 55, 55, *odd)
+        yield (
+            f"{name} 3x3/2",
+            "max_pool",
+            "max_pool_backward",
+            (new(128, 96, 27, 27), codes(128, 96, 27, 27), 55, 55, *pool3),
+        )
+        yield (
+            f"{name} dilated",
+            "max_pool",
+            "max_pool_backward",
+            (new(128, 96, 27, 57), codes(128, 96, 27, 57), 55, 55, *odd),
+        )
         yield f"{name} 3x3", "conv_relu", "conv_relu", (vgg, weight, bias, *same, None)
         yield f"{name} 3x3", "conv_relu", "conv_relu_backward", (vgg, vgg, True)
         yield f"{name} 3x3, no bias", "conv_relu", "conv_relu_backward", (vgg, vgg, False)
         yield f"{name} 3x3", "conv_relu", "conv_relu", (vgg, weight, bias, *same, "implicit_gemm")
         yield f"{name} 11x11/4", "conv_relu", "conv_relu", (new(128, 3, 224, 224), first, bias, *valid, "implicit_gemm")
-        yield f"{name} 3x3, 1 channel", "conv_relu", "conv_relu", (new(100, 1, 28, 28), mnist, None, *same, "implicit_gemm")
+        yield (
+            f"{name} 3x3, 1 channel",
+            "conv_relu",
+            "conv_relu",
+            (new(100, 1, 28, 28), mnist, None, *same, "implicit_gemm"),
+        )
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool_codes", (vgg, weight, bias, *same, None, *pool2)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool", (vgg, weight, bias, *same, None, *pool2)
         half, half_codes = new(16, 64, 112, 112), codes(16, 64, 112, 112)
-        yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool_backward", (half, half_codes, 224, 224, True, *pool2)
+        yield (
+            f"{name} 3x3, pool",
+            "conv_relu_pool",
+            "conv_relu_pool_backward",
+            (half, half_codes, 224, 224, True, *pool2),
+        )
         yield f"{name} size 5", "lrn", "lrn", (alexnet, *norm)
         yield f"{name} size 5", "lrn", "lrn_backward", (alexnet, alexnet, *norm)
         yield f"{name} size 5, beta 0.6", "lrn", "lrn_backward", (alexnet, alexnet, 5, 1e-4, 0.6, 2.0)

@@ -1,8 +1,26 @@
-"""Without a GPU the Triton kernels run in Triton's CPU interpreter: it must be asked for before anything imports them."""
+"""What holds for every test: the interpreter where there is no GPU, poisoned memory, the default backend."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 
+# Without a GPU the Triton kernels run in Triton's CPU interpreter: it must be asked for before anything imports them.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill uninitialised memory with NaN (integers: their largest value), so that nothing unwritten passes."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start every test from the same random state."""
+    torch.manual_seed(0)

@@ -10,9 +10,9 @@ from fastcnn.ops import autograd, checks, convolution
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, gradients, output_shape, prepare
 from fastcnn.ops.library import define
-from fastcnn.ops.max_pool import WINDOW, refuse
+from fastcnn.ops.max_pool import WINDOW, pool_window, refuse
 from fastcnn.ops.max_pool import reference as max_pool_reference
-from fastcnn.shapes import Size, Window, conv_memory_format, memory_format, pair
+from fastcnn.shapes import Size, Window, conv_memory_format, memory_format
 
 
 def reference(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window) -> Tensor:
@@ -53,9 +53,10 @@ def _fake_backward(
 
 
 _STEM = "conv_relu_pool"
-_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {WINDOW}) -> Tensor", _fake)
+_POOL = ", ".join(f"{kind} pool_{name}" for kind, name in (argument.split(" ") for argument in WINDOW.split(", ")))
+_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {_POOL}) -> Tensor", _fake)
 _codes = define(
-    _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes
+    _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {_POOL}) -> (Tensor output, Tensor codes)", _fake_codes
 )
 _backward = define(
     _STEM,
@@ -123,7 +124,7 @@ def conv_relu_pool(
     """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
     name = "conv2d_relu_max_pool2d"
     input, weight, bias, settings = prepare(name, input, weight, bias, stride, padding, dilation, groups)
-    window = pool_window(name, pool_size, pool_stride, pool_padding, pool_ceil_mode)
+    window = pool_window(name, "pool_", pool_size, pool_stride, pool_padding, 1, pool_ceil_mode)
     _, channels, height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])
     checks.check_window(name, window, "pool_", channels, height, width)
     backend = choose("conv_relu_pool", name, input, lambda: refuse(input, window, "pool_size"))
@@ -138,10 +139,3 @@ def _run(
     if autograd.needs_grad(input, weight, bias):
         return ConvReLUPool.apply(input, weight, bias, settings, window, backend)[0]
     return _values[backend](input, weight, bias, *settings, *window)
-
-
-def pool_window(function: str, size: Size, stride: Size | None, padding: Size, ceil_mode: bool) -> Window:
-    """Return the window of a pool that ends a stage."""
-    sizes = pair(function, "pool_size", size)
-    strides = sizes if stride is None else pair(function, "pool_stride", stride)
-    return Window(sizes, strides, pair(function, "pool_padding", padding), (1, 1), ceil_mode)

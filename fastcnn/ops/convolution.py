@@ -57,6 +57,9 @@ def prepare(
     """
     for name, tensor in (("input", input), ("weight", weight)):
         checks.check_tensor(function, name, tensor)
+    if bias is not None:
+        checks.check_tensor(function, "bias", bias)
+    checks.check_integer(function, "groups", groups)
     input, weight, bias = autograd.autocast(input, weight, bias)
     symmetric = (0, 0) if isinstance(padding, str) else pair(function, "padding", padding)
     window = Window(
@@ -74,12 +77,13 @@ def prepare(
 
 
 def _named_padding(function: str, input: Tensor, window: Window, padding: str) -> tuple[Tensor, Window]:
-    checks.require(padding in ("same", "valid"), function, "padding", "'same', 'valid' or sizes", repr(padding))
+    if padding not in ("same", "valid"):
+        raise checks.wrong(function, "padding", "'same', 'valid' or sizes", repr(padding))
     if padding == "valid":
         return input, window
-    unit = window.stride == (1, 1)
-    checks.require(unit, function, "stride", "1 with padding='same'", window.stride)
-    checks.require(min(window.dilation) > 0, function, "dilation", "positive dilations", window.dilation)
+    checks.check_steps(function, window, "")
+    if window.stride != (1, 1):
+        raise checks.wrong(function, "stride", "1 with padding='same'", window.stride)
     symmetric, (bottom, right) = same_padding(window)
     if bottom or right:
         input = F.pad(input, (0, right, 0, bottom))

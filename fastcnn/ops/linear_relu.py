@@ -73,10 +73,12 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     checks.check_tensor(name, "weight", weight)
     input, weight, bias = autograd.autocast(input, weight, bias)
     checks.check_linear(name, input, weight, bias)
-    backend = choose("linear_relu", name, input, lambda: refuse(input, weight))
+    backend = choose("linear_relu", name, input, lambda: refuse(input, weight, bias))
     if backend == "torch":
         return reference(input, weight, bias)
-    rows = input.reshape(-1, input.shape[-1])
+    if bias is not None:
+        bias = bias.expand(weight.shape[0])
+    rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
     if autograd.needs_grad(input, weight, bias):
         output = LinearReLU.apply(rows, weight, bias, backend)
     else:
@@ -84,8 +86,10 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output.view(*input.shape[:-1], weight.shape[0])
 
 
-def refuse(input: Tensor, weight: Tensor) -> str:
+def refuse(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     """Say why no kernel takes these, or return an empty string."""
     if weight.dim() == 1:
         return "takes argument 'weight' as (out_features, in_features), got one axis"
+    if bias is not None and tuple(bias.shape) not in ((), (1,), (weight.shape[0],)):
+        return f"takes argument 'bias' as ({weight.shape[0]},), got shape {tuple(bias.shape)}"
     return checks.refuse_dtype(input)

@@ -15,7 +15,7 @@ from fastcnn.shapes import LRN, memory_format
 def reference(input: Tensor, norm: LRN) -> Tensor:
     """Return what torch returns; under autocast back in the input's dtype (stock turns to float32 there)."""
     output = F.local_response_norm(input, *norm)
-    return output.to(input.dtype) if input.is_floating_point() else output
+    return output.to(input.dtype) if input.dtype in checks.KERNEL_DTYPES[1:] else output
 
 
 def stock_backward(grad: Tensor, input: Tensor, norm: LRN) -> Tensor:
@@ -74,19 +74,26 @@ class LocalResponseNorm(torch.autograd.Function):
 def lrn(input: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm``."""
     name = "local_response_norm"
-    checks.check_lrn(name, input, size)
+    checks.check_lrn(name, input, size, alpha, beta, k)
     norm = LRN(size, alpha, beta, k)
     backend = choose("lrn", name, input, lambda: refuse(input, norm))
     if backend == "torch":
         return reference(input, norm)
+    norm = kernel_norm(norm)
     if autograd.needs_grad(input):
         return LocalResponseNorm.apply(input, norm, backend)
     return _forward[backend](input, *norm)
 
 
+def kernel_norm(norm: LRN) -> LRN:
+    """Return the settings in Python's own numbers, as an operator takes them."""
+    return LRN(int(norm.size), float(norm.alpha), float(norm.beta), float(norm.k))
+
+
 def refuse(input: Tensor, norm: LRN) -> str:
     """Say why no kernel normalises this input so, or return an empty string."""
-    if reason := checks.refuse_dtype(input):
+    constants = {"alpha": norm.alpha, "beta": norm.beta, "k": norm.k}
+    if reason := checks.refuse_dtype(input) or checks.refuse_constants(**constants):
         return reason
     if norm.alpha < 0 or norm.k < 0:
         return f"takes no negative argument 'alpha' or 'k', got {norm.alpha} and {norm.k}"

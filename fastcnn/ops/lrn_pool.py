@@ -9,7 +9,6 @@ from fastcnn.backend import choose
 from fastcnn.ops import autograd, checks, lrn
 from fastcnn.ops import max_pool as pool
 from fastcnn.ops.codes import unpool
-from fastcnn.ops.conv_relu_pool import pool_window
 from fastcnn.ops.library import define
 from fastcnn.shapes import LRN, Size, Window, memory_format
 
@@ -85,16 +84,21 @@ def lrn_pool(
 ) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
     name = "local_response_norm_max_pool2d"
-    checks.check_lrn(name, input, size)
-    checks.require(input.dim() == 4, name, "input", "(N, C, H, W)", f"shape {tuple(input.shape)}")
+    checks.check_lrn(name, input, size, alpha, beta, k)
+    checks.check_image(name, input)
     norm = LRN(size, alpha, beta, k)
-    window = pool_window(name, pool_size, pool_stride, pool_padding, pool_ceil_mode)
-    checks.check_window(name, window, "pool_", *input.shape[1:])
-    backend = choose(
-        "lrn_pool", name, input, lambda: lrn.refuse(input, norm) or pool.refuse(input, window, "pool_size")
-    )
+    window = pool.pool_window(name, "pool_", pool_size, pool_stride, pool_padding, 1, pool_ceil_mode)
+    checks.check_window(name, window, "pool_", *input.shape[-3:])
+    backend = choose("lrn_pool", name, input, lambda: _refuse(input, norm, window))
     if backend == "torch":
         return reference(input, norm, window)
+    norm = lrn.kernel_norm(norm)
     if autograd.needs_grad(input):
         return LRNPool.apply(input, norm, window, backend)[0]
     return _values[backend](input, *norm, *window)
+
+
+def _refuse(input: Tensor, norm: LRN, window: Window) -> str:
+    if input.dim() == 3:  # to LRN it is (N, C, L), to max-pool (C, H, W)
+        return "takes argument 'input' as (N, C, H, W), got three axes"
+    return lrn.refuse(input, norm) or pool.refuse(input, window, "pool_size")

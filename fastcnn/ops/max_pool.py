@@ -90,9 +90,7 @@ def max_pool(
     name = "max_pool2d"
     checks.check_tensor(name, "input", input)
     checks.check_image(name, input)
-    size = pair(name, "kernel_size", kernel_size)
-    step = size if stride is None or stride == [] else pair(name, "stride", stride)
-    window = Window(size, step, pair(name, "padding", padding), pair(name, "dilation", dilation), ceil_mode)
+    window = pool_window(name, "", kernel_size, stride, padding, dilation, ceil_mode)
     checks.check_window(name, window, "", *input.shape[-3:])
     backend = choose("max_pool", name, input, lambda: refuse(input, window, "kernel_size"))
     if backend == "torch":
@@ -105,6 +103,21 @@ def _run(input: Tensor, window: Window, backend: str, return_indices: bool) -> A
         return _values[backend](input, *window)
     output, codes = MaxPool.apply(input, window, backend)
     return (output, codes_to_indices(codes, window, input.shape[-1])) if return_indices else output
+
+
+def pool_window(
+    function: str, prefix: str, size: Size, stride: Size | None, padding: Size, dilation: Size, ceil_mode: bool
+) -> Window:
+    """Return a pool's window; ``prefix`` completes the arguments' names."""
+    checks.check_flag(function, prefix + "ceil_mode", ceil_mode)
+    sizes = pair(function, prefix + "size" if prefix else "kernel_size", size)
+    return Window(
+        sizes,
+        sizes if stride is None or stride in ((), []) else pair(function, prefix + "stride", stride),
+        pair(function, prefix + "padding", padding),
+        pair(function, prefix + "dilation", dilation),
+        ceil_mode,
+    )
 
 
 def refuse(input: Tensor, window: Window, name: str) -> str:

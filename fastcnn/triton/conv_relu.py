@@ -312,7 +312,7 @@ def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[T
     format = memory_format(output)
     dx = torch.empty_like(output)
     images, channels = output.shape[:2]
-    pixels = output[0, 0].numel() if output.numel() else 0
+    pixels = output.shape[2] * output.shape[3]
     channels_last = is_channels_last(output)
     tiles = tiling(pixels, channels, channels_last, elements=1024, repeat=REPEAT)
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)

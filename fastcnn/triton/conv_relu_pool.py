@@ -10,26 +10,29 @@ from fastcnn.triton.max_pool import pool, pool_backward
 def _convolution(
     input: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     groups: int,
     algorithm: str | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
+    """Return the convolution, and the bias if the pooling pass must still add it."""
     if algorithm == "implicit_gemm":
-        return implicit_gemm(input, weight, None, conv_window(weight, stride, padding, dilation), groups, relu=False)
-    return bare_convolution(input, weight, stride, padding, dilation, groups)
+        window = conv_window(weight, stride, padding, dilation)
+        return implicit_gemm(input, weight, bias, window, groups, relu=False), None
+    return bare_convolution(input, weight, stride, padding, dilation, groups), bias
 
 
 def conv_relu_pool(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Tensor:
     """Operator ``fastcnn::conv_relu_pool.triton``."""
-    conv = _convolution(input, weight, *settings[:5])
+    conv, bias = _convolution(input, weight, bias, *settings[:5])
     return pool(conv, bias, Window(*settings[5:]), relu=True, codes=False)[0]
 
 
 def conv_relu_pool_codes(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::conv_relu_pool_codes.triton``."""
-    conv = _convolution(input, weight, *settings[:5])
+    conv, bias = _convolution(input, weight, bias, *settings[:5])
     return pool(conv, bias, Window(*settings[5:]), relu=True, codes=True)
 
 

@@ -57,6 +57,7 @@ def tiling(pixels: int, channels: int, channels_last: bool, elements: int, repea
 
     A program goes over `repeat` tiles of pixels, one after another.
     """
+    pixels, channels = max(pixels, 1), max(channels, 1)
     if channels_last:
         block_c = min(triton.next_power_of_2(channels), 64)
         block_p = min(triton.next_power_of_2(pixels), elements // block_c)

@@ -1,0 +1,118 @@
+"""The parity contract: forward and every gradient against stock torch, under the twice-torch rule.
+
+Against a float64 reference the error of an output or a gradient may be at most twice that of the stock operations in
+the same dtype and layout, plus one unit in the last place of the largest value. Dtype and shape equal stock's, and so
+do the output's strides.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastcnn
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+each_backend = pytest.mark.parametrize("backend", [("triton", None)], ids=["triton"])
+each_convolution = pytest.mark.parametrize(
+    "backend", [("triton", "epilogue"), ("triton", "implicit_gemm")], ids=["triton-epilogue", "triton-implicit_gemm"]
+)
+
+
+def each_case(cases: dict[str, Any]) -> pytest.MarkDecorator:
+    """Parametrise a test over named cases."""
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)
+
+
+def each_variant(cases: dict[str, Any]) -> pytest.MarkDecorator:
+    """Parametrise a test over named cases, dtypes and layouts.
+
+    The first two cases run in every dtype and layout; the others, in turn, in two of the six pairs.
+    """
+    pairs = [(dtype, format) for dtype in DTYPES for format in FORMATS]
+    params = []
+    for i, (name, case) in enumerate(cases.items()):
+        for dtype, format in pairs if i < 2 else (pairs[i % 6], pairs[(i + 3) % 6]):
+            params.append(pytest.param(case, DTYPES[dtype], FORMATS[format], id=f"{name}-{dtype}-{format}"))
+    return pytest.mark.parametrize(("case", "dtype", "format"), params)
+
+
+def new(*shape: int, dtype: torch.dtype, format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Return normal random values on the device under test."""
+    values = torch.randn(shape, device=DEVICE).to(dtype)
+    return values.to(memory_format=format) if len(shape) == 4 else values
+
+
+def run(function: Callable[..., Tensor], tensors: tuple[Tensor | None, ...], cotangent: Tensor | None) -> list[Tensor]:
+    """Return the output and the gradient of every tensor given."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    output = function(*leaves)
+    if cotangent is None:
+        cotangent = torch.randn(output.shape, device=output.device)
+    inputs = [leaf for leaf in leaves if leaf is not None]
+    return [output.detach(), *torch.autograd.grad(output, inputs, cotangent.to(output))]
+
+
+def last_place(values: Tensor, dtype: torch.dtype) -> float:
+    """Return one unit in the last place of the largest value."""
+    largest = values.abs().max().item() if values.numel() else 0.0
+    return torch.finfo(dtype).eps * 2.0 ** torch.tensor(max(largest, torch.finfo(dtype).tiny)).log2().floor().item()
+
+
+def assert_parity(
+    fast: Callable[..., Tensor],
+    stock: Callable[..., Tensor],
+    tensors: tuple[Tensor | None, ...],
+    backend: tuple[str, str | None],
+) -> None:
+    """Assert the contract for a function of `tensors`; None stands for an absent bias."""
+    plain = run(stock, tensors, None)
+    cotangent = torch.randn(plain[0].shape, device=plain[0].device).to(plain[0].dtype)
+    plain = run(stock, tensors, cotangent)
+    exact = run(stock, tuple(None if t is None else t.double() for t in tensors), cotangent)
+    with fastcnn.use_backend(backend[0], algorithm=backend[1]):
+        ours = run(fast, tensors, cotangent)
+    for i, (mine, theirs, truth) in enumerate(zip(ours, plain, exact, strict=True)):
+        what = "output" if i == 0 else f"gradient {i}"
+        assert mine.dtype == theirs.dtype, what
+        assert mine.shape == theirs.shape, what
+        if i == 0:
+            assert mine.stride() == theirs.stride(), what
+        if truth.numel() == 0:
+            continue
+        error = (mine.double() - truth).abs().max().item()
+        allowed = 2 * (theirs.double() - truth).abs().max().item() + last_place(truth, mine.dtype)
+        assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_same(
+    fast: Callable[..., Tensor],
+    stock: Callable[..., Tensor],
+    tensors: tuple[Tensor | None, ...],
+    backend: tuple[str, str | None],
+) -> None:
+    """Assert that output and gradients equal stock's, NaN and infinities included, but for the last place."""
+    cotangent = torch.randn(stock(*tensors).shape, device=DEVICE)
+    theirs = run(stock, tensors, cotangent)
+    with fastcnn.use_backend(backend[0], algorithm=backend[1]):
+        ours = run(fast, tensors, cotangent)
+    for mine, other in zip(ours, theirs, strict=True):
+        rtol = 4 * torch.finfo(mine.dtype).eps
+        torch.testing.assert_close(mine, other, rtol=rtol, atol=rtol, equal_nan=True)
+
+
+def specials(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return few distinct values (many ties), with NaN, both infinities and negative zero among them."""
+    values = torch.randint(-2, 3, shape, device=DEVICE).to(dtype)
+    flat = values.view(-1)
+    count = max(1, flat.numel() // 12)
+    for value in (float("nan"), float("inf"), float("-inf"), -0.0):
+        flat[torch.randperm(flat.numel(), device=DEVICE)[:count]] = value
+    return values
