@@ -106,7 +106,7 @@ class use_backend:
         RuntimeError: a backend that is not available here; the message says why.
 
     Example:
-        >>> import fastcnn
+        >>> import torch, fastcnn
         >>> with fastcnn.use_backend("torch"):
         ...     fastcnn.functional.max_pool2d(torch.ones(1, 1, 4, 4), 2).shape
         torch.Size([1, 1, 2, 2])
