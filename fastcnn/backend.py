@@ -85,6 +85,9 @@ class _Choice:
     problem = ""  # with the environment variables: importing never fails, the call explains
 
 
+_choice = _Choice()  # an instance: Dynamo guards its attributes, so a compiled graph sees a change
+
+
 _said: set[str] = set()
 
 
@@ -114,8 +117,8 @@ class use_backend:
 
     def __init__(self, name: str, *, algorithm: str | None = None) -> None:
         _validate(name, algorithm)
-        self._before = (_Choice.backend, _Choice.algorithm, _Choice.problem)
-        _Choice.backend, _Choice.algorithm, _Choice.problem = name, algorithm, ""
+        self._before = (_choice.backend, _choice.algorithm, _choice.problem)
+        _choice.backend, _choice.algorithm, _choice.problem = name, algorithm, ""
 
     def __enter__(self) -> "use_backend":
         return self
@@ -123,7 +126,7 @@ class use_backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _Choice.backend, _Choice.algorithm, _Choice.problem = self._before
+        _choice.backend, _choice.algorithm, _choice.problem = self._before
 
 
 def _validate(name: str, algorithm: str | None) -> None:
@@ -139,7 +142,7 @@ def _read_environment() -> None:
     try:
         use_backend(os.environ.get("FASTCNN_BACKEND", "auto"), algorithm=os.environ.get("FASTCNN_ALGORITHM"))
     except (ValueError, RuntimeError) as error:
-        _Choice.problem = f"environment variables FASTCNN_BACKEND, FASTCNN_ALGORITHM: {error}"
+        _choice.problem = f"environment variables FASTCNN_BACKEND, FASTCNN_ALGORITHM: {error}"
 
 
 _read_environment()
@@ -147,7 +150,7 @@ _read_environment()
 
 def chosen_algorithm() -> str | None:
     """Return the convolution algorithm asked for, or None where the backend is free to choose."""
-    return _Choice.algorithm
+    return _choice.algorithm
 
 
 def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
@@ -162,9 +165,9 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
     Raises:
         RuntimeError: an explicit backend cannot serve the call.
     """
-    name = _Choice.backend
-    if _Choice.problem:
-        raise RuntimeError(_Choice.problem)
+    name = _choice.backend
+    if _choice.problem:
+        raise RuntimeError(_choice.problem)
     if name == "torch":
         return "torch"
     if name == "auto":
