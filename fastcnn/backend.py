@@ -88,7 +88,7 @@ class _Choice:
 _choice = _Choice()  # an instance: Dynamo guards its attributes, so a compiled graph sees a change
 
 
-_said: set[str] = set()
+_said: set[tuple[str, ...]] = set()
 
 
 class use_backend:
@@ -153,6 +153,19 @@ def chosen_algorithm() -> str | None:
     return _choice.algorithm
 
 
+def runs_stock(op: str, function: str, input: object) -> bool:
+    """Whether a call runs the stock layers whatever its arguments are, so that torch itself checks them."""
+    if _choice.backend == "torch":
+        return True
+    if _choice.backend != "auto" or _choice.problem or not isinstance(input, Tensor):
+        return False
+    device = input.device.type
+    if (device, op) in FASTEST:
+        return False
+    _say_once(function, "no kernel has been measured on this kind of device yet", device)
+    return True
+
+
 def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
     """Return the backend that a call runs on: ``torch`` or one with kernels.
 
@@ -180,15 +193,19 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
 def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
     name = FASTEST.get((input.device.type, op), "torch")
     if name == "torch":
-        reason = f"no kernel has been measured on this kind of device yet ({input.device.type})"
-    else:
-        reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
-        if not reason:
-            return name
-    if not torch.compiler.is_compiling() and (text := f"{function} runs the stock layers: {reason}") not in _said:
-        _said.add(text)
-        logger.info(text)
+        return name
+    reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
+    if not reason:
+        return name
+    _say_once(function, reason, input.device.type)
     return "torch"
+
+
+def _say_once(*said: str) -> None:
+    if not torch.compiler.is_compiling() and said not in _said:
+        _said.add(said)
+        function, reason, device = said
+        logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
 
 
 def _wrong_device(name: str, input: Tensor) -> str:
