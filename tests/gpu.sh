@@ -7,12 +7,12 @@ if ! "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())" 2
     echo "make gpu: no CUDA GPU that this torch can use; nothing was run (make test checks all that needs none)"
     exit 1
 fi
-"$python" -c "import fastcnn" 2>/dev/null || "$python" -m pip install --no-build-isolation --no-deps --quiet -e . || exit 1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" # this tree, installed or not
 "$python" -m fastcnn doctor || exit 1
 
 workers=()
 "$python" -c "import xdist" 2>/dev/null && workers=(-n 8)
-files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu configurations autograd compile sequential fuse)
+files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu configurations cuda autograd func compile sequential fuse)
 files=("${files[@]/#/tests/test_}")
 timeout 500 "$python" -m pytest -q "${workers[@]}" "${files[@]/%/.py}"
 status=$?

@@ -64,3 +64,16 @@ def test_more_than_2_31_elements() -> None:
         ours = FF.max_pool2d(x, 2)
     torch.testing.assert_close(ours[:, :, :8], F.max_pool2d(x[:, :, :16], 2), rtol=0, atol=0)
     torch.testing.assert_close(ours[:, :, -8:], F.max_pool2d(x[:, :, -16:], 2), rtol=0, atol=0)
+
+
+def test_float32_products_obey_torchs_setting() -> None:
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        for setting in ("tf32", "ieee"):
+            convolutions.fp32_precision = setting
+            assert conv_relu.dot_precision(torch.float32) == setting
+        convolutions.fp32_precision = "tf32"
+        assert conv_relu.dot_precision(torch.bfloat16) == "ieee"  # only float32 has the choice
+    finally:
+        convolutions.fp32_precision = before
