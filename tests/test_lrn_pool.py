@@ -66,3 +66,9 @@ def test_reference_gradient() -> None:
     x = torch.randn(1, 4, 4, 4, dtype=torch.float64, requires_grad=True, device=DEVICE)
     function = partial(FF.local_response_norm_max_pool2d, size=3, alpha=2.0, pool_size=2)
     assert torch.autograd.gradcheck(function, (x,))
+
+
+@each_backend
+def test_values_that_round_to_the_same_are_equal(backend: Any) -> None:
+    x = torch.tensor([32.0, 64.0], dtype=torch.bfloat16, device=DEVICE).view(1, 1, 1, 2)  # both to 1, but for 1e-3
+    assert_same(*both({"size": 1, "alpha": 1.0, "beta": 0.5}, {"kernel_size": (1, 2)}), (x,), backend)
