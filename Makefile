@@ -1,4 +1,4 @@
-# make demo | test | lint | gpu: each installs what it needs into .venv, at the versions of constraints.txt.
+# make demo | test | lint | gpu | bench-cpu: each installs what it needs into .venv, at the versions of constraints.txt.
 # make gpu uses the python that is there (PYTHON=...), with its own torch.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Test processes side by side.
 JOBS ?= 2
 
-.PHONY: demo test lint gpu codegen clean
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo test lint gpu codegen bench-cpu clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
@@ -29,13 +31,21 @@ codegen: $(VENV)/dev.stamp
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[demo]'
+bench-cpu: $(VENV)/demo.stamp
+	$(BIN)/python benchmarks/bench_cpu.py
+
+# Built against the torch that is then there, not in an isolated environment with a torch of its own.
+$(VENV)/torch.stamp: $(BIN)/python constraints.txt
+	$(INSTALL) setuptools wheel torch
 	touch $@
 
-$(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[dev]'
+$(VENV)/demo.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(INSTALL) --no-build-isolation --editable '.[demo]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info fastcnn/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
