@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -49,16 +50,40 @@ def _triton_missing() -> str:
     return "no CUDA device (TRITON_INTERPRET=1, set before the process starts, runs the kernels on the CPU for tests)"
 
 
-def _extension_missing() -> str:
-    return "the compiled extension fastcnn._C is not part of this version"
+_BUILD = "pip install --no-build-isolation . in fastcnn's source folder"
+
+
+def _load_extension() -> str:
+    """Load fastcnn._C, which registers the compiled kernels; return why it cannot be, or an empty string."""
+    try:
+        importlib.import_module("fastcnn._C")
+    except ImportError as error:
+        if error.name != "fastcnn._C" or importlib.util.find_spec("fastcnn._C"):
+            return f"the compiled extension fastcnn._C cannot be loaded ({error}); build it again: {_BUILD}"
+        others = [file.name for file in Path(__file__).parent.glob("_C.*") if file.suffix in (".so", ".pyd")]
+        if others:
+            return f"the compiled extension was built for another Python ({others[0]}); build it again: {_BUILD}"
+        return f"the compiled extension fastcnn._C was not built; with a C++ compiler: {_BUILD}"
+    return ""
+
+
+_EXTENSION_PROBLEM = _load_extension()
+
+
+def _cpu_missing() -> str:
+    return _EXTENSION_PROBLEM
+
+
+def _cuda_missing() -> str:
+    return _EXTENSION_PROBLEM or "the compiled extension fastcnn._C holds no CUDA kernels"
 
 
 _MISSING: dict[str, Callable[[], str]] = {
     "auto": str,
     "torch": str,
     "triton": _triton_missing,
-    "cuda": _extension_missing,
-    "cpu": _extension_missing,
+    "cuda": _cuda_missing,
+    "cpu": _cpu_missing,
 }
 
 

@@ -1,0 +1,13 @@
+// The operators of this library, torch.ops.fastcnn.<name>.cpu, and the functions that run them. Their schemas have one
+// home, fastcnn/ops/<stem>.py, which defines every backend's overload from one string.
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/ops.h"
+
+STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, library) {
+  using namespace fastcnn;
+  library.impl("max_pool.cpu", TORCH_BOX(&max_pool));
+  library.impl("max_pool_codes.cpu", TORCH_BOX(&max_pool_codes));
+  library.impl("max_pool_backward.cpu", TORCH_BOX(&max_pool_backward));
+}
