@@ -10,4 +10,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, library) {
   library.impl("max_pool.cpu", TORCH_BOX(&max_pool));
   library.impl("max_pool_codes.cpu", TORCH_BOX(&max_pool_codes));
   library.impl("max_pool_backward.cpu", TORCH_BOX(&max_pool_backward));
+  library.impl("lrn.cpu", TORCH_BOX(&lrn));
+  library.impl("lrn_backward.cpu", TORCH_BOX(&lrn_backward));
 }

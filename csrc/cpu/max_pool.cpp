@@ -290,18 +290,21 @@ FASTCNN_HOST_DEVICE void take_pixel(
   }
 }
 
-// A window of ROWS x COLUMNS neighbours, all inside the image: all channels in one pass.
-template <class T, bool CODES, bool RELU, int ROWS, int COLUMNS>
-FASTCNN_HOST_DEVICE void pool_inside(
-    const T* __restrict x, int64_t row, int64_t channels, T* __restrict y, uint8_t* __restrict code) {
+// A window of SIDE x SIDE neighbours, all inside the image: all channels in one pass.
+template <class T, bool CODES, int SIDE>
+FASTCNN_HOST_DEVICE void take_square(
+    const T* __restrict x, int64_t row, int64_t channels, float* __restrict best, int32_t* __restrict winner) {
   for (int64_t c = 0; c < channels; ++c) {
     float value = static_cast<float>(x[c]);
-    int32_t winner = 0;
+    int32_t code = 0;
 #pragma GCC unroll 9
-    for (int place = 1; place < ROWS * COLUMNS; ++place) {
-      take(static_cast<float>(x[place / COLUMNS * row + place % COLUMNS * channels + c]), place, value, winner);
+    for (int place = 1; place < SIDE * SIDE; ++place) {
+      take(static_cast<float>(x[place / SIDE * row + place % SIDE * channels + c]), place, value, code);
     }
-    finish<T, CODES, RELU>(value, winner, c, y, code);
+    best[c] = value;
+    if constexpr (CODES) {
+      winner[c] = code;
+    }
   }
 }
 
@@ -327,20 +330,18 @@ FASTCNN_CLONES void pool_pixels(
       const bool inside = r1 - r0 == square && s1 - s0 == square;
       const T* corner = from + (top * plane.width + left) * channels;
       if (inside && square == 2) {
-        pool_inside<T, CODES, RELU, 2, 2>(corner, plane.width * channels, channels, output, code);
-        continue;
-      }
-      if (inside && square == 3) {
-        pool_inside<T, CODES, RELU, 3, 3>(corner, plane.width * channels, channels, output, code);
-        continue;
-      }
-      std::fill(best.begin(), best.end(), LOWEST);
-      std::fill(winner.begin(), winner.end(), r0 < r1 && s0 < s1 ? code_of(r0, s0, columns) : NO_PLACE);
-      for (int64_t r = r0; r < r1; ++r) {
-        for (int64_t s = s0; s < s1; ++s) {
-          const int64_t pixel = (top + r * rows.dilation) * plane.width + left + s * columns.dilation;
-          take_pixel<T, CODES>(
-              from + pixel * channels, code_of(r, s, columns), channels, best.data(), winner.data());
+        take_square<T, CODES, 2>(corner, plane.width * channels, channels, best.data(), winner.data());
+      } else if (inside && square == 3) {
+        take_square<T, CODES, 3>(corner, plane.width * channels, channels, best.data(), winner.data());
+      } else {
+        std::fill(best.begin(), best.end(), LOWEST);
+        std::fill(winner.begin(), winner.end(), r0 < r1 && s0 < s1 ? code_of(r0, s0, columns) : NO_PLACE);
+        for (int64_t r = r0; r < r1; ++r) {
+          for (int64_t s = s0; s < s1; ++s) {
+            const int64_t pixel = (top + r * rows.dilation) * plane.width + left + s * columns.dilation;
+            take_pixel<T, CODES>(
+                from + pixel * channels, code_of(r, s, columns), channels, best.data(), winner.data());
+          }
         }
       }
       for (int64_t c = 0; c < channels; ++c) {

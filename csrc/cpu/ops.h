@@ -16,4 +16,7 @@ Tensor max_pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Sizes size, Sizes stride, Sizes padding,
     Sizes dilation, bool ceil_mode);
 
+Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double k);
+Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta, double k);
+
 }  // namespace fastcnn

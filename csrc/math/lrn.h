@@ -27,25 +27,27 @@ inline Power power_of(double beta) {
   return beta == 0.75 ? Power::THREE_QUARTERS : (beta == 0.0 ? Power::ZERO : Power::ANY);
 }
 
-// scale ** -beta.
+// scale ** -beta and scale ** (-beta - 1).
+struct Factors {
+  float factor;
+  float next;
+};
+
 template <Power POWER>
-FASTCNN_HOST_DEVICE float lrn_factor(const LRN& norm, float scale) {
+FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
   if constexpr (POWER == Power::THREE_QUARTERS) {
     const float root = sqrtf(scale);
-    return 1.0f / (root * sqrtf(root));
+    const float factor = 1.0f / (root * sqrtf(root));
+    return {factor, factor * (factor * factor * root)};  // factor ** 2 * root is 1 / scale without a division
   } else if constexpr (POWER == Power::ZERO) {
-    return 1.0f;
+    return {1.0f, 1.0f / scale};
   } else {
-    return powf(scale, -norm.beta);
+    const float factor = powf(scale, -norm.beta);
+    return {factor, factor / scale};
   }
 }
 
-// What a channel hands to the gradient of each channel in its window: grad * x * scale ** (-beta - 1).
-FASTCNN_HOST_DEVICE float lrn_through(float grad, float x, float factor, float scale) {
-  return grad * x * (factor / scale);
-}
-
-// The gradient of x, given the sum of lrn_through over the windows that hold it.
+// The gradient of x, given the sum of grad * x * scale ** (-beta - 1) over the windows that hold it.
 FASTCNN_HOST_DEVICE float lrn_gradient(const LRN& norm, float grad, float x, float factor, float through) {
   return grad * factor - 2.0f * norm.alpha * norm.beta * x * through;
 }
