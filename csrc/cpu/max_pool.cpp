@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "../math/select.h"
+#include "ops.h"
 #include "sums.h"
 
 namespace fastcnn {
