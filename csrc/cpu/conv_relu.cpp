@@ -31,7 +31,7 @@ FASTCNN_CLONES void mask_planes(
       to[i] = static_cast<T>(relu_off(static_cast<float>(output[i])) ? 0.0f : value);
     }
     if (sums) {
-      sums[p] = sum_where(pixels, [&](int64_t i) { return static_cast<float>(to[i]); });
+      sums[p] = sum(to, pixels);
     }
   }
 }

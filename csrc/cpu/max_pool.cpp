@@ -376,7 +376,7 @@ FASTCNN_CLONES void unpool_planes(
     int64_t end) {
   constexpr bool WIDE = sizeof(T) < sizeof(float);  // gradients that meet are added in float32
   const int64_t pixels = plane.height * plane.width, outputs = plane.out_height * plane.out_width;
-  std::vector<float> wide(WIDE ? pixels : 0);
+  std::vector<float> wide(WIDE ? pixels : 0), flowing(sums ? outputs : 0);
   int64_t offsets[RELU_OFF + 1] = {};
   for (int32_t code = 0; code < window.rows.size * window.columns.size; ++code) {
     offsets[code] = row_of(code, window.columns) * window.rows.dilation * plane.width +
@@ -403,7 +403,11 @@ FASTCNN_CLONES void unpool_planes(
       }
     }
     if (sums) {
-      sums[p] = sum_where(outputs, [&](int64_t i) { return code[i] == RELU_OFF ? 0.0f : static_cast<float>(from[i]); });
+      float* __restrict flow = flowing.data();
+      for (int64_t i = 0; i < outputs; ++i) {
+        flow[i] = code[i] == RELU_OFF ? 0.0f : static_cast<float>(from[i]);
+      }
+      sums[p] = sum(flow, outputs);
     }
   }
 }

@@ -5,19 +5,19 @@
 
 namespace fastcnn {
 
-// The sum of value(i) over [0, count), in float32: sixteen running sums, so that it vectorises without reassociation.
-template <class Value>
-FASTCNN_HOST_DEVICE float sum_where(int64_t count, const Value& value) {
+// The sum of values in float32: sixteen running sums, so that it vectorises without reassociation.
+template <class T>
+FASTCNN_HOST_DEVICE float sum(const T* __restrict values, int64_t count) {
   constexpr int64_t LANES = 16;
   float lanes[LANES] = {};
   const int64_t whole = count / LANES * LANES;
   for (int64_t i = 0; i < whole; i += LANES) {
     for (int64_t lane = 0; lane < LANES; ++lane) {
-      lanes[lane] += value(i + lane);
+      lanes[lane] += static_cast<float>(values[i + lane]);
     }
   }
   for (int64_t i = whole; i < count; ++i) {
-    lanes[i - whole] += value(i);
+    lanes[i - whole] += static_cast<float>(values[i]);
   }
   float total = 0.0f;
   for (float lane : lanes) {

@@ -51,7 +51,7 @@ inline bool is_channels_last(const Tensor& tensor) {
     if (size == 0 || stride < least || (axis == 0 && least == tensor.stride(1))) {
       return false;
     }
-    least = stride > 1 ? stride * size : stride;
+    least = stride * size;
   }
   return true;
 }

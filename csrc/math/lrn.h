@@ -38,7 +38,9 @@ FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
   if constexpr (POWER == Power::THREE_QUARTERS) {
     const float root = sqrtf(scale);
     const float factor = 1.0f / (root * sqrtf(root));
-    return {factor, factor * (factor * factor * root)};  // factor ** 2 * root is 1 / scale without a division
+    // factor ** 2 * root is 1 / scale without a division; an infinite root must not meet the zero that factor then is
+    const float finite = root < 1e30f ? root : 1e30f;
+    return {factor, factor * finite * factor * factor};
   } else if constexpr (POWER == Power::ZERO) {
     return {1.0f, 1.0f / scale};
   } else {
