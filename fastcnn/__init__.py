@@ -1,6 +1,6 @@
 """Fused conv+ReLU, max-pool and LRN kernels for classic CNNs: the module tree is stock, only the run is fused."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata as _metadata
 
 from fastcnn import functional, models, nn
 from fastcnn.backend import BackendStatus, backends, use_backend
@@ -8,8 +8,8 @@ from fastcnn.fuse import fuse, unfuse
 from fastcnn.models import *  # noqa: F403  the models are re-exported by their own __all__
 
 try:
-    __version__ = version("fastcnn")
-except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = _metadata.version("fastcnn")
+except _metadata.PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = ["BackendStatus", "backends", "functional", "fuse", "models", "nn", "unfuse", "use_backend", *models.__all__]

@@ -110,7 +110,10 @@ class _Choice:
     problem = ""  # with the environment variables: importing never fails, the call explains
 
 
-_said: set[str] = set()
+_choice = _Choice()  # an instance: Dynamo guards its attributes, so a compiled graph sees a change
+
+
+_said: set[tuple[str, ...]] = set()
 
 
 class use_backend:
@@ -131,7 +134,7 @@ class use_backend:
         RuntimeError: a backend that is not available here; the message says why.
 
     Example:
-        >>> import fastcnn
+        >>> import torch, fastcnn
         >>> with fastcnn.use_backend("torch"):
         ...     fastcnn.functional.max_pool2d(torch.ones(1, 1, 4, 4), 2).shape
         torch.Size([1, 1, 2, 2])
@@ -139,8 +142,8 @@ class use_backend:
 
     def __init__(self, name: str, *, algorithm: str | None = None) -> None:
         _validate(name, algorithm)
-        self._before = (_Choice.backend, _Choice.algorithm, _Choice.problem)
-        _Choice.backend, _Choice.algorithm, _Choice.problem = name, algorithm, ""
+        self._before = (_choice.backend, _choice.algorithm, _choice.problem)
+        _choice.backend, _choice.algorithm, _choice.problem = name, algorithm, ""
 
     def __enter__(self) -> "use_backend":
         return self
@@ -148,7 +151,7 @@ class use_backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _Choice.backend, _Choice.algorithm, _Choice.problem = self._before
+        _choice.backend, _choice.algorithm, _choice.problem = self._before
 
 
 def _validate(name: str, algorithm: str | None) -> None:
@@ -164,7 +167,7 @@ def _read_environment() -> None:
     try:
         use_backend(os.environ.get("FASTCNN_BACKEND", "auto"), algorithm=os.environ.get("FASTCNN_ALGORITHM"))
     except (ValueError, RuntimeError) as error:
-        _Choice.problem = f"environment variables FASTCNN_BACKEND, FASTCNN_ALGORITHM: {error}"
+        _choice.problem = f"environment variables FASTCNN_BACKEND, FASTCNN_ALGORITHM: {error}"
 
 
 _read_environment()
@@ -172,7 +175,20 @@ _read_environment()
 
 def chosen_algorithm() -> str | None:
     """Return the convolution algorithm asked for, or None where the backend is free to choose."""
-    return _Choice.algorithm
+    return _choice.algorithm
+
+
+def runs_stock(op: str, function: str, input: object) -> bool:
+    """Whether a call runs the stock layers whatever its arguments are, so that torch itself checks them."""
+    if _choice.backend == "torch":
+        return True
+    if _choice.backend != "auto" or _choice.problem or not isinstance(input, Tensor):
+        return False
+    device = input.device.type
+    if (device, op) in FASTEST:
+        return False
+    _say_once(function, "no kernel has been measured on this kind of device yet", device)
+    return True
 
 
 def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
@@ -187,9 +203,9 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
     Raises:
         RuntimeError: an explicit backend cannot serve the call.
     """
-    name = _Choice.backend
-    if _Choice.problem:
-        raise RuntimeError(_Choice.problem)
+    name = _choice.backend
+    if _choice.problem:
+        raise RuntimeError(_choice.problem)
     if name == "torch":
         return "torch"
     if name == "auto":
@@ -202,15 +218,19 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
 def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
     name = FASTEST.get((input.device.type, op), "torch")
     if name == "torch":
-        reason = f"no kernel has been measured on this kind of device yet ({input.device.type})"
-    else:
-        reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
-        if not reason:
-            return name
-    if not torch.compiler.is_compiling() and (text := f"{function} runs the stock layers: {reason}") not in _said:
-        _said.add(text)
-        logger.info(text)
+        return name
+    reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
+    if not reason:
+        return name
+    _say_once(function, reason, input.device.type)
     return "torch"
+
+
+def _say_once(*said: str) -> None:
+    if not torch.compiler.is_compiling() and said not in _said:
+        _said.add(said)
+        function, reason, device = said
+        logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
 
 
 def _wrong_device(name: str, input: Tensor) -> str:

@@ -284,8 +284,9 @@ def test_every_operator_is_listed_here():
 
 
 @each_operator
-@pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("layout", "with_bias"), [("contiguous", False), ("channels_last", True)], ids=["contiguous", "channels_last, bias"]
+)
 def test_opcheck(layout, with_bias, name):
     # Every test of opcheck's: that of the autograd registration is for inputs that require a gradient, which these
     # operators never see, as the autograd Functions call them.

@@ -223,8 +223,6 @@ ACCEPTED = {
         "five axes": {"input": IMAGE[None].transpose(1, 2)},
     },
     LINEAR: {
-        "bias of one": {"bias": BIAS[:1]},
-        "bias without axes": {"bias": BIAS[0]},
         "one row": {"input": ROWS[0]},
         "many axes": {"input": randn(2, 1, 3, 5)},
         "no rows": {"input": ROWS[:0]},
@@ -236,6 +234,8 @@ ACCEPTED = {
 ACCEPTED_BY_TORCH = {
     ("local_response_norm_max_pool2d",): {"three axes": {"input": IMAGE[0]}},
     LINEAR: {
+        "bias of one": {"bias": BIAS[:1]},
+        "bias without axes": {"bias": BIAS[0]},
         "bias row": {"bias": BIAS[None, :4]},
         "bias column": {"bias": BIAS[:3, None]},
         "bias a row": {"bias": randn(3, 4)},
@@ -330,11 +330,10 @@ def test_lrn_of_an_array_is_a_type_error(backend, function):
 
 @pytest.mark.parametrize("function", [*CONV, *LINEAR])
 @pytest.mark.parametrize("argument", ["weight", "bias"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_parameter_on_another_device_is_a_runtime_error(backend, argument, function):
-    # Stock raises one between real devices; a meta tensor it takes, and returns values that nobody computed.
+def test_parameter_on_another_device_is_a_runtime_error(argument, function):
+    # So it is in stock between real devices; some meta tensors stock takes, and returns values that nobody computed.
     arguments = {**RIGHT[function], argument: RIGHT[function][argument].to("meta")}
-    with fastcnn.use_backend(backend), pytest.raises(RuntimeError) as caught:
+    with fastcnn.use_backend("triton"), pytest.raises(RuntimeError) as caught:
         getattr(FF, function)(**arguments)
     assert_names(caught.value, function, argument)
     assert "meta" in str(caught.value)

@@ -25,7 +25,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Cast to the autocast dtype, where autocast is on, as torch does for convolutions and linear layers."""
     device_type = next(t.device.type for t in tensors if t is not None)
-    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # torch has no autocast for meta
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t.to(dtype) if t is not None and _autocasts(t, device_type) else t for t in tensors)

@@ -1,5 +1,6 @@
 """Argument checks, made once before any kernel. Each raises what torch raises for the same mistake, and says more."""
 
+from collections.abc import Callable
 from numbers import Number, Real
 from typing import Any
 
@@ -9,6 +10,16 @@ from torch import Tensor
 from fastcnn.shapes import MAX_WINDOW_PLACES, Window
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def run_stock(reference: Callable[..., Any], check: Callable[..., object], *arguments: Any) -> Any:
+    """Run the stock layers, which check for themselves; when they refuse, say more about a mistake that we know."""
+    try:
+        return reference(*arguments)
+    except Exception as error:
+        refused = error
+    check(*arguments)
+    raise refused
 
 
 def wrong(function: str, name: str, expected: str, got: object, kind: type[Exception] = RuntimeError) -> Exception:

@@ -1,11 +1,12 @@
 """Convolution, bias and ReLU: the operators ``conv_relu`` and ``conv_relu_backward``, and autograd."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose
+from fastcnn.backend import choose, runs_stock
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, gradients, prepare, reference
 from fastcnn.ops.library import define
@@ -23,6 +24,8 @@ def fake_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor
     return torch.empty_like(output), output.new_empty(output.shape[1] if bias_grad else 0)
 
 
+_NAME = "conv2d_relu"
+_prepare = partial(prepare, _NAME)
 _forward = define("conv_relu", "conv_relu", f"({CONVOLUTION}) -> Tensor", _fake)
 _backward = define(
     "conv_relu",
@@ -65,21 +68,14 @@ class ConvReLU(torch.autograd.Function):
         return autograd.vmap_over_batch(ConvReLU, info, in_dims, args)
 
 
-def conv_relu(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    groups: int,
-) -> Tensor:
+def conv_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu``."""
-    name = "conv2d_relu"
-    input, weight, bias, settings = prepare(name, input, weight, bias, stride, padding, dilation, groups)
-    backend = choose("conv_relu", name, input, lambda: checks.refuse_dtype(input))
+    if runs_stock("conv_relu", _NAME, arguments[0]):
+        return checks.run_stock(reference, _prepare, *arguments)
+    input, weight, bias, settings = _prepare(*arguments)
+    backend = choose("conv_relu", _NAME, input, lambda: checks.refuse_dtype(input))
     if backend == "torch":
-        return reference(input, weight, bias, settings)
+        return reference(*arguments)
     return autograd.with_batch(_run, input, weight, bias, settings, backend)
 
 

@@ -3,22 +3,34 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose
+from fastcnn.backend import choose, runs_stock
 from fastcnn.ops import autograd, checks, convolution
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, gradients, output_shape, prepare
 from fastcnn.ops.library import define
 from fastcnn.ops.max_pool import WINDOW, pool_window, refuse
-from fastcnn.ops.max_pool import reference as max_pool_reference
 from fastcnn.shapes import Size, Window, conv_memory_format, memory_format
 
 
-def reference(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window) -> Tensor:
+def reference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+    pool_size: Size,
+    pool_stride: Size | None,
+    pool_padding: Size,
+    pool_ceil_mode: bool,
+) -> Tensor:
     """Return conv2d, ReLU and max-pool as torch runs them."""
-    pooled: Tensor = max_pool_reference(convolution.reference(input, weight, bias, settings), window)
-    return pooled
+    activations = convolution.reference(input, weight, bias, stride, padding, dilation, groups)
+    return F.max_pool2d(activations, pool_size, pool_stride, pool_padding, ceil_mode=pool_ceil_mode)  # type: ignore[arg-type]
 
 
 def _fake(
@@ -52,6 +64,7 @@ def _fake_backward(
     return grad_conv, grad.new_empty(channels if bias_grad else 0)
 
 
+_NAME = "conv2d_relu_max_pool2d"
 _STEM = "conv_relu_pool"
 _POOL = ", ".join(f"{kind} pool_{name}" for kind, name in (argument.split(" ") for argument in WINDOW.split(", ")))
 _values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {_POOL}) -> Tensor", _fake)
@@ -108,29 +121,24 @@ class ConvReLUPool(torch.autograd.Function):
         return autograd.vmap_over_batch(ConvReLUPool, info, in_dims, args)
 
 
-def conv_relu_pool(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    groups: int,
-    pool_size: Size,
-    pool_stride: Size | None,
-    pool_padding: Size,
-    pool_ceil_mode: bool,
-) -> Tensor:
+def conv_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
-    name = "conv2d_relu_max_pool2d"
-    input, weight, bias, settings = prepare(name, input, weight, bias, stride, padding, dilation, groups)
-    window = pool_window(name, "pool_", pool_size, pool_stride, pool_padding, 1, pool_ceil_mode)
-    _, channels, height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])
-    checks.check_window(name, window, "pool_", channels, height, width)
-    backend = choose("conv_relu_pool", name, input, lambda: refuse(input, window, "pool_size"))
+    if runs_stock("conv_relu_pool", _NAME, arguments[0]):
+        return checks.run_stock(reference, _prepare, *arguments)
+    input, weight, bias, settings, window = _prepare(*arguments)
+    backend = choose("conv_relu_pool", _NAME, input, lambda: refuse(input, window, "pool_size"))
     if backend == "torch":
-        return reference(input, weight, bias, settings, window)
+        return reference(*arguments)
     return autograd.with_batch(_run, input, weight, bias, settings, window, backend)
+
+
+def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
+    size, stride, padding, ceil_mode = arguments[7:]
+    input, weight, bias, settings = prepare(_NAME, *arguments[:7])
+    window = pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
+    _, channels, height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])
+    checks.check_window(_NAME, window, "pool_", channels, height, width)
+    return input, weight, bias, settings, window
 
 
 def _run(

@@ -90,9 +90,17 @@ def _named_padding(function: str, input: Tensor, window: Window, padding: str) -
     return input, window._replace(padding=symmetric)
 
 
-def reference(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution) -> Tensor:
+def reference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+) -> Tensor:
     """Return conv2d and ReLU as torch runs them; the ReLU works in place, as in the stock models."""
-    return F.relu(F.conv2d(input, weight, bias, *settings[:4]), inplace=True)
+    return F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups), inplace=True)
 
 
 def gradients(

@@ -31,6 +31,11 @@ def define(stem: str, name: str, signature: str, fake: Callable[..., Any]) -> di
 
 def _launcher(backend_name: str, stem: str, name: str) -> Callable[..., Any]:
     def launch(*args: Any) -> Any:
-        return backend.kernel(backend_name, stem, name)(*args)
+        run = backend.kernel(backend_name, stem, name)
+        device = args[0].device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return run(*args)
+        with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
+            return run(*args)
 
     return launch

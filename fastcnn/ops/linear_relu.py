@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose
+from fastcnn.backend import choose, runs_stock
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.library import define
@@ -24,6 +24,7 @@ def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return input.new_empty(input.shape[0], weight.shape[0])
 
 
+_NAME = "linear_relu"
 _forward = define("linear_relu", "linear_relu", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", _fake)
 _backward = define(
     "linear_relu",
@@ -66,16 +67,14 @@ class LinearReLU(torch.autograd.Function):
         return autograd.vmap_over_batch(LinearReLU, info, in_dims, args)
 
 
-def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.linear_relu``."""
-    name = "linear_relu"
-    checks.check_tensor(name, "input", input)
-    checks.check_tensor(name, "weight", weight)
-    input, weight, bias = autograd.autocast(input, weight, bias)
-    checks.check_linear(name, input, weight, bias)
-    backend = choose("linear_relu", name, input, lambda: refuse(input, weight, bias))
+    if runs_stock("linear_relu", _NAME, arguments[0]):
+        return checks.run_stock(reference, _prepare, *arguments)
+    input, weight, bias = _prepare(*arguments)
+    backend = choose("linear_relu", _NAME, input, lambda: refuse(input, weight, bias))
     if backend == "torch":
-        return reference(input, weight, bias)
+        return reference(*arguments)
     if bias is not None:
         bias = bias.expand(weight.shape[0])
     rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
@@ -84,6 +83,16 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     else:
         output = _forward[backend](rows, weight, bias)
     return output.view(*input.shape[:-1], weight.shape[0])
+
+
+def _prepare(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    checks.check_tensor(_NAME, "input", input)
+    checks.check_tensor(_NAME, "weight", weight)
+    if bias is not None:
+        checks.check_tensor(_NAME, "bias", bias)
+    input, weight, bias = autograd.autocast(input, weight, bias)
+    checks.check_linear(_NAME, input, weight, bias)
+    return input, weight, bias
 
 
 def refuse(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:

@@ -1,20 +1,21 @@
 """Local response normalisation across channels: the operators ``lrn`` and ``lrn_backward``, and autograd."""
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose
+from fastcnn.backend import choose, runs_stock
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
 from fastcnn.shapes import LRN, memory_format
 
 
-def reference(input: Tensor, norm: LRN) -> Tensor:
+def reference(input: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     """Return what torch returns; under autocast back in the input's dtype (stock turns to float32 there)."""
-    output = F.local_response_norm(input, *norm)
+    output = F.local_response_norm(input, size, alpha, beta, k)
     return output.to(input.dtype) if input.dtype in checks.KERNEL_DTYPES[1:] else output
 
 
@@ -42,6 +43,8 @@ def _fake_backward(grad: Tensor, input: Tensor, *norm: Any) -> Tensor:
     return _fake(input)
 
 
+_NAME = "local_response_norm"
+_check = partial(checks.check_lrn, _NAME)
 NORM = "int size, float alpha, float beta, float k"
 _forward = define("lrn", "lrn", f"(Tensor input, {NORM}) -> Tensor", _fake)
 _backward = define("lrn", "lrn_backward", f"(Tensor grad, Tensor input, {NORM}) -> Tensor", _fake_backward)
@@ -71,14 +74,16 @@ class LocalResponseNorm(torch.autograd.Function):
         return autograd.vmap_over_batch(LocalResponseNorm, info, in_dims, args)
 
 
-def lrn(input: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+def lrn(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm``."""
-    name = "local_response_norm"
-    checks.check_lrn(name, input, size, alpha, beta, k)
-    norm = LRN(size, alpha, beta, k)
-    backend = choose("lrn", name, input, lambda: refuse(input, norm))
+    input = arguments[0]
+    if runs_stock("lrn", _NAME, input):
+        return checks.run_stock(reference, _check, *arguments)
+    _check(*arguments)
+    norm = LRN(*arguments[1:])
+    backend = choose("lrn", _NAME, input, lambda: refuse(input, norm))
     if backend == "torch":
-        return reference(input, norm)
+        return reference(*arguments)
     norm = kernel_norm(norm)
     if autograd.needs_grad(input):
         return LocalResponseNorm.apply(input, norm, backend)

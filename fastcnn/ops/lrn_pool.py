@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose
+from fastcnn.backend import choose, runs_stock
 from fastcnn.ops import autograd, checks, lrn
 from fastcnn.ops import max_pool as pool
 from fastcnn.ops.codes import unpool
@@ -13,10 +14,20 @@ from fastcnn.ops.library import define
 from fastcnn.shapes import LRN, Size, Window, memory_format
 
 
-def reference(input: Tensor, norm: LRN, window: Window) -> Tensor:
+def reference(
+    input: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    pool_size: Size,
+    pool_stride: Size | None,
+    pool_padding: Size,
+    pool_ceil_mode: bool,
+) -> Tensor:
     """Return LRN and max-pool as torch runs them."""
-    pooled: Tensor = pool.reference(lrn.reference(input, norm), window)
-    return pooled
+    normalised = lrn.reference(input, size, alpha, beta, k)
+    return F.max_pool2d(normalised, pool_size, pool_stride, pool_padding, ceil_mode=pool_ceil_mode)  # type: ignore[arg-type]
 
 
 def _fake(input: Tensor, size: int, alpha: float, beta: float, k: float, *window: Any) -> Tensor:
@@ -32,6 +43,7 @@ def _fake_backward(grad: Tensor, codes: Tensor, input: Tensor, *_: Any) -> Tenso
     return torch.empty_like(input, memory_format=memory_format(input))
 
 
+_NAME = "local_response_norm_max_pool2d"
 _SETTINGS = f"{lrn.NORM}, {pool.WINDOW}"
 _values = define("lrn_pool", "lrn_pool", f"(Tensor input, {_SETTINGS}) -> Tensor", _fake)
 _codes = define(
@@ -71,31 +83,28 @@ class LRNPool(torch.autograd.Function):
         return autograd.vmap_over_batch(LRNPool, info, in_dims, args)
 
 
-def lrn_pool(
-    input: Tensor,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    pool_size: Size,
-    pool_stride: Size | None,
-    pool_padding: Size,
-    pool_ceil_mode: bool,
-) -> Tensor:
+def lrn_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
-    name = "local_response_norm_max_pool2d"
-    checks.check_lrn(name, input, size, alpha, beta, k)
-    checks.check_image(name, input)
-    norm = LRN(size, alpha, beta, k)
-    window = pool.pool_window(name, "pool_", pool_size, pool_stride, pool_padding, 1, pool_ceil_mode)
-    checks.check_window(name, window, "pool_", *input.shape[-3:])
-    backend = choose("lrn_pool", name, input, lambda: _refuse(input, norm, window))
+    input = arguments[0]
+    if runs_stock("lrn_pool", _NAME, input):
+        return checks.run_stock(reference, _prepare, *arguments)
+    norm, window = _prepare(*arguments)
+    backend = choose("lrn_pool", _NAME, input, lambda: _refuse(input, norm, window))
     if backend == "torch":
-        return reference(input, norm, window)
+        return reference(*arguments)
     norm = lrn.kernel_norm(norm)
     if autograd.needs_grad(input):
         return LRNPool.apply(input, norm, window, backend)[0]
     return _values[backend](input, *norm, *window)
+
+
+def _prepare(input: Tensor, *settings: Any) -> tuple[LRN, Window]:
+    norm, (size, stride, padding, ceil_mode) = LRN(*settings[:4]), settings[4:]
+    checks.check_lrn(_NAME, input, *norm)
+    checks.check_image(_NAME, input)
+    window = pool.pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
+    checks.check_window(_NAME, window, "pool_", *input.shape[-3:])
+    return norm, window
 
 
 def _refuse(input: Tensor, norm: LRN, window: Window) -> str:

@@ -6,17 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose
+from fastcnn.backend import choose, runs_stock
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.library import define
 from fastcnn.shapes import Size, Window, memory_format, pair
 
 
-def reference(input: Tensor, window: Window, return_indices: bool = False) -> Any:
+def reference(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
     """Return what torch returns."""
-    size, stride, padding, dilation, ceil_mode = window
-    return F.max_pool2d(input, size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload]
+    pool: Any = F.max_pool2d  # its overloads are too many for mypy
+    return pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def fake(input: Tensor, *window: Any) -> Tensor:
@@ -37,6 +45,7 @@ def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, *window
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(codes))
 
 
+_NAME = "max_pool2d"
 WINDOW = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode"
 _values = define("max_pool", "max_pool", f"(Tensor input, {WINDOW}) -> Tensor", fake)
 _codes = define("max_pool", "max_pool_codes", f"(Tensor input, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes)
@@ -77,7 +86,19 @@ class MaxPool(torch.autograd.Function):
         return autograd.vmap_over_batch(MaxPool, info, in_dims, args)
 
 
-def max_pool(
+def max_pool(*arguments: Any) -> Any:
+    """Run ``fastcnn.functional.max_pool2d``."""
+    input = arguments[0]
+    if runs_stock("max_pool", _NAME, input):
+        return checks.run_stock(reference, _prepare, *arguments)
+    window = _prepare(*arguments)
+    backend = choose("max_pool", _NAME, input, lambda: refuse(input, window, "kernel_size"))
+    if backend == "torch":
+        return reference(*arguments)
+    return autograd.with_batch(_run, input, window, backend, arguments[-1])
+
+
+def _prepare(
     input: Tensor,
     kernel_size: Size,
     stride: Size | None,
@@ -85,17 +106,12 @@ def max_pool(
     dilation: Size,
     ceil_mode: bool,
     return_indices: bool,
-) -> Any:
-    """Run ``fastcnn.functional.max_pool2d``."""
-    name = "max_pool2d"
-    checks.check_tensor(name, "input", input)
-    checks.check_image(name, input)
-    window = pool_window(name, "", kernel_size, stride, padding, dilation, ceil_mode)
-    checks.check_window(name, window, "", *input.shape[-3:])
-    backend = choose("max_pool", name, input, lambda: refuse(input, window, "kernel_size"))
-    if backend == "torch":
-        return reference(input, window, return_indices)
-    return autograd.with_batch(_run, input, window, backend, return_indices)
+) -> Window:
+    checks.check_tensor(_NAME, "input", input)
+    checks.check_image(_NAME, input)
+    window = pool_window(_NAME, "", kernel_size, stride, padding, dilation, ceil_mode)
+    checks.check_window(_NAME, window, "", *input.shape[-3:])
+    return window
 
 
 def _run(input: Tensor, window: Window, backend: str, return_indices: bool) -> Any:

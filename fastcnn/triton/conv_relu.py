@@ -19,6 +19,7 @@ from fastcnn.triton.tiles import (
     is_wide,
     new_partial,
     offset,
+    sum_pixels,
     tile_position,
     tiling,
 )
@@ -195,7 +196,7 @@ def relu_backward_kernel(
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
     c = indices(block_c, BLOCK_C, WIDE)
     image = n * C * P
-    partial = tl.zeros((BLOCK_C,), tl.float32)
+    partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for i in range(REPEAT):
         p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
         mask = (p < P)[:, None] & (c < C)[None, :]
@@ -205,9 +206,10 @@ def relu_backward_kernel(
         grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32))
         tl.store(dx_ptr + at, grad.to(dx_ptr.dtype.element_ty), mask=mask)
         if BIAS_GRAD:
-            partial += tl.sum(grad, axis=0)
+            partial += grad
     if BIAS_GRAD:
-        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, partial, mask=c < C)
+        total = sum_pixels(partial, BLOCK_P, BLOCK_C)
+        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
 
 
 def dot_precision(dtype: torch.dtype) -> str:

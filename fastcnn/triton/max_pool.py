@@ -17,6 +17,7 @@ from fastcnn.triton.tiles import (
     is_wide,
     new_partial,
     offset,
+    sum_pixels,
     tile_position,
     tiling,
 )
@@ -177,7 +178,7 @@ def max_pool_backward_kernel(
     grad_ptr += n * C * OH * OW
     code_ptr += n * C * OH * OW
     dx_ptr += n * C * H * W
-    partial = tl.zeros((BLOCK_C,), tl.float32)
+    partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for i in range(REPEAT):
         p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
         mask = (p < H * W)[:, None] & (c < C)[None, :]
@@ -186,9 +187,10 @@ def max_pool_backward_kernel(
         ).to(dx_ptr.dtype.element_ty)
         tl.store(dx_ptr + offset(c[None, :], p[:, None], C, H * W, CHANNELS_LAST), dx, mask=mask)
         if BIAS_GRAD:
-            partial += tl.sum(dx.to(tl.float32), axis=0)
+            partial += dx.to(tl.float32)
     if BIAS_GRAD:
-        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, partial, mask=c < C)
+        total = sum_pixels(partial, BLOCK_P, BLOCK_C)
+        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
 
 
 def pool(input: Tensor, bias: Tensor | None, window: Window, relu: bool, codes: bool) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,25 @@
+# Parity on a CUDA GPU, for each backend that has kernels, and a summary. Uses the python and torch that are there.
+set -u
+python=${PYTHON:-python3}
+cd "$(dirname "$0")/.."
+
+if ! "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())" 2>/dev/null; then
+    echo "make gpu: no CUDA GPU that this torch can use; nothing was run (make test checks all that needs none)"
+    exit 1
+fi
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" # this tree, installed or not
+"$python" -m fastcnn doctor || exit 1
+
+workers=()
+"$python" -c "import xdist" 2>/dev/null && workers=(-n 8)
+files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu configurations cuda autograd func compile sequential fuse)
+files=("${files[@]/#/tests/test_}")
+timeout 500 "$python" -m pytest -q "${workers[@]}" "${files[@]/%/.py}"
+status=$?
+echo
+if [ $status = 0 ]; then
+    echo "make gpu: parity holds on $("$python" -c "import torch; print(torch.cuda.get_device_name())")"
+else
+    echo "make gpu: FAILED (pytest's exit status $status; 124: out of time)"
+fi
+exit $status
