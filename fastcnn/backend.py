@@ -21,7 +21,20 @@ ALGORITHMS = ("epilogue", "implicit_gemm")
 
 # The backend that `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on
 # such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
-FASTEST: dict[tuple[str, str], str] = {}
+# CPU: benchmarks/results/cpu/ holds the times. `conv_relu` and `linear_relu` are left to stock there: their time is the
+# matrix product's, which is torch's either way.
+FASTEST: dict[tuple[str, str], str] = {
+    ("cpu", "conv_relu_pool"): "cpu",
+    ("cpu", "lrn"): "cpu",
+    ("cpu", "lrn_pool"): "cpu",
+    ("cpu", "max_pool"): "cpu",
+}
+
+# With fewer input elements than this, stock is faster: the kernel saves less than its call costs in Python.
+LEAST_ELEMENTS: dict[tuple[str, str], int] = {
+    ("cpu", "conv_relu_pool"): 2**13,
+    ("cpu", "max_pool"): 2**15,
+}
 
 
 @dataclass(frozen=True)
@@ -216,9 +229,10 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
 
 
 def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
-    name = FASTEST.get((input.device.type, op), "torch")
-    if name == "torch":
-        return name
+    key = (input.device.type, op)
+    name = FASTEST.get(key, "torch")
+    if name == "torch" or input.numel() < LEAST_ELEMENTS.get(key, 0):
+        return "torch"
     reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
     if not reason:
         return name

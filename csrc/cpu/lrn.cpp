@@ -12,7 +12,7 @@
 namespace fastcnn {
 namespace {
 
-constexpr int64_t BLOCK_FLOATS = 64 * 1024;  // of one scratch array: a few of them stay in the second-level cache
+constexpr int64_t BLOCK_FLOATS = 32 * 1024;  // of one scratch array: a few of them stay in the second-level cache
 
 // The blocks of a tensor. In scratch memory a block has channels of zeros before and after the image's.
 struct Blocks {

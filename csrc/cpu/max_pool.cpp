@@ -9,6 +9,7 @@
 
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "../math/select.h"
 #include "ops.h"
@@ -412,10 +413,17 @@ FASTCNN_CLONES void unpool_planes(
   }
 }
 
+template <class T>
+FASTCNN_CLONES void widen(const T* __restrict from, float* __restrict to, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    to[i] = static_cast<float>(from[i]);
+  }
+}
+
 // Gather the gradients of the input rows [begin, end), counted over all images, of an NHWC tensor.
 template <class T>
 FASTCNN_CLONES void unpool_pixels(
-    const T* grad, const uint8_t* codes, T* dx, const Plane& plane, int64_t channels, const Window& window,
+    const float* grad, const uint8_t* codes, T* dx, const Plane& plane, int64_t channels, const Window& window,
     int64_t begin, int64_t end) {
   const Axis &rows = window.rows, &columns = window.columns;
   std::vector<float> total(channels);
@@ -435,10 +443,10 @@ FASTCNN_CLONES void unpool_pixels(
           }
           const int64_t at = ((image * plane.out_height + oh) * plane.out_width + ow) * channels;
           const uint8_t* __restrict code = codes + at;
-          const T* __restrict from = grad + at;
+          const float* __restrict from = grad + at;
           const uint8_t place = static_cast<uint8_t>(code_of(r, s, columns));
           for (int64_t c = 0; c < channels; ++c) {
-            sum[c] += code[c] == place ? static_cast<float>(from[c]) : 0.0f;
+            sum[c] += code[c] == place ? from[c] : 0.0f;
           }
         }
       }
@@ -451,17 +459,16 @@ FASTCNN_CLONES void unpool_pixels(
 }
 
 // The sums of the gradients that flow, by output row, of an NHWC tensor: sums is (rows, C).
-template <class T>
 FASTCNN_CLONES void sum_pixels(
-    const T* grad, const uint8_t* codes, float* sums, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+    const float* grad, const uint8_t* codes, float* sums, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
   for (int64_t line = begin; line < end; ++line) {
     float* __restrict sum = sums + line * channels;
     std::memset(sum, 0, channels * sizeof(float));
     for (int64_t i = line * pixels; i < (line + 1) * pixels; ++i) {
-      const T* __restrict from = grad + i * channels;
+      const float* __restrict from = grad + i * channels;
       const uint8_t* __restrict code = codes + i * channels;
       for (int64_t c = 0; c < channels; ++c) {
-        sum[c] += code[c] == RELU_OFF ? 0.0f : static_cast<float>(from[c]);
+        sum[c] += code[c] == RELU_OFF ? 0.0f : from[c];
       }
     }
   }
@@ -479,12 +486,17 @@ void run_pool_backward(
   const int64_t lines = layout.images * (layout.channels_last ? plane.out_height : 1);
   std::vector<float> sums(bias_grad ? lines * channels : 0);
   if (layout.channels_last) {
+    std::vector<float> wide(std::is_same_v<T, float> ? 0 : grad.numel());
+    parallel(static_cast<int64_t>(wide.size()), 1, [&](int64_t begin, int64_t end) {
+      widen(from, wide.data(), begin, end);
+    });
+    const float* gradient = wide.empty() ? reinterpret_cast<const float*>(from) : wide.data();
     parallel(layout.images * plane.height, plane.width * channels * 4, [&](int64_t begin, int64_t end) {
-      unpool_pixels(from, code, to, plane, channels, window, begin, end);
+      unpool_pixels(gradient, code, to, plane, channels, window, begin, end);
     });
     if (bias_grad) {
       parallel(lines, plane.out_width * channels, [&](int64_t begin, int64_t end) {
-        sum_pixels(from, code, sums.data(), plane.out_width, channels, begin, end);
+        sum_pixels(gradient, code, sums.data(), plane.out_width, channels, begin, end);
       });
     }
   } else {
