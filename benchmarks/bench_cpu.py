@@ -152,14 +152,16 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         def step(run: Callable[[], Tensor], leaves: list[Tensor] = leaves, cotangent: Tensor = cotangent) -> object:
             return torch.autograd.grad(run(), leaves, cotangent) if leaves else run()
 
-        times = take_turns([lambda: step(theirs), lambda: step(ours)], arguments.seconds)  # noqa: B023
+        times = take_turns([lambda: step(theirs), lambda: step(ours)], arguments.seconds)
         row[mode] = {"stock_ms": times[0], "fastcnn_ms": times[1], "ratio": times[0] / times[1]}
     return row
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the times depend on."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return {
         "cpu": names[0] if names else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),

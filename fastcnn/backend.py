@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import logging
 import os
@@ -73,7 +74,8 @@ def _load_extension() -> str:
     except ImportError as error:
         if error.name != "fastcnn._C" or importlib.util.find_spec("fastcnn._C"):
             return f"the compiled extension fastcnn._C cannot be loaded ({error}); build it again: {_BUILD}"
-        others = [file.name for file in Path(__file__).parent.glob("_C.*") if file.suffix in (".so", ".pyd")]
+        ours = {f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES}
+        others = sorted({file.name for file in Path(__file__).parent.glob("_C.*")} - ours)
         if others:
             return f"the compiled extension was built for another Python ({others[0]}); build it again: {_BUILD}"
         return f"the compiled extension fastcnn._C was not built; with a C++ compiler: {_BUILD}"
@@ -172,6 +174,8 @@ def _validate(name: str, algorithm: str | None) -> None:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     if algorithm is not None and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)} or None, got {algorithm!r}")
+    if name == "cpu" and algorithm == "implicit_gemm":
+        raise ValueError("algorithm: backend 'cpu' runs convolutions as 'epilogue', got 'implicit_gemm'")
     if reason := _MISSING[name]():
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
 

@@ -129,7 +129,10 @@ def test_places_inside_the_image_and_windows_over_a_pixel(library):
             begin = library.begin_inside(axis, integer(count))
             assert list(range(begin, library.end_of_inside(axis, integer(count), integer(length)))) == whole
         for pixel in range(length):
-            begin, end = library.from_window(axis, integer(pixel)), library.to_window(axis, integer(pixel), integer(count))
+            begin, end = (
+                library.from_window(axis, integer(pixel)),
+                library.to_window(axis, integer(pixel), integer(count)),
+            )
             places = {w: library.place(axis, integer(w), integer(pixel)) for w in range(begin, end + 1)}
             found = {w: place for w, place in places.items() if place >= 0}
             assert found == {w: covered.index(pixel) for w, covered in pixels.items() if pixel in covered}
