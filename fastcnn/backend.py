@@ -22,7 +22,7 @@ ALGORITHMS = ("epilogue", "implicit_gemm")
 
 # The backend that `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on
 # such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
-# CPU: benchmarks/results/cpu/ holds the times. `conv_relu` and `linear_relu` are left to stock there: their time is the
+# CPU: measured in benchmarks/results/cpu/*.json. `conv_relu` and `linear_relu` are left to stock there: their time is the
 # matrix product's, which is torch's either way.
 FASTEST: dict[tuple[str, str], str] = {
     ("cpu", "conv_relu_pool"): "cpu",
@@ -33,9 +33,12 @@ FASTEST: dict[tuple[str, str], str] = {
 
 # With fewer input elements than this, stock is faster: the kernel saves less than its call costs in Python.
 LEAST_ELEMENTS: dict[tuple[str, str], int] = {
-    ("cpu", "conv_relu_pool"): 2**13,
-    ("cpu", "max_pool"): 2**15,
+    ("cpu", "conv_relu_pool"): 2**15,
+    ("cpu", "max_pool"): 2**17,
 }
+
+# Faster in NCHW alone: stock's channels_last pool is as fast.
+NCHW_ONLY = frozenset({("cpu", "max_pool")})
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,8 @@ def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) 
     key = (input.device.type, op)
     name = FASTEST.get(key, "torch")
     if name == "torch" or input.numel() < LEAST_ELEMENTS.get(key, 0):
+        return "torch"
+    if name == "cpu" and key in NCHW_ONLY and not input.is_contiguous():
         return "torch"
     reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
     if not reason:

@@ -21,10 +21,10 @@ struct Blocks {
   int64_t pixels;    // of a block; the last one of an image may have fewer
   int64_t an_image;  // blocks
 
-  Blocks(const Layout& layout, const LRN& norm)
+  Blocks(const Layout& layout, const LRN& norm, int64_t floats)
       : layout(layout),
         padding(norm.size / 2),
-        pixels(clamp(BLOCK_FLOATS / rows() / 16 * 16, 16, round_up(layout.pixels, 16))),
+        pixels(clamp(floats / rows() / 16 * 16, 16, round_up(layout.pixels, 16))),
         an_image(ceil_div(layout.pixels, pixels)) {}
 
   int64_t count() const { return layout.images * an_image; }
@@ -92,18 +92,46 @@ FASTCNN_HOST_DEVICE void window_sum(
   }
 }
 
+// The channels of a line's window: `size` of them, `step` apart.
+struct Neighbours {
+  const float* first;
+  int64_t size;
+  int64_t step;
+};
+
+// Those of the i-th line of a block in scratch memory, or, if x needs no conversion, in the tensor itself, where there
+// is no padding.
+FASTCNN_HOST_DEVICE Neighbours neighbours(
+    const Blocks& blocks, const LRN& norm, const float* x, const float* scratch, int64_t line) {
+  const int64_t before = norm.size / 2, after = (norm.size - 1) / 2;
+  if (scratch) {
+    return {scratch + blocks.scratch_begin(line) - before * blocks.step(), norm.size, blocks.step()};
+  }
+  const int64_t begin = std::max<int64_t>(line - before, 0), end = std::min(line + after + 1, blocks.layout.channels);
+  return {x + blocks.line_begin(begin), end - begin, blocks.layout.pixels};
+}
+
+template <class T>
+bool needs_scratch(const Blocks& blocks) {
+  return blocks.layout.channels_last || !std::is_same_v<T, float>;
+}
+
 template <class T, Power POWER>
 FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
-  std::vector<float> values(blocks.size()), total(std::max(blocks.pixels, blocks.layout.channels));
-  const int64_t before = norm.size / 2 * blocks.step();
+  const bool copy = needs_scratch<T>(blocks);
+  std::vector<float> values(copy ? blocks.size() : 0), total(std::max(blocks.pixels, blocks.layout.channels));
   for (int64_t block = begin; block < end; ++block) {
     const int64_t length = blocks.length(block), count = blocks.line_length(length);
-    load(blocks, length, x + blocks.begin(block), values.data());
+    const float* direct = reinterpret_cast<const float*>(x + blocks.begin(block));
+    if (copy) {
+      load(blocks, length, x + blocks.begin(block), values.data());
+    }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
-      const float* __restrict own = values.data() + blocks.scratch_begin(line);
+      const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
+      const float* __restrict own = copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
       T* __restrict out = y + blocks.begin(block) + blocks.line_begin(line);
       float* __restrict sum = total.data();
-      window_sum(own - before, norm.size, blocks.step(), count, Square{}, sum);
+      window_sum(near.first, near.size, near.step, count, Square{}, sum);
       for (int64_t i = 0; i < count; ++i) {
         out[i] = static_cast<T>(own[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
       }
@@ -114,19 +142,24 @@ FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& n
 template <class T, Power POWER>
 FASTCNN_CLONES void backward(
     const T* x, const T* grad, T* dx, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
-  std::vector<float> values(blocks.size()), factors(blocks.size()), through(blocks.size());
+  const bool copy = needs_scratch<T>(blocks);
+  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), through(blocks.size());
   std::vector<float> total(std::max(blocks.pixels, blocks.layout.channels));
-  const int64_t before = norm.size / 2 * blocks.step(), after = (norm.size - 1) / 2 * blocks.step();
+  const int64_t after = (norm.size - 1) / 2 * blocks.step();
   float* __restrict sum = total.data();
   for (int64_t block = begin; block < end; ++block) {
     const int64_t length = blocks.length(block), count = blocks.line_length(length);
-    load(blocks, length, x + blocks.begin(block), values.data());
+    const float* direct = reinterpret_cast<const float*>(x + blocks.begin(block));
+    if (copy) {
+      load(blocks, length, x + blocks.begin(block), values.data());
+    }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const int64_t at = blocks.scratch_begin(line);
-      const float* __restrict own = values.data() + at;
+      const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
+      const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
       float *__restrict factor = factors.data() + at, *__restrict hand_on = through.data() + at;
-      window_sum(own - before, norm.size, blocks.step(), count, Square{}, sum);
+      window_sum(near.first, near.size, near.step, count, Square{}, sum);
       for (int64_t i = 0; i < count; ++i) {
         const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
         factor[i] = powers.factor;
@@ -135,7 +168,8 @@ FASTCNN_CLONES void backward(
     }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const int64_t at = blocks.scratch_begin(line);
-      const float *__restrict own = values.data() + at, *__restrict factor = factors.data() + at;
+      const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
+      const float* __restrict factor = factors.data() + at;
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
       T* __restrict out = dx + blocks.begin(block) + blocks.line_begin(line);
       window_sum(through.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
@@ -177,7 +211,8 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
     return y;
   }
   const LRN norm = make_norm(size, alpha, beta, k);
-  const Blocks blocks(layout(x, channels_last), norm);
+  const bool copies = channels_last || x.scalar_type() != torch::headeronly::ScalarType::Float;
+  const Blocks blocks(layout(x, channels_last), norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
   with_formula(x, beta, [&](auto type, auto power) {
     using T = decltype(type);
     const T* from = data<T>(x);
@@ -202,7 +237,7 @@ Tensor lrn_backward(
     return dx;
   }
   const LRN norm = make_norm(size, alpha, beta, k);
-  const Blocks blocks(layout(x, channels_last), norm);
+  const Blocks blocks(layout(x, channels_last), norm, BLOCK_FLOATS);
   with_formula(x, beta, [&](auto type, auto power) {
     using T = decltype(type);
     const T *values = data<T>(x), *gradient = data<T>(from);
