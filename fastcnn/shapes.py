@@ -41,6 +41,21 @@ class Window(NamedTuple):
     dilation: Pair
     ceil_mode: bool
 
+    @classmethod
+    def of(
+        cls,
+        size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        ceil_mode: bool,
+    ) -> "Window":
+        """Return the window of an operator's arguments, which come as lists; Triton's constants must be hashable."""
+        height, width = size
+        return cls(
+            (height, width), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), ceil_mode
+        )
+
     def span(self, axis: int) -> int:
         """Return how many pixels a window covers along an axis, gaps included."""
         return self.dilation[axis] * (self.size[axis] - 1) + 1

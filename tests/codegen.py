@@ -3,8 +3,8 @@
     python tests/codegen.py            # a table: kernel, configuration, registers, spills, shared memory
     python tests/codegen.py --json     # the same for the test
 
-Runs the launchers on tensors of the meta device with the kernels replaced by recorders, then compiles what was
-recorded. Must run without TRITON_INTERPRET.
+Runs the launchers on tensors of the meta device, with Triton's own specialisation but a driver that only names its
+GPU. Must run without TRITON_INTERPRET.
 """
 
 import importlib
@@ -15,37 +15,52 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 STEMS = ("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu")
 ARCHITECTURES = (80, 90, 100)
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LOAD = r"ld\.global(?:\.[a-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)"
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
 
 
-class Launch(NamedTuple):
-    """One recorded kernel launch."""
+class Driver:
+    """Stands in for a GPU's driver, so that Triton specialises and compiles as it would for a launch there."""
 
-    case: str
-    kernel: Any
-    arguments: dict[str, Any]
-    options: dict[str, int]
+    architecture = 0
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
 
 
-class Recorder:
-    """Stands in for a kernel: remembers what it is launched with."""
+class Compiler:
+    """Stands in for a kernel: what would launch it compiles it, for every architecture."""
 
-    def __init__(self, kernel: Any, launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
-        self.kernel, self.launches = kernel, launches
+    compiled: ClassVar[list[tuple[str, int, Any]]] = []
+
+    def __init__(self, kernel: Any, driver: Driver) -> None:
+        self.kernel, self.driver = kernel, driver
 
     def __getitem__(self, grid: Any) -> Any:
-        return lambda *args, **kwargs: self.launches.append((self.kernel, args, kwargs))
+        def launch(*args: Any, **kwargs: Any) -> None:
+            for self.driver.architecture in ARCHITECTURES:
+                binary = self.kernel.warmup(*args, grid=grid, **kwargs)
+                self.compiled.append((self.kernel.__name__, self.driver.architecture, binary))
+
+        return launch
 
 
 def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
@@ -114,55 +129,35 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")
 
 
-def record() -> list[Launch]:
-    """Run the launchers of every layer with recorders in the kernels' place."""
-    modules = [importlib.import_module(f"fastcnn.triton.{stem}") for stem in STEMS]
-    raw: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-    for module in modules:
+def compile_all() -> Iterator[dict[str, Any]]:
+    """Run the launchers of every layer with compilers in the kernels' place; yield what each kernel needs."""
+    driver = Driver()
+    triton.runtime.driver.set_active(driver)
+    modules = {stem: importlib.import_module(f"fastcnn.triton.{stem}") for stem in STEMS}
+    for module in modules.values():
         for name, value in vars(module).copy().items():
             if name.endswith("_kernel"):
-                setattr(module, name, Recorder(value, raw))
-    launches = []
+                setattr(module, name, Compiler(value, driver))
     for case, stem, operator, arguments in layers():
-        getattr(importlib.import_module(f"fastcnn.triton.{stem}"), operator)(*arguments)
-        kernel, args, kwargs = raw.pop()
-        options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages") if key in kwargs}
-        launches.append(Launch(case, kernel, dict(zip(kernel.arg_names, args)) | kwargs, options))
-    return launches
+        getattr(modules[stem], operator)(*arguments)
+        for kernel, architecture, binary in Compiler.compiled:
+            yield {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
+        Compiler.compiled.clear()
 
 
-def compile_for(launch: Launch, architecture: int) -> dict[str, Any]:
-    """Compile a launch, specialised as Triton's own launcher would, and read its resources."""
-    signature, constants, attributes = {}, {}, {}
-    for index, name in enumerate(launch.kernel.arg_names):
-        value = launch.arguments[name]
-        constant = launch.kernel.params[index].is_constexpr or value is None or (type(value) is int and value == 1)
-        if constant:
-            signature[name], constants[(index,)] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name], attributes[(index,)] = "*" + TYPES[value.dtype], [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
+def resources(binary: Any) -> dict[str, Any]:
+    """Read registers, spills and shared memory of a compiled kernel, and which instructions it has."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(binary.asm["cubin"])
         file.flush()
         usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
     assert found, usage
-    ptx = compiled.asm["ptx"]
+    ptx = binary.asm["ptx"]
     return {
-        "kernel": launch.kernel.__name__,
-        "case": launch.case,
-        "architecture": architecture,
         "registers": int(found[1]),
         "stack": int(found[2]) + int(found[3]),
-        "shared": compiled.metadata.shared,
+        "shared": binary.metadata.shared,
         "wgmma": "wgmma.mma_async" in ptx,
         "tensor_cores": "mma" in ptx,
         "load_bytes": max((int(n or 1) * int(b) // 8 for n, b in re.findall(LOAD, ptx)), default=0),
@@ -172,7 +167,7 @@ def compile_for(launch: Launch, architecture: int) -> dict[str, Any]:
 
 def main() -> None:
     """Compile everything; print a table, or JSON."""
-    rows = [compile_for(launch, architecture) for launch in record() for architecture in ARCHITECTURES]
+    rows = list(compile_all())
     if "--json" in sys.argv:
         print(json.dumps(rows))
         return

@@ -108,3 +108,11 @@ def test_reference_gradient() -> None:
         t.double().requires_grad_() for t in tensors((1, 2, 5, 4), (2, 2, 3, 3), torch.float32, torch.channels_last)
     )
     assert torch.autograd.gradcheck(partial(FF.conv2d_relu_max_pool2d, padding=1, pool_size=2), (x, w, b))
+
+
+@each_convolution
+def test_values_that_round_to_the_same_are_equal(backend: Any) -> None:
+    x = torch.tensor([0.25, 0.5], dtype=torch.bfloat16, device=DEVICE).view(1, 1, 1, 2)
+    weight = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16, device=DEVICE)
+    bias = torch.tensor([256.0], dtype=torch.bfloat16, device=DEVICE)  # the sums differ by less than half a place
+    assert_same(*both({}, {"kernel_size": (1, 2)}), (x, weight, bias), backend)

@@ -66,3 +66,11 @@ def test_reference_gradient() -> None:
     x = torch.randn(1, 4, 4, 4, dtype=torch.float64, requires_grad=True, device=DEVICE)
     function = partial(FF.local_response_norm_max_pool2d, size=3, alpha=2.0, pool_size=2)
     assert torch.autograd.gradcheck(function, (x,))
+
+
+@each_backend
+def test_values_that_round_to_the_same_are_equal(backend: Any) -> None:
+    # float16, as Triton's interpreter truncates to bfloat16
+    x = torch.tensor([2046 / 1024, 2047 / 1024], dtype=torch.float16, device=DEVICE).view(1, 1, 1, 2)
+    halved = {"size": 1, "alpha": 0.0, "beta": 1.0, "k": 1.99828}  # to 0.9999 and 1.0004: both are 1 in float16
+    assert_same(*both(halved, {"kernel_size": (1, 2)}), (x,), backend)

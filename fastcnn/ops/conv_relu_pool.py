@@ -66,7 +66,7 @@ def _fake_backward(
 
 _NAME = "conv2d_relu_max_pool2d"
 _STEM = "conv_relu_pool"
-_POOL = ", ".join(f"{kind} pool_{name}" for kind, name in (argument.split(" ") for argument in WINDOW.split(", ")))
+_POOL = "int[2] pool_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, bool pool_ceil_mode"
 _values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {_POOL}) -> Tensor", _fake)
 _codes = define(
     _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {_POOL}) -> (Tensor output, Tensor codes)", _fake_codes

@@ -75,7 +75,7 @@ def linear_relu(*arguments: Any) -> Tensor:
     backend = choose("linear_relu", _NAME, input, lambda: refuse(input, weight, bias))
     if backend == "torch":
         return reference(*arguments)
-    if bias is not None:
+    if bias is not None and bias.shape != weight.shape[:1]:
         bias = bias.expand(weight.shape[0])
     rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
     if autograd.needs_grad(input, weight, bias):

@@ -63,14 +63,7 @@ def implicit_gemm_kernel(
     GROUP_OUT,
     BLOCKS_N,
     GROUPS,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RELU: tl.constexpr,
     X_CHANNELS_LAST: tl.constexpr,
@@ -97,13 +90,13 @@ def implicit_gemm_kernel(
     pixel = m % (OH * OW)
     if not WIDE:
         pixel = pixel.to(tl.int32)
-    top = pixel // OW * SH - PH
-    left = pixel % OW * SW - PW
+    top = pixel // OW * WINDOW.stride[0] - WINDOW.padding[0]
+    left = pixel % OW * WINDOW.stride[1] - WINDOW.padding[1]
     x_rows = x_ptr + image * C * H * W
     out = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     out_mask = out < GROUP_OUT
     out = group * GROUP_OUT + tl.where(out_mask, out, 0)
-    K = GROUP_IN * KH * KW
+    K = GROUP_IN * WINDOW.size[0] * WINDOW.size[1]
     w_rows = w_ptr + out.to(tl.int64) * K
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k0 in range(0, K, BLOCK_K):
@@ -112,11 +105,11 @@ def implicit_gemm_kernel(
             channel = k % GROUP_IN
             place = k // GROUP_IN
         else:
-            channel = tl.where(k < K, k // (KH * KW), 0)
-            place = k % (KH * KW)
+            channel = tl.where(k < K, k // (WINDOW.size[0] * WINDOW.size[1]), 0)
+            place = k % (WINDOW.size[0] * WINDOW.size[1])
         channel += group * GROUP_IN
-        down = place // KW * DH
-        right = place % KW * DW
+        down = place // WINDOW.size[1] * WINDOW.dilation[0]
+        right = place % WINDOW.size[1] * WINDOW.dilation[1]
         if WIDE:
             channel = channel.to(tl.int64)
         h = top[:, None] + down[None, :]
@@ -251,7 +244,7 @@ def implicit_gemm(
     implicit_gemm_kernel[(triton.cdiv(pixels, config.block_m) * groups * blocks_n,)](
         x, w, bias, y, pixels, channels, height, width, out_channels, out_height, out_width,
         channels // groups, out_channels // groups, blocks_n, groups,
-        *window.size, *window.stride, *window.padding, *window.dilation,
+        WINDOW=window,
         HAS_BIAS=bias is not None, RELU=relu, X_CHANNELS_LAST=is_channels_last(x),
         W_CHANNELS_LAST=is_channels_last(w), Y_CHANNELS_LAST=is_channels_last(y),
         WIDE=wide, PRECISION=dot_precision(x.dtype),
@@ -290,8 +283,7 @@ def conv_relu(
 
 def conv_window(weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Window:
     """Return a convolution's kernel as a window."""
-    height, width = weight.shape[2:]
-    return Window((height, width), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), False)
+    return Window.of(weight.shape[2:], stride, padding, dilation, False)
 
 
 def bias_relu_(y: Tensor, bias: Tensor | None) -> None:

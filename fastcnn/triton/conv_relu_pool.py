@@ -27,17 +27,17 @@ def _convolution(
 def conv_relu_pool(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Tensor:
     """Operator ``fastcnn::conv_relu_pool.triton``."""
     conv, bias = _convolution(input, weight, bias, *settings[:5])
-    return pool(conv, bias, Window(*settings[5:]), relu=True, codes=False)[0]
+    return pool(conv, bias, Window.of(*settings[5:]), relu=True, codes=False)[0]
 
 
 def conv_relu_pool_codes(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::conv_relu_pool_codes.triton``."""
     conv, bias = _convolution(input, weight, bias, *settings[:5])
-    return pool(conv, bias, Window(*settings[5:]), relu=True, codes=True)
+    return pool(conv, bias, Window.of(*settings[5:]), relu=True, codes=True)
 
 
 def conv_relu_pool_backward(
     grad: Tensor, codes: Tensor, height: int, width: int, bias_grad: bool, *window
 ) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::conv_relu_pool_backward.triton``: unpool, ReLU mask and bias gradient in one pass."""
-    return pool_backward(grad, codes, height, width, Window(*window), bias_grad)
+    return pool_backward(grad, codes, height, width, Window.of(*window), bias_grad)

@@ -31,14 +31,7 @@ def lrn_pool_kernel(
     k,
     SIZE: tl.constexpr,
     KIND: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    WINDOW: tl.constexpr,
     CODES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
@@ -50,15 +43,15 @@ def lrn_pool_kernel(
     p = indices(block_p, BLOCK_P, WIDE)
     c = indices(block_c, BLOCK_C, WIDE)
     mask = (p < OH * OW)[:, None] & (c < C)[None, :]
-    top = p // OW * SH - PH
-    left = p % OW * SW - PW
+    top = p // OW * WINDOW.stride[0] - WINDOW.padding[0]
+    left = p % OW * WINDOW.stride[1] - WINDOW.padding[1]
     x_ptr += n * C * H * W
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
     code = tl.full((BLOCK_P, BLOCK_C), -1, tl.int32)
-    for r in range(KH):
-        for s in range(KW):
-            h = top + r * DH
-            w = left + s * DW
+    for r in range(WINDOW.size[0]):
+        for s in range(WINDOW.size[1]):
+            h = top + r * WINDOW.dilation[0]
+            w = left + s * WINDOW.dilation[1]
             inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
             here = mask & inside[:, None]
             pixel = tl.where(inside, h * W + w, 0)
@@ -67,7 +60,7 @@ def lrn_pool_kernel(
             value = y.to(y_ptr.dtype.element_ty).to(tl.float32)
             wins = here & ((value > best) | (value != value) | (code < 0))
             best = tl.where(wins, value, best)
-            code = tl.where(wins, r * KW + s, code)
+            code = tl.where(wins, r * WINDOW.size[1] + s, code)
     out = n * C * OH * OW + offset(c[None, :], p[:, None], C, OH * OW, CHANNELS_LAST)
     tl.store(y_ptr + out, best.to(y_ptr.dtype.element_ty), mask=mask)
     if CODES:
@@ -78,14 +71,13 @@ def lrn_pool_kernel(
 def pooled_window_term(
     x_ptr, grad_ptr, code_ptr, c, j, h, w, p, mask, C, P, OH, OW,
     SIZE: tl.constexpr, alpha, beta, k, KIND: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    WINDOW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Return what lrn.window_term returns, its gradient unpooled."""
     other = c + (j - (SIZE - 1) // 2)
     exists = mask & ((other >= 0) & (other < C))[None, :]
     scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
-    grad = unpool(grad_ptr, code_ptr, h, w, other, exists, C, OH, OW, KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST)
+    grad = unpool(grad_ptr, code_ptr, h, w, other, exists, C, OH, OW, WINDOW, CHANNELS_LAST)
     x = load_channel(x_ptr, other, p, mask, C, P, CHANNELS_LAST)
     return tl.where(exists, grad * x * power(scale, beta, KIND) / scale, 0.0)
 
@@ -108,14 +100,7 @@ def lrn_pool_backward_kernel(
     k,
     SIZE: tl.constexpr,
     KIND: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    WINDOW: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -135,17 +120,17 @@ def lrn_pool_backward_kernel(
         for j in tl.static_range(SIZE):
             through += pooled_window_term(
                 x_ptr, grad_ptr, code_ptr, c, j, p // W, p % W, p, mask, C, P, OH, OW, SIZE, alpha, beta, k, KIND,
-                KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST,
+                WINDOW, CHANNELS_LAST,
             )  # fmt: skip
     else:
         for j in range(SIZE):
             through += pooled_window_term(
                 x_ptr, grad_ptr, code_ptr, c, j, p // W, p % W, p, mask, C, P, OH, OW, SIZE, alpha, beta, k, KIND,
-                KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST,
+                WINDOW, CHANNELS_LAST,
             )  # fmt: skip
     x = load_channel(x_ptr, c, p, mask, C, P, CHANNELS_LAST)
     grad = unpool(
-        grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST
+        grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, CHANNELS_LAST
     )  # fmt: skip
     scale = window_scale(x_ptr, c, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
     dx = grad * power(scale, beta, KIND) - 2.0 * alpha * beta / SIZE * x * through
@@ -165,8 +150,7 @@ def _forward(input: Tensor, norm: LRN, window: Window, codes: bool) -> tuple[Ten
         tiles = tiling(out_height * out_width, channels, channels_last, elements=256)
         lrn_pool_kernel[tiles.grid(images)](
             x, y, code, channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
-            norm.alpha, norm.beta, norm.k, norm.size, power_kind(norm.beta),
-            *window.size, *window.stride, *window.padding, *window.dilation,
+            norm.alpha, norm.beta, norm.k, SIZE=norm.size, KIND=power_kind(norm.beta), WINDOW=window,
             CODES=codes, CHANNELS_LAST=channels_last, WIDE=is_wide(x, y), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
         )  # fmt: skip
     return y, code
@@ -174,21 +158,21 @@ def _forward(input: Tensor, norm: LRN, window: Window, codes: bool) -> tuple[Ten
 
 def lrn_pool(input: Tensor, size: int, alpha: float, beta: float, k: float, *window) -> Tensor:
     """Operator ``fastcnn::lrn_pool.triton``."""
-    return _forward(input, LRN(size, alpha, beta, k), Window(*window), codes=False)[0]
+    return _forward(input, LRN(size, alpha, beta, k), Window.of(*window), codes=False)[0]
 
 
 def lrn_pool_codes(
     input: Tensor, size: int, alpha: float, beta: float, k: float, *window
 ) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::lrn_pool_codes.triton``."""
-    return _forward(input, LRN(size, alpha, beta, k), Window(*window), codes=True)
+    return _forward(input, LRN(size, alpha, beta, k), Window.of(*window), codes=True)
 
 
 def lrn_pool_backward(
     grad: Tensor, codes: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, *window
 ) -> Tensor:
     """Operator ``fastcnn::lrn_pool_backward.triton``."""
-    pool = Window(*window)
+    pool = Window.of(*window)
     format = memory_format(input)
     x = dense(input)
     images, channels, height, width = x.shape
@@ -199,7 +183,7 @@ def lrn_pool_backward(
         lrn_pool_backward_kernel[tiles.grid(images)](
             grad.contiguous(memory_format=format), codes, x, dx,
             channels, height, width, codes.shape[2], codes.shape[3], tiles.blocks_p, tiles.blocks_c,
-            alpha, beta, k, size, power_kind(beta), *pool.size, *pool.stride, *pool.padding, *pool.dilation,
+            alpha, beta, k, SIZE=size, KIND=power_kind(beta), WINDOW=pool,
             CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
         )  # fmt: skip
     return dx

@@ -38,14 +38,7 @@ def max_pool_kernel(
     OW,
     BLOCKS_P,
     BLOCKS_C,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RELU: tl.constexpr,
     CODES: tl.constexpr,
@@ -62,17 +55,17 @@ def max_pool_kernel(
     p = indices(block_p, BLOCK_P, WIDE)
     c = indices(block_c, BLOCK_C, WIDE)
     mask = (p < OH * OW)[:, None] & (c < C)[None, :]
-    top = p // OW * SH - PH
-    left = p % OW * SW - PW
+    top = p // OW * WINDOW.stride[0] - WINDOW.padding[0]
+    left = p % OW * WINDOW.stride[1] - WINDOW.padding[1]
     x_ptr += n * C * H * W
     if HAS_BIAS:
         bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
     code = tl.full((BLOCK_P, BLOCK_C), -1, tl.int32)
-    for r in range(KH):
-        for s in range(KW):
-            h = top + r * DH
-            w = left + s * DW
+    for r in range(WINDOW.size[0]):
+        for s in range(WINDOW.size[1]):
+            h = top + r * WINDOW.dilation[0]
+            w = left + s * WINDOW.dilation[1]
             inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
             pixel = tl.where(inside, h * W + w, 0)
             here = mask & inside[:, None]
@@ -84,7 +77,7 @@ def max_pool_kernel(
                 value = (value + bias).to(x.dtype).to(tl.float32)
             wins = here & ((value > best) | (value != value) | (code < 0))
             best = tl.where(wins, value, best)
-            code = tl.where(wins, r * KW + s, code)
+            code = tl.where(wins, r * WINDOW.size[1] + s, code)
     if RELU:
         off = best <= 0.0
         best = tl.where(off, 0.0, best)
@@ -106,32 +99,27 @@ def unpool(
     C,
     OH,
     OW,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    WINDOW: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
     """Gather the pooled gradients whose windows chose input pixel (h, w): h, w: [P], c: [C], mask: [P, C].
 
     Looks at each window that covers the pixel, the last one first; returns float32 [P, C]. Pointers are the image's.
     """
-    ROWS: tl.constexpr = (DH * (KH - 1)) // SH + 1
-    COLUMNS: tl.constexpr = (DW * (KW - 1)) // SW + 1
+    DOWN: tl.constexpr = WINDOW.dilation[0] * (WINDOW.size[0] - 1)  # from a window's first pixel to its last
+    RIGHT: tl.constexpr = WINDOW.dilation[1] * (WINDOW.size[1] - 1)
+    ROWS: tl.constexpr = DOWN // WINDOW.stride[0] + 1
+    COLUMNS: tl.constexpr = RIGHT // WINDOW.stride[1] + 1
     total = tl.zeros(mask.shape, tl.float32)
     for i in range(ROWS):
         for j in range(COLUMNS):
-            oh = (h + PH) // SH - i
-            ow = (w + PW) // SW - j
-            down = h + PH - oh * SH
-            right = w + PW - ow * SW
-            covers = (oh >= 0) & (oh < OH) & (down <= DH * (KH - 1)) & (down % DH == 0)
-            covers &= (ow >= 0) & (ow < OW) & (right <= DW * (KW - 1)) & (right % DW == 0)
-            place = down // DH * KW + right // DW
+            oh = (h + WINDOW.padding[0]) // WINDOW.stride[0] - i
+            ow = (w + WINDOW.padding[1]) // WINDOW.stride[1] - j
+            down = h + WINDOW.padding[0] - oh * WINDOW.stride[0]
+            right = w + WINDOW.padding[1] - ow * WINDOW.stride[1]
+            covers = (oh >= 0) & (oh < OH) & (down <= DOWN) & (down % WINDOW.dilation[0] == 0)
+            covers &= (ow >= 0) & (ow < OW) & (right <= RIGHT) & (right % WINDOW.dilation[1] == 0)
+            place = down // WINDOW.dilation[0] * WINDOW.size[1] + right // WINDOW.dilation[1]
             here = mask & covers[:, None]
             pixel = tl.where(covers, oh * OW + ow, 0)
             at = offset(c[None, :], pixel[:, None], C, OH * OW, CHANNELS_LAST)
@@ -154,14 +142,7 @@ def max_pool_backward_kernel(
     OW,
     BLOCKS_P,
     BLOCKS_C,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    WINDOW: tl.constexpr,
     BIAS_GRAD: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
@@ -182,9 +163,9 @@ def max_pool_backward_kernel(
     for i in range(REPEAT):
         p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
         mask = (p < H * W)[:, None] & (c < C)[None, :]
-        dx = unpool(
-            grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, KH, KW, SH, SW, PH, PW, DH, DW, CHANNELS_LAST
-        ).to(dx_ptr.dtype.element_ty)
+        dx = unpool(grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, CHANNELS_LAST).to(
+            dx_ptr.dtype.element_ty
+        )
         tl.store(dx_ptr + offset(c[None, :], p[:, None], C, H * W, CHANNELS_LAST), dx, mask=mask)
         if BIAS_GRAD:
             partial += dx.to(tl.float32)
@@ -208,7 +189,7 @@ def pool(input: Tensor, bias: Tensor | None, window: Window, relu: bool, codes: 
     tiles = tiling(out_height * out_width, channels, channels_last, elements=1024 if channels_last else 512)
     max_pool_kernel[tiles.grid(images)](
         x, bias, y, code, channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
-        *window.size, *window.stride, *window.padding, *window.dilation,
+        WINDOW=window,
         HAS_BIAS=bias is not None, RELU=relu, CODES=codes, CHANNELS_LAST=channels_last, WIDE=is_wide(x, y),
         BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
@@ -230,7 +211,7 @@ def pool_backward(
         max_pool_backward_kernel[tiles.grid(images)](
             grad.contiguous(memory_format=format), codes, dx, partial,
             channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
-            *window.size, *window.stride, *window.padding, *window.dilation,
+            WINDOW=window,
             BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=is_wide(dx, codes),
             BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, REPEAT=repeat,
         )  # fmt: skip
@@ -239,14 +220,14 @@ def pool_backward(
 
 def max_pool(input: Tensor, *window) -> Tensor:
     """Operator ``fastcnn::max_pool.triton``."""
-    return pool(input, None, Window(*window), relu=False, codes=False)[0]
+    return pool(input, None, Window.of(*window), relu=False, codes=False)[0]
 
 
 def max_pool_codes(input: Tensor, *window) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::max_pool_codes.triton``."""
-    return pool(input, None, Window(*window), relu=False, codes=True)
+    return pool(input, None, Window.of(*window), relu=False, codes=True)
 
 
 def max_pool_backward(grad: Tensor, codes: Tensor, height: int, width: int, *window) -> Tensor:
     """Operator ``fastcnn::max_pool_backward.triton``."""
-    return pool_backward(grad, codes, height, width, Window(*window), bias_grad=False)[0]
+    return pool_backward(grad, codes, height, width, Window.of(*window), bias_grad=False)[0]

@@ -29,8 +29,9 @@ def tile_position(BLOCKS_P, BLOCKS_C):
 @triton.jit
 def indices(block, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     """Return the BLOCK indices of a block, in int64 where an image has 2**31 elements or more."""
-    index = block * BLOCK + tl.arange(0, BLOCK)
-    return index.to(tl.int64) if WIDE else index
+    if WIDE:
+        block = block.to(tl.int64)
+    return block * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
