@@ -22,7 +22,7 @@ ALGORITHMS = ("epilogue", "implicit_gemm")
 
 # The backend that `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on
 # such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
-# CPU: measured in benchmarks/results/cpu/*.json. `conv_relu` and `linear_relu` are left to stock there: their time is the
+# CPU: measured in benchmarks/results/cpu/*.json. There `conv_relu` and `linear_relu` are left to stock: their time is the
 # matrix product's, which is torch's either way.
 FASTEST: dict[tuple[str, str], str] = {
     ("cpu", "conv_relu_pool"): "cpu",
