@@ -22,8 +22,8 @@ ALGORITHMS = ("epilogue", "implicit_gemm")
 
 # The backend that `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on
 # such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
-# CPU: measured in benchmarks/results/cpu/*.json. There `conv_relu` and `linear_relu` are left to stock: their time is the
-# matrix product's, which is torch's either way.
+# CPU: measured in benchmarks/results/cpu/*.json. `conv_relu` and `linear_relu` are left to stock there: their time
+# is the matrix product's, which is torch's either way.
 FASTEST: dict[tuple[str, str], str] = {
     ("cpu", "conv_relu_pool"): "cpu",
     ("cpu", "lrn"): "cpu",
@@ -206,9 +206,15 @@ def runs_stock(op: str, function: str, input: object) -> bool:
         return False
     device = input.device.type
     if (device, op) in FASTEST:
-        return False
+        return _stock_is_faster(device, op, input)
     _say_once(function, "no kernel has been measured on this kind of device yet", device)
     return True
+
+
+def _stock_is_faster(device: str, op: str, input: Tensor) -> bool:
+    if input.numel() < LEAST_ELEMENTS.get((device, op), 0):
+        return True
+    return (device, op) in NCHW_ONLY and not input.is_contiguous()
 
 
 def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
@@ -238,10 +244,8 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
 def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
     key = (input.device.type, op)
     name = FASTEST.get(key, "torch")
-    if name == "torch" or input.numel() < LEAST_ELEMENTS.get(key, 0):
-        return "torch"
-    if name == "cpu" and key in NCHW_ONLY and not input.is_contiguous():
-        return "torch"
+    if name == "torch":
+        return name
     reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
     if not reason:
         return name

@@ -277,6 +277,7 @@ def lent_kernels(monkeypatch):
     """Lend `auto` kernels for everything: the table of measured ones may be empty for this device."""
     monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): "triton" for stem in STEMS})
     monkeypatch.setattr("fastcnn.backend.LEAST_ELEMENTS", {})
+    monkeypatch.setattr("fastcnn.backend.NCHW_ONLY", frozenset())
     monkeypatch.setattr("fastcnn.backend._said", set())
 
 
