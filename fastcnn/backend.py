@@ -2,11 +2,13 @@
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +22,23 @@ ALGORITHMS = ("epilogue", "implicit_gemm")
 
 # The backend that `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on
 # such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
-FASTEST: dict[tuple[str, str], str] = {}
+# CPU: measured in benchmarks/results/cpu/*.json. `conv_relu` and `linear_relu` are left to stock there: their time
+# is the matrix product's, which is torch's either way.
+FASTEST: dict[tuple[str, str], str] = {
+    ("cpu", "conv_relu_pool"): "cpu",
+    ("cpu", "lrn"): "cpu",
+    ("cpu", "lrn_pool"): "cpu",
+    ("cpu", "max_pool"): "cpu",
+}
+
+# With fewer input elements than this, stock is faster: the kernel saves less than its call costs in Python.
+LEAST_ELEMENTS: dict[tuple[str, str], int] = {
+    ("cpu", "conv_relu_pool"): 2**15,
+    ("cpu", "max_pool"): 2**17,
+}
+
+# Faster in NCHW alone: stock's channels_last pool is as fast.
+NCHW_ONLY = frozenset({("cpu", "max_pool")})
 
 
 @dataclass(frozen=True)
@@ -49,16 +67,41 @@ def _triton_missing() -> str:
     return "no CUDA device (TRITON_INTERPRET=1, set before the process starts, runs the kernels on the CPU for tests)"
 
 
-def _extension_missing() -> str:
-    return "the compiled extension fastcnn._C is not part of this version"
+_BUILD = "pip install --no-build-isolation . in fastcnn's source folder"
+
+
+def _load_extension() -> str:
+    """Load fastcnn._C, which registers the compiled kernels; return why it cannot be, or an empty string."""
+    try:
+        importlib.import_module("fastcnn._C")
+    except ImportError as error:
+        if error.name != "fastcnn._C" or importlib.util.find_spec("fastcnn._C"):
+            return f"the compiled extension fastcnn._C cannot be loaded ({error}); build it again: {_BUILD}"
+        ours = {f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES}
+        others = sorted({file.name for file in Path(__file__).parent.glob("_C.*")} - ours)
+        if others:
+            return f"the compiled extension was built for another Python ({others[0]}); build it again: {_BUILD}"
+        return f"the compiled extension fastcnn._C was not built; with a C++ compiler: {_BUILD}"
+    return ""
+
+
+_EXTENSION_PROBLEM = _load_extension()
+
+
+def _cpu_missing() -> str:
+    return _EXTENSION_PROBLEM
+
+
+def _cuda_missing() -> str:
+    return _EXTENSION_PROBLEM or "the compiled extension fastcnn._C holds no CUDA kernels"
 
 
 _MISSING: dict[str, Callable[[], str]] = {
     "auto": str,
     "torch": str,
     "triton": _triton_missing,
-    "cuda": _extension_missing,
-    "cpu": _extension_missing,
+    "cuda": _cuda_missing,
+    "cpu": _cpu_missing,
 }
 
 
@@ -134,6 +177,8 @@ def _validate(name: str, algorithm: str | None) -> None:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     if algorithm is not None and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)} or None, got {algorithm!r}")
+    if name == "cpu" and algorithm == "implicit_gemm":
+        raise ValueError("algorithm: backend 'cpu' runs convolutions as 'epilogue', got 'implicit_gemm'")
     if reason := _MISSING[name]():
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
 
@@ -161,9 +206,15 @@ def runs_stock(op: str, function: str, input: object) -> bool:
         return False
     device = input.device.type
     if (device, op) in FASTEST:
-        return False
+        return _stock_is_faster(device, op, input)
     _say_once(function, "no kernel has been measured on this kind of device yet", device)
     return True
+
+
+def _stock_is_faster(device: str, op: str, input: Tensor) -> bool:
+    if input.numel() < LEAST_ELEMENTS.get((device, op), 0):
+        return True
+    return (device, op) in NCHW_ONLY and not input.is_contiguous()
 
 
 def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
@@ -191,7 +242,8 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
 
 
 def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
-    name = FASTEST.get((input.device.type, op), "torch")
+    key = (input.device.type, op)
+    name = FASTEST.get(key, "torch")
     if name == "torch":
         return name
     reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()

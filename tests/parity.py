@@ -22,10 +22,16 @@ FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
-each_backend = pytest.mark.parametrize("backend", [("triton", None)], ids=["triton"])
-each_convolution = pytest.mark.parametrize(
-    "backend", [("triton", "epilogue"), ("triton", "implicit_gemm")], ids=["triton-epilogue", "triton-implicit_gemm"]
-)
+COMPILED = [("cpu", None)] if DEVICE == "cpu" and fastcnn.backends()["cpu"].available else []
+
+
+def _each_of(*backends: tuple[str, str | None]) -> pytest.MarkDecorator:
+    ids = ["-".join(part for part in backend if part) for backend in backends]
+    return pytest.mark.parametrize("backend", backends, ids=ids)
+
+
+each_backend = _each_of(("triton", None), *COMPILED)
+each_convolution = _each_of(("triton", "epilogue"), ("triton", "implicit_gemm"), *COMPILED)
 
 
 def each_case(cases: dict[str, Any]) -> pytest.MarkDecorator:

@@ -276,6 +276,8 @@ refused = pytest.mark.parametrize(
 def lent_kernels(monkeypatch):
     """Lend `auto` kernels for everything: the table of measured ones may be empty for this device."""
     monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): "triton" for stem in STEMS})
+    monkeypatch.setattr("fastcnn.backend.LEAST_ELEMENTS", {})
+    monkeypatch.setattr("fastcnn.backend.NCHW_ONLY", frozenset())
     monkeypatch.setattr("fastcnn.backend._said", set())
 
 
@@ -351,3 +353,44 @@ def test_auto_runs_forward_mode_as_stock(lent_kernels, function):
     actual = torch.func.jvp(lambda x: getattr(FF, function)(x, *args, **kwargs), (input,), (tangent,))
     expected = torch.func.jvp(lambda x: STOCK[function](x, *args, **kwargs), (input,), (tangent,))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def extension_reason(code):
+    """Return why a process that runs `code` first has no compiled kernels."""
+    code = f"import sys\n{code}\nimport fastcnn\nprint(fastcnn.backends()['cpu'].reason)"
+    environment = os.environ | {"PYTHONPATH": str(Path(fastcnn.__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_extension_that_was_not_built_is_a_reason():
+    reason = extension_reason("sys.modules['fastcnn._C'] = None")
+    assert "fastcnn._C" in reason
+    assert "pip install" in reason
+
+
+def test_extension_that_does_not_load_is_a_reason(tmp_path):
+    (tmp_path / "broken.py").write_text("raise ImportError('undefined symbol: torch_parallel_for')")
+    find = "importlib.util.spec_from_file_location('fastcnn._C', PATH)".replace(
+        "PATH", repr(str(tmp_path / "broken.py"))
+    )
+    finder = f"type('F', (), {{'find_spec': staticmethod(lambda name, *_: {find} if name == 'fastcnn._C' else None)}})"
+    reason = extension_reason(f"import importlib.util\nsys.meta_path.insert(0, {finder})")
+    assert "undefined symbol" in reason
+    assert "pip install" in reason
+
+
+@pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="the extension is not built")
+def test_cpu_backend_has_one_algorithm():
+    with pytest.raises(ValueError, match="implicit_gemm"):
+        fastcnn.use_backend("cpu", algorithm="implicit_gemm")
+
+
+@pytest.mark.skipif(not fastcnn.backends()["cpu"].available or DEVICE != "cpu", reason="needs the extension and a CPU")
+@pytest.mark.parametrize("function", list(STOCK))
+def test_cpu_backend_runs_its_own_operators(function):
+    args, kwargs = typed_call(function, torch.float32)
+    with fastcnn.use_backend("cpu"):
+        calls = recorded(lambda: getattr(FF, function)(*args, **kwargs))
+    assert any(name.startswith("fastcnn.") and name.endswith(".cpu") for name, _ in calls)

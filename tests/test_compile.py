@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from parity import COMPILED
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch.aot_autograd import make_boxed_func
@@ -90,7 +91,7 @@ def noting(operators):
 
 
 @each_stage
-@pytest.mark.parametrize("backend", ["triton", "auto"])
+@pytest.mark.parametrize("backend", ["triton", "auto", *(name for name, _ in COMPILED)])
 def test_compiled_without_a_break_equals_eager_with_gradients(backend, function, shapes, operators):
     with fastcnn.use_backend(backend):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -229,8 +230,12 @@ LAYOUTS = {
 }
 
 
-def op(name):
-    return getattr(torch.ops.fastcnn, name).triton
+KERNEL_BACKENDS = ("triton", "cpu")
+each_kernel_backend = pytest.mark.parametrize("backend", ["triton", *(name for name, _ in COMPILED)])
+
+
+def op(name, backend="triton"):
+    return getattr(getattr(torch.ops.fastcnn, name), backend)
 
 
 @functools.cache
@@ -280,31 +285,33 @@ each_operator = pytest.mark.parametrize("name", OPERATORS)
 
 def test_every_operator_is_listed_here():
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")}
-    assert registered == {f"fastcnn::{name}.triton" for name in OPERATORS}
+    assert registered == {f"fastcnn::{name}.{backend}" for name in OPERATORS for backend in KERNEL_BACKENDS}
 
 
+@each_kernel_backend
 @each_operator
 @pytest.mark.parametrize(
     ("layout", "with_bias"), [("contiguous", False), ("channels_last", True)], ids=["contiguous", "channels_last, bias"]
 )
-def test_opcheck(layout, with_bias, name):
+def test_opcheck(layout, with_bias, name, backend):
     # Every test of opcheck's: that of the autograd registration is for inputs that require a gradient, which these
     # operators never see, as the autograd Functions call them.
-    torch.library.opcheck(op(name), calls(layout, with_bias)[name])
+    torch.library.opcheck(op(name, backend), calls(layout, with_bias)[name])
 
 
 def laid_out(tensor):
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.storage_offset()
 
 
+@each_kernel_backend
 @each_operator
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_fake_outputs_are_laid_out_as_the_real_ones(layout, name):
+def test_fake_outputs_are_laid_out_as_the_real_ones(layout, name, backend):
     arguments = calls(layout)[name]
-    real = torch.utils._pytree.tree_leaves(op(name)(*arguments))
+    real = torch.utils._pytree.tree_leaves(op(name, backend)(*arguments))
     with FakeTensorMode() as mode:
         as_fake = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, arguments)
-        fake = torch.utils._pytree.tree_leaves(op(name)(*as_fake))
+        fake = torch.utils._pytree.tree_leaves(op(name, backend)(*as_fake))
     assert [laid_out(tensor) for tensor in fake] == [laid_out(tensor) for tensor in real]
 
 

@@ -35,6 +35,7 @@ TESTS_MAY_IMPORT = {"train", "cli", *PUBLIC}
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
     "test_codegen.py": {"triton", "shapes"},
+    "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
 }
 # Importing the package needs torch alone; what else a layer needs it imports where it is used.

@@ -9,7 +9,8 @@ from fastcnn import backend
 
 _library = torch.library.Library("fastcnn", "DEF")
 
-KERNEL_BACKENDS = ("triton",)
+KERNEL_BACKENDS = ("triton", "cpu")
+COMPILED_BACKENDS = ("cpu",)  # csrc/ops.cpp registers their kernels
 
 
 def define(stem: str, name: str, signature: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
@@ -21,7 +22,8 @@ def define(stem: str, name: str, signature: str, fake: Callable[..., Any]) -> di
     for backend_name in KERNEL_BACKENDS:
         qualified = f"{name}.{backend_name}"
         _library.define(qualified + signature)
-        _library.impl(qualified, _launcher(backend_name, stem, name), "CompositeExplicitAutograd")
+        if backend_name not in COMPILED_BACKENDS:
+            _library.impl(qualified, _launcher(backend_name, stem, name), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastcnn::{qualified}", fake, lib=_library)
         overloads[backend_name] = getattr(getattr(torch.ops.fastcnn, name), backend_name)
     return overloads

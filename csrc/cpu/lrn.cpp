@@ -1,0 +1,252 @@
+// Local response normalisation across channels, forward and backward, in one pass over memory.
+//
+// A block of pixels of one image is brought to float32: NCHW as lines of pixels, one a channel; NHWC as lines of
+// channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are summed
+// anew for each channel: nothing that slides could carry a NaN or a rounding error on.
+
+
+#include "ops.h"
+
+#include <type_traits>
+
+namespace fastcnn {
+namespace {
+
+constexpr int64_t BLOCK_FLOATS = 32 * 1024;  // of one scratch array: a few of them stay in the second-level cache
+
+// The blocks of a tensor. In scratch memory a block has channels of zeros before and after the image's.
+struct Blocks {
+  Layout layout;
+  int64_t padding;   // channels of zeros on each side
+  int64_t pixels;    // of a block; the last one of an image may have fewer
+  int64_t an_image;  // blocks
+
+  Blocks(const Layout& layout, const LRN& norm, int64_t floats)
+      : layout(layout),
+        padding(norm.size / 2),
+        pixels(clamp(floats / rows() / 16 * 16, 16, round_up(layout.pixels, 16))),
+        an_image(ceil_div(layout.pixels, pixels)) {}
+
+  int64_t count() const { return layout.images * an_image; }
+  int64_t rows() const { return layout.channels + 2 * padding; }
+  int64_t size() const { return rows() * pixels; }
+  int64_t cost() const { return pixels * layout.channels * 4; }
+  // Where the i-th block begins in the tensor, and how many pixels it has.
+  int64_t begin(int64_t i) const {
+    const int64_t pixel = i % an_image * pixels;
+    return i / an_image * layout.channels * layout.pixels + pixel * (layout.channels_last ? layout.channels : 1);
+  }
+  int64_t length(int64_t i) const { return std::min(pixels, layout.pixels - i % an_image * pixels); }
+
+  // A line is what is contiguous: NCHW: a block's pixels in one channel; NHWC: the channels of one pixel.
+  int64_t lines(int64_t length) const { return layout.channels_last ? length : layout.channels; }
+  int64_t line_length(int64_t length) const { return layout.channels_last ? layout.channels : length; }
+  int64_t line_begin(int64_t line) const { return line * (layout.channels_last ? layout.channels : layout.pixels); }
+  // Where a line begins in scratch memory, and how far the next channel is there.
+  int64_t scratch_begin(int64_t line) const {
+    return layout.channels_last ? line * rows() + padding : (line + padding) * pixels;
+  }
+  int64_t step() const { return layout.channels_last ? 1 : pixels; }
+};
+
+template <class T>
+FASTCNN_HOST_DEVICE void load(const Blocks& blocks, int64_t length, const T* __restrict x, float* __restrict scratch) {
+  const int64_t count = blocks.line_length(length);
+  for (int64_t line = 0; line < blocks.lines(length); ++line) {
+    const T* __restrict from = x + blocks.line_begin(line);
+    float* __restrict to = scratch + blocks.scratch_begin(line);
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = static_cast<float>(from[i]);
+    }
+  }
+}
+
+struct Square {
+  FASTCNN_HOST_DEVICE float operator()(float value) const { return value * value; }
+};
+
+struct Same {
+  FASTCNN_HOST_DEVICE float operator()(float value) const { return value; }
+};
+
+// total[i] = the sum of term(values[i + j * step]) for j from 0 to size - 1.
+template <class Term>
+FASTCNN_HOST_DEVICE void window_sum(
+    const float* __restrict values, int64_t size, int64_t step, int64_t count, const Term& term,
+    float* __restrict total) {
+  if (size == 5) {
+    for (int64_t i = 0; i < count; ++i) {
+      total[i] = term(values[i]) + term(values[i + step]) + term(values[i + 2 * step]) + term(values[i + 3 * step]) +
+                 term(values[i + 4 * step]);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    total[i] = term(values[i]);
+  }
+  for (int64_t j = 1; j < size; ++j) {
+    const float* __restrict other = values + j * step;
+    for (int64_t i = 0; i < count; ++i) {
+      total[i] += term(other[i]);
+    }
+  }
+}
+
+// The channels of a line's window: `size` of them, `step` apart.
+struct Neighbours {
+  const float* first;
+  int64_t size;
+  int64_t step;
+};
+
+// Those of the i-th line of a block in scratch memory, or, if x needs no conversion, in the tensor itself, where there
+// is no padding.
+FASTCNN_HOST_DEVICE Neighbours neighbours(
+    const Blocks& blocks, const LRN& norm, const float* x, const float* scratch, int64_t line) {
+  const int64_t before = norm.size / 2, after = (norm.size - 1) / 2;
+  if (scratch) {
+    return {scratch + blocks.scratch_begin(line) - before * blocks.step(), norm.size, blocks.step()};
+  }
+  const int64_t begin = std::max<int64_t>(line - before, 0), end = std::min(line + after + 1, blocks.layout.channels);
+  return {x + blocks.line_begin(begin), end - begin, blocks.layout.pixels};
+}
+
+template <class T>
+bool needs_scratch(const Blocks& blocks) {
+  return blocks.layout.channels_last || !std::is_same_v<T, float>;
+}
+
+template <class T, Power POWER>
+FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
+  const bool copy = needs_scratch<T>(blocks);
+  std::vector<float> values(copy ? blocks.size() : 0), total(std::max(blocks.pixels, blocks.layout.channels));
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t length = blocks.length(block), count = blocks.line_length(length);
+    const float* direct = reinterpret_cast<const float*>(x + blocks.begin(block));
+    if (copy) {
+      load(blocks, length, x + blocks.begin(block), values.data());
+    }
+    for (int64_t line = 0; line < blocks.lines(length); ++line) {
+      const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
+      const float* __restrict own = copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
+      T* __restrict out = y + blocks.begin(block) + blocks.line_begin(line);
+      float* __restrict sum = total.data();
+      window_sum(near.first, near.size, near.step, count, Square{}, sum);
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = static_cast<T>(own[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
+      }
+    }
+  }
+}
+
+template <class T, Power POWER>
+FASTCNN_CLONES void backward(
+    const T* x, const T* grad, T* dx, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
+  const bool copy = needs_scratch<T>(blocks);
+  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), through(blocks.size());
+  std::vector<float> total(std::max(blocks.pixels, blocks.layout.channels));
+  const int64_t after = (norm.size - 1) / 2 * blocks.step();
+  float* __restrict sum = total.data();
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t length = blocks.length(block), count = blocks.line_length(length);
+    const float* direct = reinterpret_cast<const float*>(x + blocks.begin(block));
+    if (copy) {
+      load(blocks, length, x + blocks.begin(block), values.data());
+    }
+    for (int64_t line = 0; line < blocks.lines(length); ++line) {
+      const int64_t at = blocks.scratch_begin(line);
+      const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
+      const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
+      const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
+      float *__restrict factor = factors.data() + at, *__restrict hand_on = through.data() + at;
+      window_sum(near.first, near.size, near.step, count, Square{}, sum);
+      for (int64_t i = 0; i < count; ++i) {
+        const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
+        factor[i] = powers.factor;
+        hand_on[i] = static_cast<float>(from[i]) * own[i] * powers.next;
+      }
+    }
+    for (int64_t line = 0; line < blocks.lines(length); ++line) {
+      const int64_t at = blocks.scratch_begin(line);
+      const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
+      const float* __restrict factor = factors.data() + at;
+      const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
+      T* __restrict out = dx + blocks.begin(block) + blocks.line_begin(line);
+      window_sum(through.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
+      for (int64_t i = 0; i < count; ++i) {
+        out[i] = static_cast<T>(lrn_gradient(norm, static_cast<float>(from[i]), own[i], factor[i], sum[i]));
+      }
+    }
+  }
+}
+
+LRN make_norm(int64_t size, double alpha, double beta, double k) {
+  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
+}
+
+// Call run with the type and the formula that serve these arguments, as types.
+template <class Run>
+void with_formula(const Tensor& x, double beta, const Run& run) {
+  with_type("lrn", x, [&](auto type) {
+    switch (power_of(beta)) {
+      case Power::THREE_QUARTERS:
+        return run(type, std::integral_constant<Power, Power::THREE_QUARTERS>{});
+      case Power::ZERO:
+        return run(type, std::integral_constant<Power, Power::ZERO>{});
+      case Power::ANY:
+        return run(type, std::integral_constant<Power, Power::ANY>{});
+    }
+  });
+}
+
+}  // namespace
+
+Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double k) {
+  STD_TORCH_CHECK(input.dim() >= 3, "lrn: expected (N, C, *), got ", input.dim(), " axes");
+  STD_TORCH_CHECK(size > 0, "lrn: expected a positive size, got ", size);
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  Tensor y = new_tensor(x.sizes(), x.scalar_type(), channels_last);
+  if (y.numel() == 0) {
+    return y;
+  }
+  const LRN norm = make_norm(size, alpha, beta, k);
+  const bool copies = channels_last || x.scalar_type() != torch::headeronly::ScalarType::Float;
+  const Blocks blocks(layout(x, channels_last), norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
+  with_formula(x, beta, [&](auto type, auto power) {
+    using T = decltype(type);
+    const T* from = data<T>(x);
+    T* to = mutable_data<T>(y);
+    parallel(blocks.count(), blocks.cost(), [&](int64_t begin, int64_t end) {
+      forward<T, power()>(from, to, blocks, norm, begin, end);
+    });
+  });
+  return y;
+}
+
+Tensor lrn_backward(
+    const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta, double k) {
+  STD_TORCH_CHECK(input.dim() >= 3 && grad.dim() == input.dim() && grad.numel() == input.numel(),
+                  "lrn_backward: expected a gradient of the input's shape, (N, C, *)");
+  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_backward: gradient and input differ in dtype");
+  STD_TORCH_CHECK(size > 0, "lrn_backward: expected a positive size, got ", size);
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last), from = dense(grad, channels_last);
+  Tensor dx = new_tensor(x.sizes(), x.scalar_type(), channels_last);
+  if (dx.numel() == 0) {
+    return dx;
+  }
+  const LRN norm = make_norm(size, alpha, beta, k);
+  const Blocks blocks(layout(x, channels_last), norm, BLOCK_FLOATS);
+  with_formula(x, beta, [&](auto type, auto power) {
+    using T = decltype(type);
+    const T *values = data<T>(x), *gradient = data<T>(from);
+    T* to = mutable_data<T>(dx);
+    parallel(blocks.count(), 3 * blocks.cost(), [&](int64_t begin, int64_t end) {
+      backward<T, power()>(values, gradient, to, blocks, norm, begin, end);
+    });
+  });
+  return dx;
+}
+
+}  // namespace fastcnn

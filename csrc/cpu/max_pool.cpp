@@ -1,0 +1,584 @@
+// Max-pool: values, one-byte codes, and the backward that follows the codes.
+//
+// NCHW: every input row is reduced to the winners of its windows' columns, once, and output rows then take the winners
+// of those. Columns are first dealt out by stride, so that each place of a window is a contiguous vector. Scanning
+// columns inside rows keeps torch's order: the first of equals wins, and the last NaN.
+// NHWC: channels are the vectors, and a window's pixels are compared in turn.
+
+#include "max_pool.h"
+
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "../math/select.h"
+#include "ops.h"
+#include "sums.h"
+
+namespace fastcnn {
+namespace {
+
+constexpr float LOWEST = -std::numeric_limits<float>::infinity();
+// The code of a window that covers no pixel; more than RELU_OFF whatever row is added, and stored as RELU_OFF.
+constexpr int32_t NO_PLACE = 1 << 16;
+constexpr int64_t LANES = 16;
+
+struct Plane {
+  int64_t height;
+  int64_t width;
+  int64_t out_height;
+  int64_t out_width;
+};
+
+FASTCNN_HOST_DEVICE void take(float value, int32_t place, float& best, int32_t& code) {
+  const bool won = wins(value, best);
+  best = won ? value : best;
+  code = won ? place : code;
+}
+
+// The winners of the windows' columns, for the input rows that an output row needs; rows are reduced once.
+template <class T, bool CODES>
+class Rows {
+ public:
+  Rows(const Window& window, const Plane& plane)
+      : window_(window),
+        plane_(plane),
+        stride_(window.columns.stride),
+        count_(round_up(plane.out_width, LANES)),
+        phase_(count_ + (span(window.columns) - 1) / stride_ + LANES),
+        kept_(span(window.rows)),
+        dealt_(stride_ * phase_, LOWEST),
+        best_(kept_ * count_, LOWEST),
+        code_(CODES ? kept_ * count_ : 0, NO_PLACE) {}
+
+  int64_t count() const { return count_; }
+  const float* best(int64_t row) const { return best_.data() + row % kept_ * count_; }
+  const int32_t* code(int64_t row) const { return CODES ? code_.data() + row % kept_ * count_ : nullptr; }
+
+  void restart() { done_ = 0; }
+
+  // Reduce the rows up to `end` that a window needs and that are not reduced yet; it begins at row `begin`.
+  FASTCNN_HOST_DEVICE void reduce(const T* x, int64_t begin, int64_t end) {
+    for (int64_t row = std::max(done_, begin); row < end; ++row) {
+      deal(x + row * plane_.width);
+      float* best = best_.data() + row % kept_ * count_;
+      int32_t* code = CODES ? code_.data() + row % kept_ * count_ : nullptr;
+      const int64_t places = window_.columns.dilation == 1 ? window_.columns.size : 0;
+      if (places == 2) {
+        reduce_row<2>(best, code);
+      } else if (places == 3) {
+        reduce_row<3>(best, code);
+      } else {
+        reduce_row_by_places(best, code);
+      }
+      mend_border(best, code);
+    }
+    done_ = std::max(done_, end);
+  }
+
+ private:
+  // Column w of the image lies at (w + padding) / stride of the phase (w + padding) % stride.
+  FASTCNN_HOST_DEVICE void deal(const T* __restrict x) {
+    const int64_t width = plane_.width, padding = window_.columns.padding;
+    float* __restrict dealt = dealt_.data();
+    if (stride_ == 1) {
+      for (int64_t w = 0; w < width; ++w) {
+        dealt[padding + w] = static_cast<float>(x[w]);
+      }
+    } else if (stride_ == 2) {
+      float* __restrict even = dealt + padding % 2 * phase_ + padding / 2;
+      float* __restrict odd = dealt + (padding + 1) % 2 * phase_ + (padding + 1) / 2;
+      for (int64_t i = 0; i < width / 2; ++i) {
+        even[i] = static_cast<float>(x[2 * i]);
+        odd[i] = static_cast<float>(x[2 * i + 1]);
+      }
+      if (width % 2) {
+        even[width / 2] = static_cast<float>(x[width - 1]);
+      }
+    } else {
+      for (int64_t w = 0; w < width; ++w) {
+        dealt[(w + padding) % stride_ * phase_ + (w + padding) / stride_] = static_cast<float>(x[w]);
+      }
+    }
+  }
+
+  // The values of one place of all windows.
+  FASTCNN_HOST_DEVICE const float* place(int64_t s) const {
+    const int64_t column = s * window_.columns.dilation;
+    return dealt_.data() + column % stride_ * phase_ + column / stride_;
+  }
+
+  template <int PLACES>
+  FASTCNN_HOST_DEVICE void reduce_row(float* __restrict best, int32_t* __restrict code) {
+    const float* __restrict first = place(0);
+    const float* __restrict second = place(1);
+    const float* __restrict third = place(PLACES - 1);
+    const int64_t count = round_up(count_, LANES);
+    for (int64_t i = 0; i < count; ++i) {
+      float value = first[i];
+      int32_t winner = 0;
+      take(second[i], 1, value, winner);
+      if constexpr (PLACES == 3) {
+        take(third[i], 2, value, winner);
+      }
+      best[i] = value;
+      if constexpr (CODES) {
+        code[i] = winner;
+      }
+    }
+  }
+
+  FASTCNN_HOST_DEVICE void reduce_row_by_places(float* __restrict best, int32_t* __restrict code) {
+    const int64_t count = round_up(count_, LANES);
+    std::memcpy(best, place(0), count * sizeof(float));
+    if constexpr (CODES) {
+      std::memset(code, 0, count * sizeof(int32_t));
+    }
+    for (int64_t s = 1; s < window_.columns.size; ++s) {
+      const float* __restrict value = place(s);
+      const int32_t column = static_cast<int32_t>(s);
+      for (int64_t i = 0; i < count; ++i) {
+        const bool won = wins(value[i], best[i]);
+        best[i] = won ? value[i] : best[i];
+        if constexpr (CODES) {
+          code[i] = won ? column : code[i];
+        }
+      }
+    }
+  }
+
+  // Windows that reach into the padding, once more and over their places inside the image alone: padding never wins,
+  // not over -infinity either.
+  FASTCNN_HOST_DEVICE void mend_border(float* best, int32_t* code) {
+    const int64_t begin = first_inside(window_.columns, plane_.out_width);
+    const int64_t end = std::max(begin, end_inside(window_.columns, plane_.out_width, plane_.width));
+    for (int64_t i = 0; i < begin; ++i) {
+      mend(i, best, code);
+    }
+    for (int64_t i = end; i < plane_.out_width; ++i) {
+      mend(i, best, code);
+    }
+  }
+
+  void mend(int64_t i, float* best, int32_t* code) {
+    const int64_t end = end_place(window_.columns, i, plane_.width);
+    best[i] = LOWEST;
+    int32_t winner = NO_PLACE;
+    for (int64_t s = first_place(window_.columns, i); s < end; ++s) {
+      const float value = place(s)[i];
+      const bool won = winner == NO_PLACE || wins(value, best[i]);
+      best[i] = won ? value : best[i];
+      winner = won ? static_cast<int32_t>(s) : winner;
+    }
+    if constexpr (CODES) {
+      code[i] = winner;
+    }
+  }
+
+  const Window& window_;
+  const Plane& plane_;
+  int64_t stride_;
+  int64_t count_;
+  int64_t phase_;
+  int64_t kept_;
+  int64_t done_ = 0;
+  std::vector<float> dealt_;
+  std::vector<float> best_;
+  std::vector<int32_t> code_;
+};
+
+// Turn the best of each window, and its place, into an output row.
+template <class T, bool CODES, bool RELU>
+FASTCNN_HOST_DEVICE void finish(
+    float value, int32_t winner, int64_t i, T* __restrict output, uint8_t* __restrict code) {
+  if constexpr (CODES) {
+    winner = winner < RELU_OFF ? winner : RELU_OFF;
+    code[i] = static_cast<uint8_t>(RELU && relu_off(value) ? RELU_OFF : winner);
+  }
+  output[i] = static_cast<T>(RELU ? relu(value) : value);
+}
+
+// Reduce the rows of one output row's windows: whole vectors, so `output` and `code` have room for `rows.count()`.
+template <class T, bool CODES, bool RELU>
+FASTCNN_HOST_DEVICE void pool_row(
+    const Rows<T, CODES>& rows, const Axis& axis, int32_t columns, int64_t window, int64_t height,
+    float* __restrict best, int32_t* __restrict winner, T* __restrict output, uint8_t* __restrict code) {
+  const int64_t begin = first_place(axis, window), end = end_place(axis, window, height);
+  const int64_t first = first_pixel(axis, window);
+  const int64_t count = round_up(rows.count(), LANES);
+  if (begin >= end) {
+    for (int64_t i = 0; i < count; ++i) {
+      finish<T, CODES, RELU>(LOWEST, NO_PLACE, i, output, code);
+    }
+    return;
+  }
+  const float* __restrict a = rows.best(first + begin * axis.dilation);
+  const int32_t* __restrict a_code = rows.code(first + begin * axis.dilation);
+  const int32_t a_row = static_cast<int32_t>(begin) * columns;
+  const int64_t last = end - 1;
+  if (end - begin <= 3) {
+    const int64_t middle = begin + (end - begin == 3 ? 1 : 0);
+    const float* __restrict b = rows.best(first + middle * axis.dilation);
+    const int32_t* __restrict b_code = rows.code(first + middle * axis.dilation);
+    const float* __restrict c = rows.best(first + last * axis.dilation);
+    const int32_t* __restrict c_code = rows.code(first + last * axis.dilation);
+    const int32_t b_row = static_cast<int32_t>(middle) * columns, c_row = static_cast<int32_t>(last) * columns;
+    for (int64_t i = 0; i < count; ++i) {  // a row that stands twice does not change its own winner
+      float value = a[i];
+      int32_t place = CODES ? a_row + a_code[i] : 0;
+      take(b[i], CODES ? b_row + b_code[i] : 0, value, place);
+      take(c[i], CODES ? c_row + c_code[i] : 0, value, place);
+      finish<T, CODES, RELU>(value, place, i, output, code);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    best[i] = a[i];
+    winner[i] = CODES ? a_row + a_code[i] : 0;
+  }
+  for (int64_t r = begin + 1; r < end; ++r) {
+    const float* __restrict b = rows.best(first + r * axis.dilation);
+    const int32_t* __restrict b_code = rows.code(first + r * axis.dilation);
+    const int32_t b_row = static_cast<int32_t>(r) * columns;
+    for (int64_t i = 0; i < count; ++i) {
+      take(b[i], CODES ? b_row + b_code[i] : 0, best[i], winner[i]);
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    finish<T, CODES, RELU>(best[i], winner[i], i, output, code);
+  }
+}
+
+// Pool the planes [begin, end) of an NCHW tensor.
+template <class T, bool CODES, bool RELU>
+FASTCNN_CLONES void pool_planes(
+    const T* x, T* y, uint8_t* codes, const Plane& plane, const Window& window, int64_t begin, int64_t end) {
+  Rows<T, CODES> rows(window, plane);
+  const Axis& axis = window.rows;
+  const int32_t columns = static_cast<int32_t>(window.columns.size);
+  std::vector<float> best(rows.count());
+  std::vector<int32_t> winner(rows.count());
+  std::vector<T> output(rows.count());
+  std::vector<uint8_t> code(rows.count());
+  for (int64_t p = begin; p < end; ++p) {
+    rows.restart();
+    for (int64_t o = 0; o < plane.out_height; ++o) {
+      const int64_t first = first_pixel(axis, o);
+      rows.reduce(
+          x + p * plane.height * plane.width, std::max<int64_t>(first, 0),
+          std::min(first + span(axis), plane.height));
+      pool_row<T, CODES, RELU>(
+          rows, axis, columns, o, plane.height, best.data(), winner.data(), output.data(), code.data());
+      const int64_t at = (p * plane.out_height + o) * plane.out_width;
+      std::memcpy(y + at, output.data(), plane.out_width * sizeof(T));
+      if constexpr (CODES) {
+        std::memcpy(codes + at, code.data(), plane.out_width);
+      }
+    }
+  }
+}
+
+// Compare one more pixel of a window, all channels.
+template <class T, bool CODES>
+FASTCNN_HOST_DEVICE void take_pixel(
+    const T* __restrict x, int32_t place, int64_t channels, float* __restrict best, int32_t* __restrict winner) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const float value = static_cast<float>(x[c]);
+    const bool won = wins(value, best[c]);
+    best[c] = won ? value : best[c];
+    if constexpr (CODES) {
+      winner[c] = won ? place : winner[c];
+    }
+  }
+}
+
+// A window of SIDE x SIDE neighbours, all inside the image: all channels in one pass.
+template <class T, bool CODES, int SIDE>
+FASTCNN_HOST_DEVICE void take_square(
+    const T* __restrict x, int64_t row, int64_t channels, float* __restrict best, int32_t* __restrict winner) {
+  for (int64_t c = 0; c < channels; ++c) {
+    float value = static_cast<float>(x[c]);
+    int32_t code = 0;
+#pragma GCC unroll 9
+    for (int place = 1; place < SIDE * SIDE; ++place) {
+      take(static_cast<float>(x[place / SIDE * row + place % SIDE * channels + c]), place, value, code);
+    }
+    best[c] = value;
+    if constexpr (CODES) {
+      winner[c] = code;
+    }
+  }
+}
+
+// Pool the output rows [begin, end), counted over all images, of an NHWC tensor.
+template <class T, bool CODES, bool RELU>
+FASTCNN_CLONES void pool_pixels(
+    const T* x, T* y, uint8_t* codes, const Plane& plane, int64_t channels, const Window& window, int64_t begin,
+    int64_t end) {
+  const Axis &rows = window.rows, &columns = window.columns;
+  const bool close = rows.dilation == 1 && columns.dilation == 1;
+  const int64_t square = close && rows.size == columns.size ? rows.size : 0;
+  std::vector<float> best(channels);
+  std::vector<int32_t> winner(channels);
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t image = line / plane.out_height, oh = line % plane.out_height;
+    const T* from = x + image * plane.height * plane.width * channels;
+    const int64_t r0 = first_place(rows, oh), r1 = end_place(rows, oh, plane.height), top = first_pixel(rows, oh);
+    for (int64_t ow = 0; ow < plane.out_width; ++ow) {
+      const int64_t s0 = first_place(columns, ow), s1 = end_place(columns, ow, plane.width);
+      const int64_t left = first_pixel(columns, ow);
+      T* output = y + (line * plane.out_width + ow) * channels;
+      uint8_t* code = CODES ? codes + (line * plane.out_width + ow) * channels : nullptr;
+      const bool inside = r1 - r0 == square && s1 - s0 == square;
+      const T* corner = from + (top * plane.width + left) * channels;
+      if (inside && square == 2) {
+        take_square<T, CODES, 2>(corner, plane.width * channels, channels, best.data(), winner.data());
+      } else if (inside && square == 3) {
+        take_square<T, CODES, 3>(corner, plane.width * channels, channels, best.data(), winner.data());
+      } else {
+        std::fill(best.begin(), best.end(), LOWEST);
+        std::fill(winner.begin(), winner.end(), r0 < r1 && s0 < s1 ? code_of(r0, s0, columns) : NO_PLACE);
+        for (int64_t r = r0; r < r1; ++r) {
+          for (int64_t s = s0; s < s1; ++s) {
+            const int64_t pixel = (top + r * rows.dilation) * plane.width + left + s * columns.dilation;
+            take_pixel<T, CODES>(
+                from + pixel * channels, code_of(r, s, columns), channels, best.data(), winner.data());
+          }
+        }
+      }
+      for (int64_t c = 0; c < channels; ++c) {
+        finish<T, CODES, RELU>(best[c], winner[c], c, output, code);
+      }
+    }
+  }
+}
+
+template <class T, bool CODES, bool RELU>
+void run_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, const Layout& layout, const Window& window) {
+  const T* from = data<T>(x);
+  T* to = mutable_data<T>(y);
+  uint8_t* code = CODES ? mutable_data<uint8_t>(codes) : nullptr;
+  if (layout.channels_last) {
+    const int64_t cost = plane.out_width * layout.channels * window.rows.size * window.columns.size;
+    parallel(layout.images * plane.out_height, cost, [&](int64_t begin, int64_t end) {
+      pool_pixels<T, CODES, RELU>(from, to, code, plane, layout.channels, window, begin, end);
+    });
+  } else {
+    parallel(layout.images * layout.channels, layout.pixels, [&](int64_t begin, int64_t end) {
+      pool_planes<T, CODES, RELU>(from, to, code, plane, window, begin, end);
+    });
+  }
+}
+
+// Add each gradient of the planes [begin, end) to its winner's, and all of a plane's into `sums` if it is not null.
+template <class T>
+FASTCNN_CLONES void unpool_planes(
+    const T* grad, const uint8_t* codes, T* dx, float* sums, const Plane& plane, const Window& window, int64_t begin,
+    int64_t end) {
+  constexpr bool WIDE = sizeof(T) < sizeof(float);  // gradients that meet are added in float32
+  const int64_t pixels = plane.height * plane.width, outputs = plane.out_height * plane.out_width;
+  std::vector<float> wide(WIDE ? pixels : 0), flowing(sums ? outputs : 0);
+  int64_t offsets[RELU_OFF + 1] = {};
+  for (int32_t code = 0; code < window.rows.size * window.columns.size; ++code) {
+    offsets[code] = row_of(code, window.columns) * window.rows.dilation * plane.width +
+                    column_of(code, window.columns) * window.columns.dilation;
+  }
+  for (int64_t p = begin; p < end; ++p) {
+    const T* __restrict from = grad + p * outputs;
+    const uint8_t* __restrict code = codes + p * outputs;
+    float* to = WIDE ? wide.data() : reinterpret_cast<float*>(dx + p * pixels);
+    std::memset(to, 0, pixels * sizeof(float));
+    float nowhere = 0.0f;
+    for (int64_t oh = 0; oh < plane.out_height; ++oh) {
+      float* row = to + first_pixel(window.rows, oh) * plane.width - window.columns.padding;
+      for (int64_t ow = 0; ow < plane.out_width; ++ow) {
+        const int64_t i = oh * plane.out_width + ow;
+        float* target = code[i] == RELU_OFF ? &nowhere : row + ow * window.columns.stride + offsets[code[i]];
+        *target += static_cast<float>(from[i]);
+      }
+    }
+    if (WIDE) {
+      T* __restrict out = dx + p * pixels;
+      for (int64_t i = 0; i < pixels; ++i) {
+        out[i] = static_cast<T>(to[i]);
+      }
+    }
+    if (sums) {
+      float* __restrict flow = flowing.data();
+      for (int64_t i = 0; i < outputs; ++i) {
+        flow[i] = code[i] == RELU_OFF ? 0.0f : static_cast<float>(from[i]);
+      }
+      sums[p] = sum(flow, outputs);
+    }
+  }
+}
+
+template <class T>
+FASTCNN_CLONES void widen(const T* __restrict from, float* __restrict to, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    to[i] = static_cast<float>(from[i]);
+  }
+}
+
+// Gather the gradients of the input rows [begin, end), counted over all images, of an NHWC tensor.
+template <class T>
+FASTCNN_CLONES void unpool_pixels(
+    const float* grad, const uint8_t* codes, T* dx, const Plane& plane, int64_t channels, const Window& window,
+    int64_t begin, int64_t end) {
+  const Axis &rows = window.rows, &columns = window.columns;
+  std::vector<float> total(channels);
+  float* __restrict sum = total.data();
+  for (int64_t line = begin; line < end; ++line) {
+    const int64_t image = line / plane.height, h = line % plane.height;
+    const int64_t top = first_window(rows, h), bottom = last_window(rows, h, plane.out_height);
+    for (int64_t w = 0; w < plane.width; ++w) {
+      std::fill(total.begin(), total.end(), 0.0f);
+      for (int64_t oh = top; oh <= bottom; ++oh) {
+        const int64_t r = place_at(rows, oh, h);
+        const int64_t right = last_window(columns, w, plane.out_width);
+        for (int64_t ow = first_window(columns, w); r >= 0 && ow <= right; ++ow) {
+          const int64_t s = place_at(columns, ow, w);
+          if (s < 0) {
+            continue;
+          }
+          const int64_t at = ((image * plane.out_height + oh) * plane.out_width + ow) * channels;
+          const uint8_t* __restrict code = codes + at;
+          const float* __restrict from = grad + at;
+          const uint8_t place = static_cast<uint8_t>(code_of(r, s, columns));
+          for (int64_t c = 0; c < channels; ++c) {
+            sum[c] += code[c] == place ? from[c] : 0.0f;
+          }
+        }
+      }
+      T* __restrict out = dx + (line * plane.width + w) * channels;
+      for (int64_t c = 0; c < channels; ++c) {
+        out[c] = static_cast<T>(sum[c]);
+      }
+    }
+  }
+}
+
+// The sums of the gradients that flow, by output row, of an NHWC tensor: sums is (rows, C).
+FASTCNN_CLONES void sum_pixels(
+    const float* grad, const uint8_t* codes, float* sums, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+  for (int64_t line = begin; line < end; ++line) {
+    float* __restrict sum = sums + line * channels;
+    std::memset(sum, 0, channels * sizeof(float));
+    for (int64_t i = line * pixels; i < (line + 1) * pixels; ++i) {
+      const float* __restrict from = grad + i * channels;
+      const uint8_t* __restrict code = codes + i * channels;
+      for (int64_t c = 0; c < channels; ++c) {
+        sum[c] += code[c] == RELU_OFF ? 0.0f : from[c];
+      }
+    }
+  }
+}
+
+template <class T>
+void run_pool_backward(
+    const Tensor& grad, const Tensor& codes, Tensor& dx, Tensor& bias, const Plane& plane, const Layout& layout,
+    const Window& window) {
+  const T* from = data<T>(grad);
+  const uint8_t* code = data<uint8_t>(codes);
+  T* to = mutable_data<T>(dx);
+  const int64_t channels = layout.channels;
+  const bool bias_grad = bias.numel() > 0;
+  const int64_t lines = layout.images * (layout.channels_last ? plane.out_height : 1);
+  std::vector<float> sums(bias_grad ? lines * channels : 0);
+  if (layout.channels_last) {
+    std::vector<float> wide(std::is_same_v<T, float> ? 0 : grad.numel());
+    parallel(static_cast<int64_t>(wide.size()), 1, [&](int64_t begin, int64_t end) {
+      widen(from, wide.data(), begin, end);
+    });
+    const float* gradient = wide.empty() ? reinterpret_cast<const float*>(from) : wide.data();
+    parallel(layout.images * plane.height, plane.width * channels * 4, [&](int64_t begin, int64_t end) {
+      unpool_pixels(gradient, code, to, plane, channels, window, begin, end);
+    });
+    if (bias_grad) {
+      parallel(lines, plane.out_width * channels, [&](int64_t begin, int64_t end) {
+        sum_pixels(gradient, code, sums.data(), plane.out_width, channels, begin, end);
+      });
+    }
+  } else {
+    parallel(layout.images * channels, layout.pixels, [&](int64_t begin, int64_t end) {
+      unpool_planes(from, code, to, bias_grad ? sums.data() : nullptr, plane, window, begin, end);
+    });
+  }
+  if (bias_grad) {
+    add_partial_sums(sums.data(), lines, channels, mutable_data<T>(bias));
+  }
+}
+
+template <class T>
+void choose_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, const Layout& layout,
+                 const Window& window, bool relu) {
+  const bool with_codes = codes.numel() > 0;
+  if (with_codes) {
+    relu ? run_pool<T, true, true>(x, y, codes, plane, layout, window)
+         : run_pool<T, true, false>(x, y, codes, plane, layout, window);
+  } else {
+    relu ? run_pool<T, false, true>(x, y, codes, plane, layout, window)
+         : run_pool<T, false, false>(x, y, codes, plane, layout, window);
+  }
+}
+
+}  // namespace
+
+std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool relu, bool codes) {
+  STD_TORCH_CHECK(input.dim() == 4, "max_pool: expected (N, C, H, W), got ", input.dim(), " axes");
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  const Layout shape = layout(x, channels_last);
+  const Plane plane{
+      x.size(2), x.size(3), output_size(window.rows, x.size(2), window.ceil_mode),
+      output_size(window.columns, x.size(3), window.ceil_mode)};
+  const std::vector<int64_t> sizes{shape.images, shape.channels, plane.out_height, plane.out_width};
+  Tensor y = new_tensor(sizes, x.scalar_type(), channels_last);
+  const std::vector<int64_t> none{0};
+  Tensor code = codes ? new_tensor(sizes, torch::headeronly::ScalarType::Byte, channels_last)
+                      : new_tensor(none, torch::headeronly::ScalarType::Byte, false);
+  if (y.numel() > 0) {
+    with_type("max_pool", x, [&](auto type) {
+      choose_pool<decltype(type)>(x, y, code, plane, shape, window, relu);
+    });
+  }
+  return {y, code};
+}
+
+std::pair<Tensor, Tensor> pool_backward(
+    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad) {
+  STD_TORCH_CHECK(codes.dim() == 4 && grad.dim() == 4, "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
+  for (int64_t axis = 0; axis < 4; ++axis) {
+    STD_TORCH_CHECK(grad.size(axis) == codes.size(axis), "max_pool_backward: gradients and codes differ in shape");
+  }
+  const bool channels_last = is_channels_last(codes);
+  const Tensor from = dense(grad, channels_last), code = dense(codes, channels_last);
+  const int64_t images = codes.size(0), channels = codes.size(1);
+  const Layout shape{images, channels, height * width, channels_last};
+  const Plane plane{height, width, codes.size(2), codes.size(3)};
+  const std::vector<int64_t> sizes{images, channels, height, width}, bias_sizes{bias_grad ? channels : 0};
+  Tensor dx = new_tensor(sizes, grad.scalar_type(), channels_last);
+  Tensor bias = new_tensor(bias_sizes, grad.scalar_type(), false);
+  with_type("max_pool_backward", from, [&](auto type) {
+    run_pool_backward<decltype(type)>(from, code, dx, bias, plane, shape, window);
+  });
+  return {dx, bias};
+}
+
+Tensor max_pool(const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
+  return pool(input, make_window(size, stride, padding, dilation, ceil_mode), false, false).first;
+}
+
+std::tuple<Tensor, Tensor> max_pool_codes(
+    const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
+  return pool(input, make_window(size, stride, padding, dilation, ceil_mode), false, true);
+}
+
+Tensor max_pool_backward(
+    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Sizes size, Sizes stride, Sizes padding,
+    Sizes dilation, bool ceil_mode) {
+  const Window window = make_window(size, stride, padding, dilation, ceil_mode);
+  return pool_backward(grad, codes, height, width, window, false).first;
+}
+
+}  // namespace fastcnn

@@ -1,0 +1,29 @@
+#pragma once
+// Max-pool over a dense input, as the stages that end in one use it.
+
+#include <utility>
+
+#include "tensors.h"
+
+namespace fastcnn {
+
+struct Window {
+  Axis rows;
+  Axis columns;
+  bool ceil_mode;
+};
+
+inline Window make_window(Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
+  return {
+      {size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
+}
+
+// Pool (N, C, H, W) to (N, C, OH, OW), with ReLU if asked; codes are uint8, or empty if not asked for.
+std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool relu, bool codes);
+
+// Send gradients (N, C, OH, OW) back to their winners: (N, C, height, width), and their sums (C,) over all else, or
+// (0,) if not asked for.
+std::pair<Tensor, Tensor> pool_backward(
+    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad);
+
+}  // namespace fastcnn

@@ -1,0 +1,27 @@
+// The Python module fastcnn._C: importing it registers the operators, and it tells what the build holds. It keeps to
+// Python's limited API, so that one build serves every Python from 3.11.
+
+#include <Python.h>
+
+#define STRING_OF(x) #x
+#define STRING(x) STRING_OF(x)
+
+namespace {
+
+PyObject* built_with(PyObject*, PyObject*) {
+  return Py_BuildValue(
+      "{s:s,s:s,s:O}", "torch", STRING(FASTCNN_TORCH), "compiler", "g++ " __VERSION__, "cuda", Py_None);
+}
+
+PyMethodDef methods[] = {
+    {"built_with", built_with, METH_NOARGS,
+     "Return what this build holds: the oldest torch it runs with, its compiler, its CUDA version or None."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "fastcnn's compiled kernels.", -1, methods,
+                      nullptr,               nullptr, nullptr,                    nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
