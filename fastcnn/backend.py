@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,25 +20,30 @@ logger = logging.getLogger("fastcnn")
 BACKENDS = ("auto", "torch", "triton", "cuda", "cpu")
 ALGORITHMS = ("epilogue", "implicit_gemm")
 
-# The backend that `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on
-# such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
-# CPU: measured in benchmarks/results/cpu/*.json. `conv_relu` and `linear_relu` are left to stock there: their time
-# is the matrix product's, which is torch's either way.
-FASTEST: dict[tuple[str, str], str] = {
-    ("cpu", "conv_relu_pool"): "cpu",
-    ("cpu", "lrn"): "cpu",
-    ("cpu", "lrn_pool"): "cpu",
-    ("cpu", "max_pool"): "cpu",
-}
 
-# With fewer input elements than this, stock is faster: the kernel saves less than its call costs in Python.
-LEAST_ELEMENTS: dict[tuple[str, str], int] = {
-    ("cpu", "conv_relu_pool"): 2**15,
-    ("cpu", "max_pool"): 2**17,
-}
+class Fastest(NamedTuple):
+    """Where a backend has been measured to beat the stock layers."""
 
-# Faster in NCHW alone: stock's channels_last pool is as fast.
-NCHW_ONLY = frozenset({("cpu", "max_pool")})
+    backend: str
+    dtypes: tuple[torch.dtype, ...]
+    least_elements: int = 0  # of the input: below, a call costs more in Python than its kernel saves
+    channels_last: bool = True
+
+    def beats_stock(self, input: Tensor) -> bool:
+        """Whether the backend is the faster one for an input of this size and layout."""
+        return input.numel() >= self.least_elements and (self.channels_last or input.is_contiguous())
+
+
+# What `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on such a device,
+# stock torch among the candidates; without one, `auto` runs the stock layers.
+# CPU: benchmarks/results/cpu/*.json. conv_relu and linear_relu stay stock's: their time is the matrix product's, which
+# is torch's either way. Stock's channels_last max-pool is as fast as ours.
+FASTEST: dict[tuple[str, str], Fastest] = {
+    ("cpu", "conv_relu_pool"): Fastest("cpu", (torch.float32,), 2**15, channels_last=False),
+    ("cpu", "lrn"): Fastest("cpu", (torch.float32,)),
+    ("cpu", "lrn_pool"): Fastest("cpu", (torch.float32,)),
+    ("cpu", "max_pool"): Fastest("cpu", (torch.float32,), 2**17, channels_last=False),
+}
 
 
 @dataclass(frozen=True)
@@ -204,17 +209,16 @@ def runs_stock(op: str, function: str, input: object) -> bool:
         return True
     if _choice.backend != "auto" or _choice.problem or not isinstance(input, Tensor):
         return False
-    device = input.device.type
-    if (device, op) in FASTEST:
-        return _stock_is_faster(device, op, input)
-    _say_once(function, "no kernel has been measured on this kind of device yet", device)
-    return True
-
-
-def _stock_is_faster(device: str, op: str, input: Tensor) -> bool:
-    if input.numel() < LEAST_ELEMENTS.get((device, op), 0):
+    entry = FASTEST.get((input.device.type, op))
+    if entry is None or input.dtype not in entry.dtypes:
+        reason = f"no kernel has been measured for {input.dtype} on this kind of device yet"
+    elif not entry.beats_stock(input):
         return True
-    return (device, op) in NCHW_ONLY and not input.is_contiguous()
+    else:
+        reason = _MISSING[entry.backend]()
+    if reason:
+        _say_once(function, reason, input.device.type)
+    return bool(reason)
 
 
 def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
@@ -242,11 +246,8 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
 
 
 def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
-    key = (input.device.type, op)
-    name = FASTEST.get(key, "torch")
-    if name == "torch":
-        return name
-    reason = _MISSING[name]() or _wrong_device(name, input) or _forward_mode() or refusal()
+    name = FASTEST[input.device.type, op].backend  # runs_stock has been asked before
+    reason = _wrong_device(name, input) or _forward_mode() or refusal()
     if not reason:
         return name
     _say_once(function, reason, input.device.type)

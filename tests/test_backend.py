@@ -1,5 +1,6 @@
 """Which backend a call gets: choosing, scoping, environment variables, refusals and fallbacks."""
 
+import importlib
 import logging
 import os
 import subprocess
@@ -275,9 +276,8 @@ refused = pytest.mark.parametrize(
 @pytest.fixture
 def lent_kernels(monkeypatch):
     """Lend `auto` kernels for everything: the table of measured ones may be empty for this device."""
-    monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): "triton" for stem in STEMS})
-    monkeypatch.setattr("fastcnn.backend.LEAST_ELEMENTS", {})
-    monkeypatch.setattr("fastcnn.backend.NCHW_ONLY", frozenset())
+    entry = importlib.import_module("fastcnn.backend").Fastest("triton", (torch.float32, torch.float16, torch.bfloat16))
+    monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): entry for stem in STEMS})
     monkeypatch.setattr("fastcnn.backend._said", set())
 
 
@@ -394,3 +394,15 @@ def test_cpu_backend_runs_its_own_operators(function):
     with fastcnn.use_backend("cpu"):
         calls = recorded(lambda: getattr(FF, function)(*args, **kwargs))
     assert any(name.startswith("fastcnn.") and name.endswith(".cpu") for name, _ in calls)
+
+
+@pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
+def test_auto_takes_the_cpu_kernels_only_where_they_were_faster():
+    def kernels(input):
+        return [name for name, _ in recorded(lambda: FF.max_pool2d(input, 2)) if name.startswith("fastcnn.")]
+
+    large = torch.randn(8, 32, 32, 32)
+    assert kernels(large)
+    assert not kernels(large[:1])
+    assert not kernels(large.to(memory_format=torch.channels_last))
+    assert not kernels(large.bfloat16())

@@ -1,5 +1,7 @@
 """torch.func over every function: grad, vmap, jacrev and functional_call under kernels, forward-mode under auto."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -156,7 +158,8 @@ def test_vmap_with_indices():
 def lent_kernels(monkeypatch):
     """Let `auto` have kernels for every op: the table of measured ones may be empty for this device."""
     stems = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
-    monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): "triton" for stem in stems})
+    entry = importlib.import_module("fastcnn.backend").Fastest("triton", (torch.float32,))
+    monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): entry for stem in stems})
     with fastcnn.use_backend("auto"):
         yield
 
