@@ -1,4 +1,4 @@
-// Max-pool: values, one-byte codes, and the backward that follows the codes.
+// Max-pool: values and one-byte codes; max_pool_backward.cpp follows the codes back.
 //
 // NCHW: every input row is reduced to the winners of its windows' columns, once, and output rows then take the winners
 // of those. Columns are first dealt out by stride, so that each place of a window is a contiguous vector. Scanning
@@ -13,7 +13,6 @@
 
 #include "../math/select.h"
 #include "ops.h"
-#include "sums.h"
 
 namespace fastcnn {
 namespace {
@@ -22,13 +21,6 @@ constexpr float LOWEST = -std::numeric_limits<float>::infinity();
 // The code of a window that covers no pixel; more than RELU_OFF whatever row is added, and stored as RELU_OFF.
 constexpr int32_t NO_PLACE = 1 << 16;
 constexpr int64_t LANES = 16;
-
-struct Plane {
-  int64_t height;
-  int64_t width;
-  int64_t out_height;
-  int64_t out_width;
-};
 
 FASTCNN_HOST_DEVICE void take(float value, int32_t place, float& best, int32_t& code) {
   const bool won = wins(value, best);
@@ -370,145 +362,6 @@ void run_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, con
   }
 }
 
-// Add each gradient of the planes [begin, end) to its winner's, and all of a plane's into `sums` if it is not null.
-template <class T>
-FASTCNN_CLONES void unpool_planes(
-    const T* grad, const uint8_t* codes, T* dx, float* sums, const Plane& plane, const Window& window, int64_t begin,
-    int64_t end) {
-  constexpr bool WIDE = sizeof(T) < sizeof(float);  // gradients that meet are added in float32
-  const int64_t pixels = plane.height * plane.width, outputs = plane.out_height * plane.out_width;
-  std::vector<float> wide(WIDE ? pixels : 0), flowing(sums ? outputs : 0);
-  int64_t offsets[RELU_OFF + 1] = {};
-  for (int32_t code = 0; code < window.rows.size * window.columns.size; ++code) {
-    offsets[code] = row_of(code, window.columns) * window.rows.dilation * plane.width +
-                    column_of(code, window.columns) * window.columns.dilation;
-  }
-  for (int64_t p = begin; p < end; ++p) {
-    const T* __restrict from = grad + p * outputs;
-    const uint8_t* __restrict code = codes + p * outputs;
-    float* to = WIDE ? wide.data() : reinterpret_cast<float*>(dx + p * pixels);
-    std::memset(to, 0, pixels * sizeof(float));
-    float nowhere = 0.0f;
-    for (int64_t oh = 0; oh < plane.out_height; ++oh) {
-      float* row = to + first_pixel(window.rows, oh) * plane.width - window.columns.padding;
-      for (int64_t ow = 0; ow < plane.out_width; ++ow) {
-        const int64_t i = oh * plane.out_width + ow;
-        float* target = code[i] == RELU_OFF ? &nowhere : row + ow * window.columns.stride + offsets[code[i]];
-        *target += static_cast<float>(from[i]);
-      }
-    }
-    if (WIDE) {
-      T* __restrict out = dx + p * pixels;
-      for (int64_t i = 0; i < pixels; ++i) {
-        out[i] = static_cast<T>(to[i]);
-      }
-    }
-    if (sums) {
-      float* __restrict flow = flowing.data();
-      for (int64_t i = 0; i < outputs; ++i) {
-        flow[i] = code[i] == RELU_OFF ? 0.0f : static_cast<float>(from[i]);
-      }
-      sums[p] = sum(flow, outputs);
-    }
-  }
-}
-
-template <class T>
-FASTCNN_CLONES void widen(const T* __restrict from, float* __restrict to, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    to[i] = static_cast<float>(from[i]);
-  }
-}
-
-// Gather the gradients of the input rows [begin, end), counted over all images, of an NHWC tensor.
-template <class T>
-FASTCNN_CLONES void unpool_pixels(
-    const float* grad, const uint8_t* codes, T* dx, const Plane& plane, int64_t channels, const Window& window,
-    int64_t begin, int64_t end) {
-  const Axis &rows = window.rows, &columns = window.columns;
-  std::vector<float> total(channels);
-  float* __restrict sum = total.data();
-  for (int64_t line = begin; line < end; ++line) {
-    const int64_t image = line / plane.height, h = line % plane.height;
-    const int64_t top = first_window(rows, h), bottom = last_window(rows, h, plane.out_height);
-    for (int64_t w = 0; w < plane.width; ++w) {
-      std::fill(total.begin(), total.end(), 0.0f);
-      for (int64_t oh = top; oh <= bottom; ++oh) {
-        const int64_t r = place_at(rows, oh, h);
-        const int64_t right = last_window(columns, w, plane.out_width);
-        for (int64_t ow = first_window(columns, w); r >= 0 && ow <= right; ++ow) {
-          const int64_t s = place_at(columns, ow, w);
-          if (s < 0) {
-            continue;
-          }
-          const int64_t at = ((image * plane.out_height + oh) * plane.out_width + ow) * channels;
-          const uint8_t* __restrict code = codes + at;
-          const float* __restrict from = grad + at;
-          const uint8_t place = static_cast<uint8_t>(code_of(r, s, columns));
-          for (int64_t c = 0; c < channels; ++c) {
-            sum[c] += code[c] == place ? from[c] : 0.0f;
-          }
-        }
-      }
-      T* __restrict out = dx + (line * plane.width + w) * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        out[c] = static_cast<T>(sum[c]);
-      }
-    }
-  }
-}
-
-// The sums of the gradients that flow, by output row, of an NHWC tensor: sums is (rows, C).
-FASTCNN_CLONES void sum_pixels(
-    const float* grad, const uint8_t* codes, float* sums, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
-  for (int64_t line = begin; line < end; ++line) {
-    float* __restrict sum = sums + line * channels;
-    std::memset(sum, 0, channels * sizeof(float));
-    for (int64_t i = line * pixels; i < (line + 1) * pixels; ++i) {
-      const float* __restrict from = grad + i * channels;
-      const uint8_t* __restrict code = codes + i * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        sum[c] += code[c] == RELU_OFF ? 0.0f : from[c];
-      }
-    }
-  }
-}
-
-template <class T>
-void run_pool_backward(
-    const Tensor& grad, const Tensor& codes, Tensor& dx, Tensor& bias, const Plane& plane, const Layout& layout,
-    const Window& window) {
-  const T* from = data<T>(grad);
-  const uint8_t* code = data<uint8_t>(codes);
-  T* to = mutable_data<T>(dx);
-  const int64_t channels = layout.channels;
-  const bool bias_grad = bias.numel() > 0;
-  const int64_t lines = layout.images * (layout.channels_last ? plane.out_height : 1);
-  std::vector<float> sums(bias_grad ? lines * channels : 0);
-  if (layout.channels_last) {
-    std::vector<float> wide(std::is_same_v<T, float> ? 0 : grad.numel());
-    parallel(static_cast<int64_t>(wide.size()), 1, [&](int64_t begin, int64_t end) {
-      widen(from, wide.data(), begin, end);
-    });
-    const float* gradient = wide.empty() ? reinterpret_cast<const float*>(from) : wide.data();
-    parallel(layout.images * plane.height, plane.width * channels * 4, [&](int64_t begin, int64_t end) {
-      unpool_pixels(gradient, code, to, plane, channels, window, begin, end);
-    });
-    if (bias_grad) {
-      parallel(lines, plane.out_width * channels, [&](int64_t begin, int64_t end) {
-        sum_pixels(gradient, code, sums.data(), plane.out_width, channels, begin, end);
-      });
-    }
-  } else {
-    parallel(layout.images * channels, layout.pixels, [&](int64_t begin, int64_t end) {
-      unpool_planes(from, code, to, bias_grad ? sums.data() : nullptr, plane, window, begin, end);
-    });
-  }
-  if (bias_grad) {
-    add_partial_sums(sums.data(), lines, channels, mutable_data<T>(bias));
-  }
-}
-
 template <class T>
 void choose_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, const Layout& layout,
                  const Window& window, bool relu) {
@@ -545,26 +398,6 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
   return {y, code};
 }
 
-std::pair<Tensor, Tensor> pool_backward(
-    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad) {
-  STD_TORCH_CHECK(codes.dim() == 4 && grad.dim() == 4, "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
-  for (int64_t axis = 0; axis < 4; ++axis) {
-    STD_TORCH_CHECK(grad.size(axis) == codes.size(axis), "max_pool_backward: gradients and codes differ in shape");
-  }
-  const bool channels_last = is_channels_last(codes);
-  const Tensor from = dense(grad, channels_last), code = dense(codes, channels_last);
-  const int64_t images = codes.size(0), channels = codes.size(1);
-  const Layout shape{images, channels, height * width, channels_last};
-  const Plane plane{height, width, codes.size(2), codes.size(3)};
-  const std::vector<int64_t> sizes{images, channels, height, width}, bias_sizes{bias_grad ? channels : 0};
-  Tensor dx = new_tensor(sizes, grad.scalar_type(), channels_last);
-  Tensor bias = new_tensor(bias_sizes, grad.scalar_type(), false);
-  with_type("max_pool_backward", from, [&](auto type) {
-    run_pool_backward<decltype(type)>(from, code, dx, bias, plane, shape, window);
-  });
-  return {dx, bias};
-}
-
 Tensor max_pool(const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
   return pool(input, make_window(size, stride, padding, dilation, ceil_mode), false, false).first;
 }
@@ -572,13 +405,6 @@ Tensor max_pool(const Tensor& input, Sizes size, Sizes stride, Sizes padding, Si
 std::tuple<Tensor, Tensor> max_pool_codes(
     const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
   return pool(input, make_window(size, stride, padding, dilation, ceil_mode), false, true);
-}
-
-Tensor max_pool_backward(
-    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Sizes size, Sizes stride, Sizes padding,
-    Sizes dilation, bool ceil_mode) {
-  const Window window = make_window(size, stride, padding, dilation, ceil_mode);
-  return pool_backward(grad, codes, height, width, window, false).first;
 }
 
 }  // namespace fastcnn
