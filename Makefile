@@ -9,7 +9,7 @@ JOBS ?= 2
 
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint gpu codegen bench-cpu clean
+.PHONY: demo test lint gpu codegen bench-cpu asan clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
@@ -33,6 +33,9 @@ $(BIN)/python:
 
 bench-cpu: $(VENV)/demo.stamp
 	$(BIN)/python benchmarks/bench_cpu.py
+
+asan: $(VENV)/dev.stamp
+	bash tests/asan.sh
 
 # Built against the torch that is then there, not in an isolated environment with a torch of its own.
 $(VENV)/torch.stamp: $(BIN)/python constraints.txt
