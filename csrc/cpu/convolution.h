@@ -18,7 +18,7 @@ inline Tensor convolution(
   std::array<StableIValue, 9> stack{
       from(input), from(weight), from(bias), from(stride), from(padding), from(dilation), from(false),
       from(Sizes(no_output_padding)), from(groups)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  FASTCNN_TORCH_CHECK(
       torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor output = torch::stable::detail::to<Tensor>(stack[0]);
   return dense(output, is_channels_last(input) || is_channels_last(weight));

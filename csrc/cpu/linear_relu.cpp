@@ -9,7 +9,7 @@ namespace fastcnn {
 Tensor linear_relu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(input), from(weight), from(bias)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  FASTCNN_TORCH_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
   Tensor y = dense(torch::stable::detail::to<Tensor>(stack[0]), false);
   relu_in_place(y);
   return y;

@@ -23,6 +23,13 @@
 #define FASTCNN_CLONES
 #endif
 
+// Newer headers keep the message of torch's own error.
+#ifdef STABLE_TORCH_ERROR_CODE_CHECK
+#define FASTCNN_TORCH_CHECK STABLE_TORCH_ERROR_CODE_CHECK
+#else
+#define FASTCNN_TORCH_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace fastcnn {
 
 using torch::stable::Tensor;
