@@ -211,7 +211,7 @@ def runs_stock(op: str, function: str, input: object) -> bool:
         return False
     entry = FASTEST.get((input.device.type, op))
     if entry is None or input.dtype not in entry.dtypes:
-        reason = f"no kernel has been measured for {input.dtype} on this kind of device yet"
+        reason = _unmeasured(input)
     elif not entry.beats_stock(input):
         return True
     else:
@@ -222,12 +222,12 @@ def runs_stock(op: str, function: str, input: object) -> bool:
 
 
 def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
-    """Return the backend that a call runs on: ``torch`` or one with kernels.
+    """Return the backend of a call that `runs_stock` has let through: one with kernels, or under `auto` ``torch``.
 
     Args:
         op: the op's stem.
         function: the public function's name, for messages.
-        input: the tensor whose device decides.
+        input: the tensor whose device and dtype decide, after autocast.
         refusal: says why no kernel of any backend serves these arguments, or an empty string.
 
     Raises:
@@ -236,8 +236,6 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
     name = _choice.backend
     if _choice.problem:
         raise RuntimeError(_choice.problem)
-    if name == "torch":
-        return "torch"
     if name == "auto":
         return _fastest(op, function, input, refusal)
     if reason := _wrong_device(name, input) or _forward_mode() or refusal():
@@ -246,12 +244,18 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
 
 
 def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
-    name = FASTEST[input.device.type, op].backend  # runs_stock has been asked before
-    reason = _wrong_device(name, input) or _forward_mode() or refusal()
+    entry = FASTEST[input.device.type, op]
+    reason = _forward_mode() or refusal()
+    if input.dtype not in entry.dtypes:  # autocast has changed it
+        reason = _unmeasured(input)
     if not reason:
-        return name
+        return entry.backend
     _say_once(function, reason, input.device.type)
     return "torch"
+
+
+def _unmeasured(input: Tensor) -> str:
+    return f"no kernel has been measured for {input.dtype} on this kind of device yet"
 
 
 def _say_once(*said: str) -> None:

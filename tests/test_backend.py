@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -406,3 +407,19 @@ def test_auto_takes_the_cpu_kernels_only_where_they_were_faster():
     assert not kernels(large[:1])
     assert not kernels(large.to(memory_format=torch.channels_last))
     assert not kernels(large.bfloat16())
+
+
+@pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
+def test_auto_counts_the_dtype_that_autocast_gives():
+    def kernels():
+        call = lambda: FF.conv2d_relu_max_pool2d(torch.randn(8, 8, 32, 32), torch.randn(8, 8, 3, 3), pool_size=2)  # noqa: E731
+        return [name for name, _ in recorded(call) if name.startswith("fastcnn.")]
+
+    assert kernels()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernels()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_the_extension_was_built_where_it_can_be():
+    assert fastcnn.backends()["cpu"].reason == ""
