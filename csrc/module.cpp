@@ -8,14 +8,23 @@
 
 namespace {
 
+#ifdef FASTCNN_CUDA  // the toolkit's version and the architectures, as setup.py chose them
+constexpr const char* CUDA = STRING(FASTCNN_CUDA);
+constexpr const char* ARCHITECTURES = STRING(FASTCNN_ARCHITECTURES);
+#else
+constexpr const char *CUDA = nullptr, *ARCHITECTURES = nullptr;
+#endif
+
 PyObject* built_with(PyObject*, PyObject*) {
   return Py_BuildValue(
-      "{s:s,s:s,s:O}", "torch", STRING(FASTCNN_TORCH), "compiler", "g++ " __VERSION__, "cuda", Py_None);
+      "{s:s,s:s,s:z,s:z}", "torch", STRING(FASTCNN_TORCH), "compiler", "g++ " __VERSION__, "cuda", CUDA,
+      "architectures", ARCHITECTURES);
 }
 
 PyMethodDef methods[] = {
     {"built_with", built_with, METH_NOARGS,
-     "Return what this build holds: the oldest torch it runs with, its compiler, its CUDA version or None."},
+     "Return what this build holds: the oldest torch it runs with, its compiler, and its CUDA version and architectures "
+     "or None."},
     {nullptr, nullptr, 0, nullptr},
 };
 

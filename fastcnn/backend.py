@@ -18,7 +18,13 @@ from torch import Tensor
 logger = logging.getLogger("fastcnn")
 
 BACKENDS = ("auto", "torch", "triton", "cuda", "cpu")
-ALGORITHMS = ("epilogue", "implicit_gemm")
+_KERNELS = BACKENDS[2:]
+# Ways to run a stage that begins with a convolution, and the backends that have them.
+ALGORITHMS = {
+    "epilogue": ("triton", "cuda", "cpu"),
+    "implicit_gemm": ("triton", "cuda"),
+    "direct": ("cuda",),
+}
 
 
 class Fastest(NamedTuple):
@@ -72,11 +78,16 @@ def _triton_missing() -> str:
     return "no CUDA device (TRITON_INTERPRET=1, set before the process starts, runs the kernels on the CPU for tests)"
 
 
+# The path of a library that plays the kernels of `cuda` on the CPU, for tests (tests/host_cuda).
+_PLAYED = os.environ.get("FASTCNN_HOST_CUDA", "")
+
 _BUILD = "pip install --no-build-isolation . in fastcnn's source folder"
 
 
 def _load_extension() -> str:
     """Load fastcnn._C, which registers the compiled kernels; return why it cannot be, or an empty string."""
+    if _PLAYED:
+        torch.ops.load_library(_PLAYED)
     try:
         importlib.import_module("fastcnn._C")
     except ImportError as error:
@@ -98,7 +109,16 @@ def _cpu_missing() -> str:
 
 
 def _cuda_missing() -> str:
-    return _EXTENSION_PROBLEM or "the compiled extension fastcnn._C holds no CUDA kernels"
+    if _PLAYED or _EXTENSION_PROBLEM:
+        return "" if _PLAYED else _EXTENSION_PROBLEM
+    if not built_with()["cuda"]:
+        return f"the compiled extension fastcnn._C holds no CUDA kernels; with the CUDA toolkit (nvcc): {_BUILD}"
+    return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+def built_with() -> dict[str, str | None]:
+    """Return what the compiled extension holds: ``torch``, ``compiler``, ``cuda``, ``architectures``; or nothing."""
+    return {} if _EXTENSION_PROBLEM else importlib.import_module("fastcnn._C").built_with()
 
 
 _MISSING: dict[str, Callable[[], str]] = {
@@ -148,9 +168,9 @@ class use_backend:
 
     Args:
         name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
-        algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution
-            without bias, then one pass of ours) or ``implicit_gemm`` (the convolution is ours too). ``None`` leaves
-            the choice to the backend.
+        algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution,
+            then one pass of ours), ``implicit_gemm`` (the convolution is ours too) or ``direct`` (ours, for up to four
+            input channels). ``None`` leaves the choice to the backend.
 
     Raises:
         ValueError: an unknown name.
@@ -182,8 +202,9 @@ def _validate(name: str, algorithm: str | None) -> None:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     if algorithm is not None and algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)} or None, got {algorithm!r}")
-    if name == "cpu" and algorithm == "implicit_gemm":
-        raise ValueError("algorithm: backend 'cpu' runs convolutions as 'epilogue', got 'implicit_gemm'")
+    if name in _KERNELS and algorithm is not None and name not in ALGORITHMS[algorithm]:
+        able = ", ".join(repr(each) for each, backends in ALGORITHMS.items() if name in backends)
+        raise ValueError(f"algorithm: backend {name!r} has {able}, got {algorithm!r}")
     if reason := _MISSING[name]():
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
 
@@ -238,7 +259,7 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
         raise RuntimeError(_choice.problem)
     if name == "auto":
         return _fastest(op, function, input, refusal)
-    if reason := _wrong_device(name, input) or _forward_mode() or refusal():
+    if reason := _wrong_device(name, input) or _forward_mode() or _wrong_precision(name, op, input) or refusal():
         raise RuntimeError(f"{function}: backend {name!r} {reason}")
     return name
 
@@ -266,10 +287,19 @@ def _say_once(*said: str) -> None:
 
 
 def _wrong_device(name: str, input: Tensor) -> str:
-    wanted = "cpu" if name == "cpu" or (name == "triton" and INTERPRETING) else "cuda"
+    on_cpu = {"cpu": True, "triton": INTERPRETING, "cuda": bool(_PLAYED)}
+    wanted = "cpu" if on_cpu[name] else "cuda"
     if input.device.type == wanted:
         return ""
     return f"needs argument 'input' on a {wanted} device, got {input.device}"
+
+
+def _wrong_precision(name: str, op: str, input: Tensor) -> str:
+    if name != "cuda" or not op.startswith("conv") or _choice.algorithm not in ("implicit_gemm",):
+        return ""
+    if input.dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        return ""
+    return "multiplies float32 in TF32 by 'implicit_gemm', which torch.backends.cudnn.allow_tf32 forbids"
 
 
 def _forward_mode() -> str:

@@ -1,13 +1,15 @@
 // Convolution + ReLU: torch's convolution, then ReLU in place; backward masks the gradient and sums the bias gradient in
 // one pass. linear_relu shares both passes: its rows are the pixels of an image whose channels are contiguous.
 
-#include "convolution.h"
-#include "ops.h"
-#include "sums.h"
+#include "conv_relu.h"
 
+#include "../convolution.h"
 #include "../math/select.h"
+#include "../ops.h"
+#include "sums.h"
+#include "threads.h"
 
-namespace fastcnn {
+namespace fastcnn::cpu {
 namespace {
 
 constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum of the bias gradient covers
@@ -82,8 +84,8 @@ void run_mask(const Tensor& grad, const Tensor& y, Tensor& dx, Tensor& bias, con
 
 std::tuple<Tensor, Tensor> mask(const Tensor& grad, const Tensor& output, const Layout& layout, bool bias_grad) {
   const std::vector<int64_t> bias_sizes{bias_grad ? layout.channels : 0};
-  Tensor dx = new_tensor(output.sizes(), output.scalar_type(), output.dim() == 4 && layout.channels_last);
-  Tensor bias = new_tensor(bias_sizes, output.scalar_type(), false);
+  Tensor dx = new_tensor(output, output.sizes(), output.scalar_type(), output.dim() == 4 && layout.channels_last);
+  Tensor bias = new_tensor(output, bias_sizes, output.scalar_type(), false);
   with_type("conv_relu_backward", output, [&](auto type) {
     run_mask<decltype(type)>(grad, output, dx, bias, layout);
   });
@@ -129,4 +131,4 @@ std::tuple<Tensor, Tensor> linear_relu_backward(const Tensor& grad, const Tensor
   return mask(dense(grad, false), dense(output, false), {output.size(0), output.size(1), 1, true}, bias_grad);
 }
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

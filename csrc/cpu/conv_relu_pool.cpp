@@ -1,10 +1,10 @@
 // Convolution + ReLU + max-pool: torch's convolution, then one pass to pooled values and codes.
 
-#include "convolution.h"
+#include "../convolution.h"
+#include "../ops.h"
 #include "max_pool.h"
-#include "ops.h"
 
-namespace fastcnn {
+namespace fastcnn::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor> conv_pool(
@@ -38,4 +38,4 @@ std::tuple<Tensor, Tensor> conv_relu_pool_backward(
   return pool_backward(grad, codes, height, width, window, bias_grad);
 }
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

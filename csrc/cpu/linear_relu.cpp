@@ -2,9 +2,10 @@
 
 #include <array>
 
-#include "ops.h"
+#include "../ops.h"
+#include "conv_relu.h"
 
-namespace fastcnn {
+namespace fastcnn::cpu {
 
 Tensor linear_relu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias) {
   using torch::stable::detail::from;
@@ -15,4 +16,4 @@ Tensor linear_relu(const Tensor& input, const Tensor& weight, std::optional<Tens
   return y;
 }
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

@@ -5,11 +5,12 @@
 // anew for each channel: nothing that slides could carry a NaN or a rounding error on.
 
 
-#include "ops.h"
+#include "../ops.h"
+#include "threads.h"
 
 #include <type_traits>
 
-namespace fastcnn {
+namespace fastcnn::cpu {
 namespace {
 
 constexpr int64_t BLOCK_FLOATS = 32 * 1024;  // of one scratch array: a few of them stay in the second-level cache
@@ -206,7 +207,7 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   STD_TORCH_CHECK(size > 0, "lrn: expected a positive size, got ", size);
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
-  Tensor y = new_tensor(x.sizes(), x.scalar_type(), channels_last);
+  Tensor y = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
   if (y.numel() == 0) {
     return y;
   }
@@ -232,7 +233,7 @@ Tensor lrn_backward(
   STD_TORCH_CHECK(size > 0, "lrn_backward: expected a positive size, got ", size);
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last), from = dense(grad, channels_last);
-  Tensor dx = new_tensor(x.sizes(), x.scalar_type(), channels_last);
+  Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
   if (dx.numel() == 0) {
     return dx;
   }
@@ -249,4 +250,4 @@ Tensor lrn_backward(
   return dx;
 }
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

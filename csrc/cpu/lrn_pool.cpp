@@ -1,9 +1,9 @@
 // LRN + max-pool: one pass each. The normalised values live only between the two.
 
+#include "../ops.h"
 #include "max_pool.h"
-#include "ops.h"
 
-namespace fastcnn {
+namespace fastcnn::cpu {
 
 Tensor lrn_pool(
     const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size, Sizes pool_stride,
@@ -27,4 +27,4 @@ Tensor lrn_pool_backward(
   return lrn_backward(unpooled, input, size, alpha, beta, k);
 }
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

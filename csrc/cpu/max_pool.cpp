@@ -12,9 +12,10 @@
 #include <type_traits>
 
 #include "../math/select.h"
-#include "ops.h"
+#include "../ops.h"
+#include "threads.h"
 
-namespace fastcnn {
+namespace fastcnn::cpu {
 namespace {
 
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
@@ -382,14 +383,12 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const Layout shape = layout(x, channels_last);
-  const Plane plane{
-      x.size(2), x.size(3), output_size(window.rows, x.size(2), window.ceil_mode),
-      output_size(window.columns, x.size(3), window.ceil_mode)};
+  const Plane plane = make_plane(window, x.size(2), x.size(3));
   const std::vector<int64_t> sizes{shape.images, shape.channels, plane.out_height, plane.out_width};
-  Tensor y = new_tensor(sizes, x.scalar_type(), channels_last);
+  Tensor y = new_tensor(x, sizes, x.scalar_type(), channels_last);
   const std::vector<int64_t> none{0};
-  Tensor code = codes ? new_tensor(sizes, torch::headeronly::ScalarType::Byte, channels_last)
-                      : new_tensor(none, torch::headeronly::ScalarType::Byte, false);
+  Tensor code = codes ? new_tensor(x, sizes, torch::headeronly::ScalarType::Byte, channels_last)
+                      : new_tensor(x, none, torch::headeronly::ScalarType::Byte, false);
   if (y.numel() > 0) {
     with_type("max_pool", x, [&](auto type) {
       choose_pool<decltype(type)>(x, y, code, plane, shape, window, relu);
@@ -407,4 +406,4 @@ std::tuple<Tensor, Tensor> max_pool_codes(
   return pool(input, make_window(size, stride, padding, dilation, ceil_mode), false, true);
 }
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

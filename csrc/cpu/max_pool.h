@@ -3,28 +3,9 @@
 
 #include <utility>
 
-#include "tensors.h"
+#include "../tensors.h"
 
-namespace fastcnn {
-
-struct Window {
-  Axis rows;
-  Axis columns;
-  bool ceil_mode;
-};
-
-inline Window make_window(Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  return {
-      {size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
-}
-
-// The rows and columns of one image before and after the pool.
-struct Plane {
-  int64_t height;
-  int64_t width;
-  int64_t out_height;
-  int64_t out_width;
-};
+namespace fastcnn::cpu {
 
 // Pool (N, C, H, W) to (N, C, OH, OW), with ReLU if asked; codes are uint8, or empty if not asked for.
 std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool relu, bool codes);
@@ -34,4 +15,4 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
 std::pair<Tensor, Tensor> pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad);
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

@@ -7,10 +7,11 @@
 #include <cstring>
 #include <type_traits>
 
-#include "ops.h"
+#include "../ops.h"
 #include "sums.h"
+#include "threads.h"
 
-namespace fastcnn {
+namespace fastcnn::cpu {
 namespace {
 
 // Add each gradient of the planes [begin, end) to its winner's, and all of a plane's into `sums` if it is not null.
@@ -166,8 +167,8 @@ std::pair<Tensor, Tensor> pool_backward(
   const Layout shape{images, channels, height * width, channels_last};
   const Plane plane{height, width, codes.size(2), codes.size(3)};
   const std::vector<int64_t> sizes{images, channels, height, width}, bias_sizes{bias_grad ? channels : 0};
-  Tensor dx = new_tensor(sizes, grad.scalar_type(), channels_last);
-  Tensor bias = new_tensor(bias_sizes, grad.scalar_type(), false);
+  Tensor dx = new_tensor(grad, sizes, grad.scalar_type(), channels_last);
+  Tensor bias = new_tensor(grad, bias_sizes, grad.scalar_type(), false);
   with_type("max_pool_backward", from, [&](auto type) {
     run_pool_backward<decltype(type)>(from, code, dx, bias, plane, shape, window);
   });
@@ -181,4 +182,4 @@ Tensor max_pool_backward(
   return pool_backward(grad, codes, height, width, window, false).first;
 }
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

@@ -1,9 +1,9 @@
 #pragma once
 // Sums in a fixed order, so that they do not depend on the number of threads.
 
-#include "tensors.h"
+#include "../tensors.h"
 
-namespace fastcnn {
+namespace fastcnn::cpu {
 
 // The sum of values in float32: sixteen running sums, so that it vectorises without reassociation.
 template <class T>
@@ -40,4 +40,4 @@ void add_partial_sums(const float* sums, int64_t lines, int64_t channels, T* tot
   }
 }
 
-}  // namespace fastcnn
+}  // namespace fastcnn::cpu

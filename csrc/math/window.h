@@ -20,6 +20,20 @@ struct Axis {
   int64_t dilation;
 };
 
+struct Window {
+  Axis rows;
+  Axis columns;
+  bool ceil_mode;
+};
+
+// The rows and columns of one image before and after a pool.
+struct Plane {
+  int64_t height;
+  int64_t width;
+  int64_t out_height;
+  int64_t out_width;
+};
+
 FASTCNN_HOST_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 FASTCNN_HOST_DEVICE int64_t clamp(int64_t value, int64_t low, int64_t high) {

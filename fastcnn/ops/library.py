@@ -9,8 +9,8 @@ from fastcnn import backend
 
 _library = torch.library.Library("fastcnn", "DEF")
 
-KERNEL_BACKENDS = ("triton", "cpu")
-COMPILED_BACKENDS = ("cpu",)  # csrc/ops.cpp registers their kernels
+KERNEL_BACKENDS = ("triton", "cuda", "cpu")
+COMPILED_BACKENDS = ("cuda", "cpu")  # csrc/ops.cpp registers their kernels
 
 
 def define(stem: str, name: str, signature: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]]:

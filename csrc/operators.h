@@ -1,13 +1,5 @@
-#pragma once
-// The operators' signatures, as the schemas in fastcnn/ops/<stem>.py have them.
-
-#include <optional>
-#include <string>
-#include <tuple>
-
-#include "tensors.h"
-
-namespace fastcnn {
+// The operators' signatures, as the schemas in fastcnn/ops/<stem>.py have them. ops.h includes this once for every
+// backend, in its namespace.
 
 Tensor max_pool(const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode);
 std::tuple<Tensor, Tensor> max_pool_codes(
@@ -29,7 +21,6 @@ Tensor lrn_pool_backward(
     const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha, double beta, double k,
     Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode);
 
-// A stage that begins with a convolution has one way to run it here, so `algorithm` is not looked at.
 Tensor conv_relu(
     const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
     int64_t groups, std::optional<std::string> algorithm);
@@ -49,8 +40,3 @@ std::tuple<Tensor, Tensor> conv_relu_pool_backward(
 
 Tensor linear_relu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias);
 std::tuple<Tensor, Tensor> linear_relu_backward(const Tensor& grad, const Tensor& output, bool bias_grad);
-
-// The pass that conv_relu and linear_relu share.
-void relu_in_place(Tensor& y);
-
-}  // namespace fastcnn

@@ -1,5 +1,5 @@
 #pragma once
-// What every CPU operator does with tensors: layout, allocation, the choice of the element type, threads.
+// What every operator does with tensors: layout, allocation, the choice of the element type.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -8,20 +8,11 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "../math/lrn.h"
-#include "../math/window.h"
-
-// The hot loops are compiled several times and the processor's best version is taken when the library is loaded.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define FASTCNN_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define FASTCNN_CLONES
-#endif
+#include "math/lrn.h"
+#include "math/window.h"
 
 // Newer headers keep the message of torch's own error.
 #ifdef STABLE_TORCH_ERROR_CODE_CHECK
@@ -76,10 +67,10 @@ inline Tensor dense(const Tensor& tensor, bool channels_last) {
   return torch::stable::contiguous(tensor, format(tensor.dim(), channels_last));
 }
 
-// An empty CPU tensor: (N, C, *).
-inline Tensor new_tensor(Sizes sizes, torch::headeronly::ScalarType dtype, bool channels_last) {
+// An empty tensor (N, C, *) on the device of another.
+inline Tensor new_tensor(const Tensor& like, Sizes sizes, torch::headeronly::ScalarType dtype, bool channels_last) {
   const auto axes = static_cast<int64_t>(sizes.size());
-  return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format(axes, channels_last));
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format(axes, channels_last));
 }
 
 inline Layout layout(const Tensor& tensor, bool channels_last) {
@@ -116,13 +107,15 @@ T* mutable_data(Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Split [0, count) among torch's threads; an item costs about `cost` simple operations.
-template <class Run>
-void parallel(int64_t count, int64_t cost, const Run& run) {
-  constexpr int64_t COST_OF_A_THREAD = 32768;
-  if (count > 0) {
-    torch::stable::parallel_for(0, count, std::max<int64_t>(1, COST_OF_A_THREAD / std::max<int64_t>(cost, 1)), run);
-  }
+inline Window make_window(Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
+  return {
+      {size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
+}
+
+inline Plane make_plane(const Window& window, int64_t height, int64_t width) {
+  return {
+      height, width, output_size(window.rows, height, window.ceil_mode),
+      output_size(window.columns, width, window.ceil_mode)};
 }
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }

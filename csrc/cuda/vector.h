@@ -1,0 +1,48 @@
+#pragma once
+// Several neighbouring elements in one access of up to 16 bytes.
+
+#include <cstdint>
+
+#include "device.h"
+
+namespace fastcnn::cuda {
+
+template <class T, int N>
+struct alignas(sizeof(T) * N) Vector {
+  T at[N];
+};
+
+// The elements that make 16 bytes.
+template <class T>
+constexpr int WIDTH = 16 / sizeof(T);
+
+// N elements of a tensor in float32, the type of all arithmetic.
+template <int N>
+struct Floats {
+  float at[N];
+};
+
+template <int N, class T>
+__device__ __forceinline__ Floats<N> load(const T* from) {
+  const Vector<T, N> packed = *reinterpret_cast<const Vector<T, N>*>(from);
+  Floats<N> values;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    values.at[i] = static_cast<float>(packed.at[i]);
+  }
+  return values;
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store(T* to, const Floats<N>& values) {
+  Vector<T, N> packed;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    packed.at[i] = static_cast<T>(values.at[i]);
+  }
+  *reinterpret_cast<Vector<T, N>*>(to) = packed;
+}
+
+inline bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+}  // namespace fastcnn::cuda
