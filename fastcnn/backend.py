@@ -64,6 +64,7 @@ class BackendStatus:
 
     available: bool
     reason: str = ""
+    build: str = ""  # of a compiled backend: what its kernels were built with and for
 
 
 # Triton reads it when a kernel is defined: kernels then run in Triton's CPU interpreter.
@@ -111,13 +112,12 @@ def _cpu_missing() -> str:
 def _cuda_missing() -> str:
     if _PLAYED or _EXTENSION_PROBLEM:
         return "" if _PLAYED else _EXTENSION_PROBLEM
-    if not built_with()["cuda"]:
+    if not _built_with()["cuda"]:
         return f"the compiled extension fastcnn._C holds no CUDA kernels; with the CUDA toolkit (nvcc): {_BUILD}"
     return "" if torch.cuda.is_available() else "no CUDA device"
 
 
-def built_with() -> dict[str, str | None]:
-    """Return what the compiled extension holds: ``torch``, ``compiler``, ``cuda``, ``architectures``; or nothing."""
+def _built_with() -> dict[str, str | None]:
     return {} if _EXTENSION_PROBLEM else importlib.import_module("fastcnn._C").built_with()
 
 
@@ -142,7 +142,16 @@ def backends() -> dict[str, BackendStatus]:
         ['auto', 'torch']
     """
     reasons = {name: _MISSING[name]() for name in BACKENDS}
-    return {name: BackendStatus(not reason, reason) for name, reason in reasons.items()}
+    return {name: BackendStatus(not reason, reason, _build(name)) for name, reason in reasons.items()}
+
+
+def _build(name: str) -> str:
+    held = _built_with()
+    if name == "cpu" and held:
+        return f"{held['compiler']}, torch {held['torch']} or later"
+    if name == "cuda" and held.get("cuda"):
+        return f"CUDA {held['cuda']} for {held['architectures']}, torch {held['torch']} or later"
+    return ""
 
 
 class _Choice:

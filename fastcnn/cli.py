@@ -213,7 +213,9 @@ def doctor(debug: Debug = False) -> None:
         table.add_row(key, escape(value))
     table.add_row()
     for key, status in fastcnn.backends().items():
-        table.add_row(f"backend {key}", "available" if status.available else f"not available: {escape(status.reason)}")
+        built = f" (built with {status.build})" if status.build else ""
+        state = "available" if status.available else f"not available: {status.reason}"
+        table.add_row(f"backend {key}", escape(state + built))
     table.add_row()
     table.add_row("backend in use", f"{choice or 'auto'} ({origin})")
     Console(highlight=False).print(table)

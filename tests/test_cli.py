@@ -144,6 +144,7 @@ def test_doctor_tells_versions_and_why_a_backend_is_missing(
     for name, status in fastcnn.backends().items():
         expected = "available" if status.available else f"not available: {status.reason}"
         assert f"backend {name} {expected}" in output
+        assert status.build in output
     assert "backend in use torch (set by FASTCNN_BACKEND)" in output
 
 
