@@ -1,20 +1,306 @@
-#include "../ops.h"
+// Max-pool: values and one-byte codes, after bias and ReLU if asked; max_pool_backward.cu follows the codes back.
+//
+// A thread computes one place of the output, for its channels. The places of a window are compared in row-major order,
+// so that the first of equals wins, as in torch.
+
 #include "max_pool.h"
+
+#include <limits>
+
+#include "../math/select.h"
+#include "../ops.h"
+#include "conv_relu.h"
+#include "launch.h"
+#include "vector.h"
+#include "walk.h"
+
 namespace fastcnn::cuda {
-std::pair<Tensor, Tensor> pool(const Tensor&, const std::optional<Tensor>&, const Window&, bool, bool) { STD_TORCH_CHECK(false, "pool"); }
-std::pair<Tensor, Tensor> pool_backward(const Tensor&, const Tensor&, int64_t, int64_t, const Window&, bool) { STD_TORCH_CHECK(false, "pool_backward"); }
-Tensor max_pool(const Tensor&, Sizes, Sizes, Sizes, Sizes, bool) {
-  STD_TORCH_CHECK(false, "max_pool");
+namespace {
+
+// What happens to values before they are compared, and to the winner.
+template <class T>
+struct Stage {
+  const T* bias;  // may be null
+  bool relu;
+};
+
+template <int N>
+struct Best {
+  float value[N];
+  int32_t code[N];
+};
+
+template <int N>
+__device__ __forceinline__ Best<N> nothing_yet(int32_t code) {
+  Best<N> best;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    best.value[i] = -std::numeric_limits<float>::infinity();
+    best.code[i] = code;
+  }
+  return best;
+}
+
+// Adding negative zero changes no value.
+template <int N, class T>
+__device__ __forceinline__ Floats<N> load_bias(const T* bias, int64_t channel) {
+  if (bias != nullptr) {
+    return load<N>(bias + channel);
+  }
+  Floats<N> values;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    values.at[i] = -0.0f;
+  }
+  return values;
+}
+
+// The stock layers round after adding the bias: values that become equal there must be equal here.
+template <bool STAGE, class T>
+__device__ __forceinline__ float prepared(T element, float bias) {
+  const float value = static_cast<float>(element);
+  return STAGE ? static_cast<float>(static_cast<T>(value + bias)) : value;
+}
+
+template <bool STAGE, class T, int N>
+__device__ __forceinline__ void take(const Vector<T, N>& packed, int32_t code, const Floats<N>& bias, Best<N>& best) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const float value = prepared<STAGE>(packed.at[i], bias.at[i]);
+    const bool won = wins(value, best.value[i]);
+    best.value[i] = won ? value : best.value[i];
+    best.code[i] = won ? code : best.code[i];
+  }
+}
+
+template <bool STAGE, int N, class T>
+__device__ __forceinline__ void finish(const Best<N>& best, bool relu, T* y, uint8_t* codes) {
+  Vector<T, N> values;
+  Vector<uint8_t, N> places;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const bool off = STAGE && relu && relu_off(best.value[i]);
+    values.at[i] = static_cast<T>(off ? 0.0f : best.value[i]);
+    places.at[i] = static_cast<uint8_t>(off ? RELU_OFF : best.code[i]);
+  }
+  store_packed(y, values);
+  if (codes != nullptr) {
+    store_packed(codes, places);
+  }
+}
+
+// The places of an output's window that are inside the image: rows and columns from begin to end.
+struct Inside {
+  int64_t top, left;
+  int64_t row, end_row;
+  int64_t column, end_column;
+
+  __device__ __forceinline__ Inside(const Axis& rows, const Axis& columns, const Plane& plane, const Position& at)
+      : top(first_pixel(rows, at.row)),
+        left(first_pixel(columns, at.column)),
+        row(first_place(rows, at.row)),
+        end_row(end_place(rows, at.row, plane.height)),
+        column(first_place(columns, at.column)),
+        end_column(end_place(columns, at.column, plane.width)) {}
+
+  __device__ __forceinline__ bool contains(int r, int s) const {
+    return r >= row && r < end_row && s >= column && s < end_column;
+  }
+  // The code to begin with: that of the first place, which wins even if it is minus infinity.
+  __device__ __forceinline__ int32_t first_code(const Axis& columns) const {
+    return row < end_row && column < end_column ? code_of(row, column, columns) : RELU_OFF;
+  }
+};
+
+// A window of SIDE x SIDE neighbours, all of them loaded before the first is compared.
+template <int SIDE, bool STAGE, class T, int N>
+__device__ __forceinline__ Best<N> pool_square(
+    const T* x, int64_t image, const Inside& inside, const Plane& plane, int64_t stride, const Floats<N>& bias) {
+  const int64_t corner = ((image + inside.top) * plane.width + inside.left) * stride;
+  Vector<T, N> packed[SIDE * SIDE];
+#pragma unroll
+  for (int place = 0; place < SIDE * SIDE; ++place) {
+    const int r = place / SIDE, s = place % SIDE;
+    packed[place] = {};
+    if (inside.contains(r, s)) {
+      packed[place] = load_packed<N>(x + corner + (r * plane.width + s) * stride);
+    }
+  }
+  Best<N> best = nothing_yet<N>(inside.first_code({SIDE, 0, 0, 1}));
+#pragma unroll
+  for (int place = 0; place < SIDE * SIDE; ++place) {
+    if (inside.contains(place / SIDE, place % SIDE)) {
+      take<STAGE>(packed[place], place, bias, best);
+    }
+  }
+  return best;
+}
+
+template <bool STAGE, class T, int N>
+__device__ __forceinline__ Best<N> pool_any(
+    const T* x, int64_t image, const Inside& inside, const Window& window, const Plane& plane, int64_t stride,
+    const Floats<N>& bias) {
+  Best<N> best = nothing_yet<N>(inside.first_code(window.columns));
+  for (int64_t r = inside.row; r < inside.end_row; ++r) {
+    const int64_t line = image + inside.top + r * window.rows.dilation;
+    for (int64_t s = inside.column; s < inside.end_column; ++s) {
+      const int64_t pixel = line * plane.width + inside.left + s * window.columns.dilation;
+      take<STAGE>(load_packed<N>(x + pixel * stride), code_of(r, s, window.columns), bias, best);
+    }
+  }
+  return best;
+}
+
+// Pool x to y and codes (null if not asked for); SIDE is 0 for any window. STAGE: with bias or ReLU.
+template <class T, int N, int SIDE, bool STAGE>
+__global__ void __launch_bounds__(BLOCK_THREADS)
+    pool_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Window window, Plane plane, Walks walks) {
+  const Walk walk = start_walk<N>(walks);
+  if (!walk.active) {
+    return;
+  }
+  const Axis rows = SIDE == 0 ? window.rows : Axis{SIDE, window.rows.stride, window.rows.padding, 1};
+  const Axis columns = SIDE == 0 ? window.columns : Axis{SIDE, window.columns.stride, window.columns.padding, 1};
+  const Floats<N> bias = load_bias<N>(STAGE ? stage.bias : nullptr, walk.channel);
+  Route route(walks, walk, plane.out_height, plane.out_width);
+  int64_t out = (walk.part * walks.places + walk.place) * walks.stride + walk.offset;
+  for (int64_t place = walk.place; place < walk.end; place += walks.rows) {
+    const Inside inside(rows, columns, plane, route.at);
+    const int64_t image = route.at.image * plane.height;
+    Best<N> best;
+    if constexpr (SIDE == 0) {
+      best = pool_any<STAGE, T, N>(x + walk.offset, image, inside, window, plane, walks.stride, bias);
+    } else {
+      best = pool_square<SIDE, STAGE, T, N>(x + walk.offset, image, inside, plane, walks.stride, bias);
+    }
+    finish<STAGE, N>(best, stage.relu, y + out, codes == nullptr ? nullptr : codes + out);
+    out += walks.rows * walks.stride;
+    route.advance();
+  }
+}
+
+// NCHW, 2x2 windows side by side over rows of whole vectors: one vector of each of two rows gives half a vector.
+template <class T, bool STAGE>
+__global__ void __launch_bounds__(BLOCK_THREADS)
+    pool_pairs_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Plane plane, Walks walks) {
+  constexpr int N = WIDTH<T>, HALF = N / 2;
+  const Walk walk = start_walk<1>(walks);
+  if (!walk.active) {
+    return;
+  }
+  const Floats<1> bias = load_bias<1>(STAGE ? stage.bias : nullptr, walk.channel);
+  Route route(walks, walk, plane.out_height, plane.width / N);
+  for (int64_t place = walk.place; place < walk.end; place += walks.rows) {
+    const T* corner = x + (walk.part * plane.height + 2 * route.at.row) * plane.width + route.at.column * N;
+    const Vector<T, N> lines[2] = {load_packed<N>(corner), load_packed<N>(corner + plane.width)};
+    Best<HALF> best = nothing_yet<HALF>(0);
+#pragma unroll
+    for (int code = 0; code < 4; ++code) {
+#pragma unroll
+      for (int i = 0; i < HALF; ++i) {
+        const float value = prepared<STAGE>(lines[code / 2].at[2 * i + code % 2], bias.at[0]);
+        const bool won = wins(value, best.value[i]);
+        best.value[i] = won ? value : best.value[i];
+        best.code[i] = won ? code : best.code[i];
+      }
+    }
+    const int64_t out = (walk.part * walks.places + place) * HALF;
+    finish<STAGE, HALF>(best, stage.relu, y + out, codes == nullptr ? nullptr : codes + out);
+    route.advance();
+  }
+}
+
+bool is_square(const Window& window, int64_t side) {
+  return window.rows.size == side && window.columns.size == side && window.rows.dilation == 1 &&
+         window.columns.dilation == 1;
+}
+
+bool is_pairs(const Window& window, const Plane& plane, int64_t width) {
+  const bool halves = window.rows.stride == 2 && window.columns.stride == 2 && window.rows.padding == 0 &&
+                      window.columns.padding == 0 && plane.out_height * 2 <= plane.height;
+  return is_square(window, 2) && halves && plane.width % width == 0;
+}
+
+// One call of pool(), its tensors dense.
+struct Pool {
+  const Device& device;
+  const Tensor& x;
+  const std::optional<Tensor>& bias;
+  Tensor& y;
+  Tensor& codes;  // or empty
+  Layout layout;
+  Window window;
+  Plane plane;
+  bool relu;
+  bool aligned;
+};
+
+template <class T, bool STAGE, class Kernel, class... Rest>
+void launch_pool(const Pool& pool, const Walks& walks, Kernel kernel, const Rest&... rest) {
+  const Stage<T> stage{pool.bias ? data<T>(*pool.bias) : nullptr, pool.relu};
+  uint8_t* codes = pool.codes.numel() > 0 ? mutable_data<uint8_t>(pool.codes) : nullptr;
+  pool.device.launch(kernel, walks.blocks(), walks.threads, 0, data<T>(pool.x), mutable_data<T>(pool.y), codes, stage,
+                     rest..., walks);
+}
+
+template <class T, int N, bool STAGE>
+void run_pool(const Pool& pool) {
+  const auto& [images, channels, pixels, channels_last] = pool.layout;
+  const Walks walks = make_walks(images, channels, pool.plane.out_height * pool.plane.out_width, channels_last, N,
+                                 channels_last ? channels : 1, 1);
+  const auto kernel = is_square(pool.window, 2)   ? pool_kernel<T, N, 2, STAGE>
+                      : is_square(pool.window, 3) ? pool_kernel<T, N, 3, STAGE>
+                                                  : pool_kernel<T, N, 0, STAGE>;
+  launch_pool<T, STAGE>(pool, walks, kernel, pool.window, pool.plane);
+}
+
+template <class T, bool STAGE>
+void choose_pool(const Pool& pool) {
+  constexpr int N = WIDTH<T>;
+  const auto& [images, channels, pixels, channels_last] = pool.layout;
+  if (pool.aligned && channels_last && channels % N == 0) {
+    run_pool<T, N, STAGE>(pool);
+  } else if (pool.aligned && !channels_last && is_pairs(pool.window, pool.plane, N)) {
+    const int64_t places = pool.plane.out_height * (pool.plane.width / N);
+    const Walks walks = make_walks(images, channels, places, false, 1, 1, 1);
+    launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, pool.plane);
+  } else {
+    run_pool<T, 1, STAGE>(pool);
+  }
+}
+
+}  // namespace
+
+std::pair<Tensor, Tensor> pool(
+    const Tensor& input, const std::optional<Tensor>& bias, const Window& window, bool relu, bool codes) {
+  STD_TORCH_CHECK(input.dim() == 4, "max_pool: expected (N, C, H, W), got ", input.dim(), " axes");
+  STD_TORCH_CHECK(!codes || window.rows.size * window.columns.size <= MAX_WINDOW_PLACES,
+                  "max_pool: a window of more than ", MAX_WINDOW_PLACES, " places has no codes");
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  const std::optional<Tensor> added = dense_bias(bias, x);
+  const Plane plane = make_plane(window, x.size(2), x.size(3));
+  const std::vector<int64_t> sizes{x.size(0), x.size(1), plane.out_height, plane.out_width}, none{0};
+  const Device device(x);
+  Tensor y = new_tensor(x, sizes, x.scalar_type(), channels_last);
+  Tensor code = new_tensor(x, codes ? sizes : none, torch::headeronly::ScalarType::Byte, codes && channels_last);
+  const bool aligned = is_aligned(x.const_data_ptr(), 16) && is_aligned(y.const_data_ptr(), 16) &&
+                       is_aligned(code.const_data_ptr(), 16) && (!added || is_aligned(added->const_data_ptr(), 16));
+  const Pool call{device, x, added, y, code, layout(x, channels_last), window, plane, relu, aligned};
+  with_type("max_pool", x, [&](auto type) {
+    using T = decltype(type);
+    added || relu ? choose_pool<T, true>(call) : choose_pool<T, false>(call);
+  });
+  return {y, code};
+}
+
+Tensor max_pool(const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
+  return pool(input, std::nullopt, make_window(size, stride, padding, dilation, ceil_mode), false, false).first;
 }
 
 std::tuple<Tensor, Tensor> max_pool_codes(
-    const Tensor&, Sizes, Sizes, Sizes, Sizes, bool) {
-  STD_TORCH_CHECK(false, "max_pool_codes");
+    const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
+  return pool(input, std::nullopt, make_window(size, stride, padding, dilation, ceil_mode), false, true);
 }
 
-Tensor max_pool_backward(
-    const Tensor&, const Tensor&, int64_t, int64_t, Sizes, Sizes, Sizes,
-    Sizes, bool) {
-  STD_TORCH_CHECK(false, "max_pool_backward");
-}
 }  // namespace fastcnn::cuda

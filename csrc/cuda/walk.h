@@ -1,0 +1,137 @@
+#pragma once
+// How threads share a tensor (N, C, places), whose places are pixels, windows or patches of pixels: each keeps its
+// channels and walks over places, so that what belongs to a channel stays in registers.
+//
+// channels_last: `lanes` neighbouring threads hold the channels of one place, N each; `rows` neighbouring places are
+// looked at together. The places of all images are one sequence.
+// NCHW: `rows` threads look at neighbouring places of one plane; a block has several teams of them if planes are small.
+//
+// All of it depends on shapes alone, not on the GPU: sums over a walk are the same everywhere.
+
+#include <algorithm>
+
+#include "../tensors.h"
+#include "device.h"
+
+namespace fastcnn::cuda {
+
+struct Walks {
+  int64_t channels;
+  int64_t places;  // channels_last: of all images; NCHW: of one plane
+  int64_t parts;   // channels_last: how many blocks share the channels of a place; NCHW: planes
+  int64_t shares;  // how many teams share the places
+  int64_t share;   // places of one team
+  int64_t stride;  // elements from a place to the next
+  int lanes;
+  int rows;
+  int teams;
+  int threads;
+  bool channels_last;
+
+  int64_t blocks() const { return places == 0 ? 0 : ceil_div(parts * shares, teams); }
+};
+
+// One thread's.
+struct Walk {
+  int64_t part;     // the plane; 0 if channels_last
+  int64_t share;
+  int64_t channel;  // the first of the thread's channels
+  int64_t offset;   // from a place's first element to the thread's
+  int64_t place;    // the first; the others follow at a distance of Walks::rows
+  int64_t end;
+  int row;
+  bool active;
+};
+
+// Enough for every GPU, few enough for their sums to be added up quickly.
+constexpr int64_t MOST_BLOCKS = 2048;
+constexpr int BLOCK_THREADS = 256;
+
+// Share places so that a thread with many has at least `depth` of them; threads hold `width` channels if channels_last.
+inline Walks make_walks(
+    int64_t images, int64_t channels, int64_t places, bool channels_last, int64_t width, int64_t stride, int64_t depth) {
+  Walks walks{};
+  walks.channels = channels;
+  walks.stride = stride;
+  walks.channels_last = channels_last;
+  if (channels_last) {
+    const int64_t vectors = channels / width;
+    walks.places = images * places;
+    walks.parts = ceil_div(vectors, BLOCK_THREADS);
+    walks.lanes = static_cast<int>(ceil_div(vectors, std::max<int64_t>(walks.parts, 1)));
+    walks.rows = BLOCK_THREADS / std::max(walks.lanes, 1);
+    walks.teams = 1;
+  } else {
+    walks.places = places;
+    walks.parts = images * channels;
+    walks.lanes = 1;
+    walks.rows = static_cast<int>(clamp(places, 1, BLOCK_THREADS));
+    walks.teams = BLOCK_THREADS / walks.rows;
+  }
+  walks.threads = static_cast<int>(std::max<int64_t>(round_up(walks.lanes * walks.rows * walks.teams, WARP), WARP));
+  const int64_t wanted = MOST_BLOCKS * walks.teams / std::max<int64_t>(walks.parts, 1);
+  walks.shares = clamp(wanted, 1, std::max<int64_t>(ceil_div(walks.places, walks.rows * depth), 1));
+  walks.share = round_up(ceil_div(walks.places, walks.shares), walks.rows);
+  walks.shares = walks.share == 0 ? 0 : ceil_div(walks.places, walks.share);
+  return walks;
+}
+
+// WIDTH: channels of a thread if channels_last.
+template <int WIDTH>
+__device__ __forceinline__ Walk start_walk(const Walks& walks) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % walks.lanes, team = thread / walks.lanes / walks.rows;
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * walks.teams + team;
+  Walk walk;
+  walk.row = thread / walks.lanes % walks.rows;
+  walk.share = number / walks.parts;
+  walk.part = number % walks.parts;
+  walk.offset = walks.channels_last ? (walk.part * walks.lanes + lane) * WIDTH : 0;
+  walk.channel = walks.channels_last ? walk.offset : walk.part % walks.channels;
+  walk.part = walks.channels_last ? 0 : walk.part;
+  walk.active = team < walks.teams && walk.share < walks.shares && walk.channel < walks.channels;
+  walk.place = walk.share * walks.share + walk.row;
+  const int64_t end = (walk.share + 1) * walks.share;
+  walk.end = !walk.active ? 0 : (end < walks.places ? end : walks.places);
+  return walk;
+}
+
+// A place as a row and a column of an image, or of a plane in NCHW.
+struct Position {
+  int64_t image;
+  int64_t row;
+  int64_t column;
+};
+
+// Turns a walk's places into positions, without a division for each.
+class Route {
+ public:
+  __device__ __forceinline__ Route(const Walks& walks, const Walk& walk, int64_t height, int64_t width)
+      : height_(height), width_(width), rows_(walks.rows / width), columns_(walks.rows % width) {
+    const int64_t line = walk.place / width;
+    at = {walk.part + line / height, line % height, walk.place % width};
+  }
+
+  __device__ __forceinline__ void advance() {
+    at.row += rows_;
+    at.column += columns_;
+    if (at.column >= width_) {
+      at.column -= width_;
+      ++at.row;
+    }
+    while (at.row >= height_) {
+      at.row -= height_;
+      ++at.image;
+    }
+  }
+
+  Position at;
+
+ private:
+  int64_t height_;
+  int64_t width_;
+  int64_t rows_;
+  int64_t columns_;
+};
+
+}  // namespace fastcnn::cuda
