@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS) bias_relu_kernel(T* y, const T*
   const Walk walk = start_walk<ALONG_CHANNELS ? N : 1>(walks);
   const Floats<N> added = load_bias<N, ALONG_CHANNELS>(bias, walk);
   const int64_t step = walks.rows * walks.stride;
-  int64_t place = walk.place;
-  int64_t at = (walk.part * walks.places + place) * walks.stride + walk.offset;
+  int64_t at = walk.at;
+  int place = walk.place;
   for (; place + (BIAS_DEPTH - 1) * walks.rows < walk.end; place += BIAS_DEPTH * walks.rows) {
     bias_relu<N, BIAS_DEPTH>(y + at, step, added);
     at += BIAS_DEPTH * step;
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
   constexpr int M = ALONG_CHANNELS ? N : 1;
   const Walk walk = start_walk<M>(walks);
   const int64_t step = walks.rows * walks.stride;
-  int64_t place = walk.place;
-  int64_t at = (walk.part * walks.places + place) * walks.stride + walk.offset;
+  int64_t at = walk.at;
+  int place = walk.place;
   Floats<M> sum{};
   for (; place + (MASK_DEPTH - 1) * walks.rows < walk.end; place += MASK_DEPTH * walks.rows) {
     mask<N, M, MASK_DEPTH>(grad + at, y + at, dx + at, step, sum);

@@ -91,42 +91,50 @@ __device__ __forceinline__ void finish(const Best<N>& best, bool relu, T* y, uin
 
 // The places of an output's window that are inside the image: rows and columns from begin to end.
 struct Inside {
-  int64_t top, left;
-  int64_t row, end_row;
-  int64_t column, end_column;
+  int top, left;
+  int row, end_row;
+  int column, end_column;
 
-  __device__ __forceinline__ Inside(const Axis& rows, const Axis& columns, const Plane& plane, const Position& at)
-      : top(first_pixel(rows, at.row)),
-        left(first_pixel(columns, at.column)),
-        row(first_place(rows, at.row)),
-        end_row(end_place(rows, at.row, plane.height)),
-        column(first_place(columns, at.column)),
-        end_column(end_place(columns, at.column, plane.width)) {}
+  __device__ __forceinline__ Inside(const Window32& window, const Plane32& plane, const Position& at)
+      : top(first_pixel(window.rows, at.row)),
+        left(first_pixel(window.columns, at.column)),
+        row(first_place(window.rows, at.row)),
+        end_row(end_place(window.rows, at.row, plane.height)),
+        column(first_place(window.columns, at.column)),
+        end_column(end_place(window.columns, at.column, plane.width)) {}
 
   __device__ __forceinline__ bool contains(int r, int s) const {
     return r >= row && r < end_row && s >= column && s < end_column;
   }
   // The code to begin with: that of the first place, which wins even if it is minus infinity.
-  __device__ __forceinline__ int32_t first_code(const Axis& columns) const {
-    return row < end_row && column < end_column ? code_of(row, column, columns) : RELU_OFF;
+  __device__ __forceinline__ int32_t first_code(const Window32& window) const {
+    return row < end_row && column < end_column ? code_of(row, column, window.columns) : RELU_OFF;
   }
 };
+
+// The same window, with what is known of it while compiling.
+template <int SIDE>
+__device__ __forceinline__ Window32 square(const Window32& window) {
+  const auto &rows = window.rows, &columns = window.columns;
+  return {{SIDE, rows.stride, rows.padding, 1}, {SIDE, columns.stride, columns.padding, 1}, window.ceil_mode};
+}
 
 // A window of SIDE x SIDE neighbours, all of them loaded before the first is compared.
 template <int SIDE, bool STAGE, class T, int N>
 __device__ __forceinline__ Best<N> pool_square(
-    const T* x, int64_t image, const Inside& inside, const Plane& plane, int64_t stride, const Floats<N>& bias) {
-  const int64_t corner = ((image + inside.top) * plane.width + inside.left) * stride;
+    const T* x, int64_t image, const Inside& inside, const Window32& window, const Plane32& plane, int64_t stride,
+    const Floats<N>& bias) {
+  const int64_t corner = ((image + inside.top) * plane.width + inside.left) * stride, line = plane.width * stride;
   Vector<T, N> packed[SIDE * SIDE];
 #pragma unroll
   for (int place = 0; place < SIDE * SIDE; ++place) {
     const int r = place / SIDE, s = place % SIDE;
     packed[place] = {};
     if (inside.contains(r, s)) {
-      packed[place] = load_packed<N>(x + corner + (r * plane.width + s) * stride);
+      packed[place] = load_packed<N>(x + corner + r * line + s * stride);
     }
   }
-  Best<N> best = nothing_yet<N>(inside.first_code({SIDE, 0, 0, 1}));
+  Best<N> best = nothing_yet<N>(inside.first_code(window));
 #pragma unroll
   for (int place = 0; place < SIDE * SIDE; ++place) {
     if (inside.contains(place / SIDE, place % SIDE)) {
@@ -138,12 +146,12 @@ __device__ __forceinline__ Best<N> pool_square(
 
 template <bool STAGE, class T, int N>
 __device__ __forceinline__ Best<N> pool_any(
-    const T* x, int64_t image, const Inside& inside, const Window& window, const Plane& plane, int64_t stride,
+    const T* x, int64_t image, const Inside& inside, const Window32& window, const Plane32& plane, int64_t stride,
     const Floats<N>& bias) {
-  Best<N> best = nothing_yet<N>(inside.first_code(window.columns));
-  for (int64_t r = inside.row; r < inside.end_row; ++r) {
+  Best<N> best = nothing_yet<N>(inside.first_code(window));
+  for (int r = inside.row; r < inside.end_row; ++r) {
     const int64_t line = image + inside.top + r * window.rows.dilation;
-    for (int64_t s = inside.column; s < inside.end_column; ++s) {
+    for (int s = inside.column; s < inside.end_column; ++s) {
       const int64_t pixel = line * plane.width + inside.left + s * window.columns.dilation;
       take<STAGE>(load_packed<N>(x + pixel * stride), code_of(r, s, window.columns), bias, best);
     }
@@ -154,24 +162,23 @@ __device__ __forceinline__ Best<N> pool_any(
 // Pool x to y and codes (null if not asked for); SIDE is 0 for any window. STAGE: with bias or ReLU.
 template <class T, int N, int SIDE, bool STAGE>
 __global__ void __launch_bounds__(BLOCK_THREADS)
-    pool_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Window window, Plane plane, Walks walks) {
+    pool_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Window32 given, Plane32 plane, Walks walks) {
   const Walk walk = start_walk<N>(walks);
   if (!walk.active) {
     return;
   }
-  const Axis rows = SIDE == 0 ? window.rows : Axis{SIDE, window.rows.stride, window.rows.padding, 1};
-  const Axis columns = SIDE == 0 ? window.columns : Axis{SIDE, window.columns.stride, window.columns.padding, 1};
+  const Window32 window = SIDE == 0 ? given : square<SIDE>(given);
   const Floats<N> bias = load_bias<N>(STAGE ? stage.bias : nullptr, walk.channel);
   Route route(walks, walk, plane.out_height, plane.out_width);
-  int64_t out = (walk.part * walks.places + walk.place) * walks.stride + walk.offset;
-  for (int64_t place = walk.place; place < walk.end; place += walks.rows) {
-    const Inside inside(rows, columns, plane, route.at);
+  int64_t out = walk.at;
+  for (int place = walk.place; place < walk.end; place += walks.rows) {
+    const Inside inside(window, plane, route.at);
     const int64_t image = route.at.image * plane.height;
     Best<N> best;
     if constexpr (SIDE == 0) {
       best = pool_any<STAGE, T, N>(x + walk.offset, image, inside, window, plane, walks.stride, bias);
     } else {
-      best = pool_square<SIDE, STAGE, T, N>(x + walk.offset, image, inside, plane, walks.stride, bias);
+      best = pool_square<SIDE, STAGE, T, N>(x + walk.offset, image, inside, window, plane, walks.stride, bias);
     }
     finish<STAGE, N>(best, stage.relu, y + out, codes == nullptr ? nullptr : codes + out);
     out += walks.rows * walks.stride;
@@ -182,7 +189,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
 // NCHW, 2x2 windows side by side over rows of whole vectors: one vector of each of two rows gives half a vector.
 template <class T, bool STAGE>
 __global__ void __launch_bounds__(BLOCK_THREADS)
-    pool_pairs_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Plane plane, Walks walks) {
+    pool_pairs_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Plane32 plane, Walks walks) {
   constexpr int N = WIDTH<T>, HALF = N / 2;
   const Walk walk = start_walk<1>(walks);
   if (!walk.active) {
@@ -190,8 +197,9 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
   }
   const Floats<1> bias = load_bias<1>(STAGE ? stage.bias : nullptr, walk.channel);
   Route route(walks, walk, plane.out_height, plane.width / N);
-  for (int64_t place = walk.place; place < walk.end; place += walks.rows) {
-    const T* corner = x + (walk.part * plane.height + 2 * route.at.row) * plane.width + route.at.column * N;
+  int64_t out = walk.at;
+  for (int place = walk.place; place < walk.end; place += walks.rows) {
+    const T* corner = x + (walk.plane * plane.height + 2 * route.at.row) * plane.width + route.at.column * N;
     const Vector<T, N> lines[2] = {load_packed<N>(corner), load_packed<N>(corner + plane.width)};
     Best<HALF> best = nothing_yet<HALF>(0);
 #pragma unroll
@@ -204,8 +212,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
         best.code[i] = won ? code : best.code[i];
       }
     }
-    const int64_t out = (walk.part * walks.places + place) * HALF;
     finish<STAGE, HALF>(best, stage.relu, y + out, codes == nullptr ? nullptr : codes + out);
+    out += walks.rows * HALF;
     route.advance();
   }
 }
@@ -251,7 +259,7 @@ void run_pool(const Pool& pool) {
   const auto kernel = is_square(pool.window, 2)   ? pool_kernel<T, N, 2, STAGE>
                       : is_square(pool.window, 3) ? pool_kernel<T, N, 3, STAGE>
                                                   : pool_kernel<T, N, 0, STAGE>;
-  launch_pool<T, STAGE>(pool, walks, kernel, pool.window, pool.plane);
+  launch_pool<T, STAGE>(pool, walks, kernel, narrow(pool.window), narrow(pool.plane));
 }
 
 template <class T, bool STAGE>
@@ -262,8 +270,8 @@ void choose_pool(const Pool& pool) {
     run_pool<T, N, STAGE>(pool);
   } else if (pool.aligned && !channels_last && is_pairs(pool.window, pool.plane, N)) {
     const int64_t places = pool.plane.out_height * (pool.plane.width / N);
-    const Walks walks = make_walks(images, channels, places, false, 1, 1, 1);
-    launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, pool.plane);
+    const Walks walks = make_walks(images, channels, places, false, 1, N / 2, 1);
+    launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, narrow(pool.plane));
   } else {
     run_pool<T, 1, STAGE>(pool);
   }

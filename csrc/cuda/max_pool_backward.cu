@@ -50,35 +50,36 @@ __device__ __forceinline__ void add_flowing(const Pooled<T, N>& pooled, Floats<N
 }
 
 // How many patches of two pixels an axis has, the first one shifted into the padding.
-FASTCNN_HOST_DEVICE int64_t patches(const Axis& axis, int64_t length) { return ceil_div(length + axis.padding, 2); }
+template <class Int>
+FASTCNN_HOST_DEVICE Int patches(const AxisOf<Int>& axis, Same<Int> length) { return ceil_div(length + axis.padding, 2); }
 
 // Windows of SIDE x SIDE neighbours at a stride of 2, SIDE 2 or 3. A place is a patch of 2x2 pixels: patch (i, j) lies
 // under window (i, j), its places 0 and 1, and if SIDE is 3 also under window i - 1 or j - 1, its place 2.
 template <class T, int N, int SIDE>
 __global__ void __launch_bounds__(BLOCK_THREADS) unpool_patches_kernel(
-    const T* grad, const uint8_t* codes, T* dx, float* partials, Window window, Plane plane, Walks walks) {
+    const T* grad, const uint8_t* codes, T* dx, float* partials, Window32 window, Plane32 plane, Walks walks) {
   constexpr int REACH = SIDE - 1;  // windows over a patch, by axis
   const Walk walk = start_walk<N>(walks);
   Route route(walks, walk, patches(window.rows, plane.height), patches(window.columns, plane.width));
   Floats<N> sum{};
-  for (int64_t place = walk.place; place < walk.end; place += walks.rows) {
+  for (int place = walk.place; place < walk.end; place += walks.rows) {
     const Position& at = route.at;
     Pooled<T, N> pooled[REACH][REACH];
 #pragma unroll
     for (int a = 0; a < REACH; ++a) {
 #pragma unroll
       for (int b = 0; b < REACH; ++b) {
-        const int64_t oh = at.row - a, ow = at.column - b;
+        const int oh = at.row - a, ow = at.column - b;
         const bool exists = oh >= 0 && oh < plane.out_height && ow >= 0 && ow < plane.out_width;
         const int64_t pixel = (at.image * plane.out_height + oh) * plane.out_width + ow;
         pooled[a][b] = load_pooled<T, N>(grad, codes, pixel * walks.stride + walk.offset, exists);
       }
     }
     add_flowing(pooled[0][0], sum);  // every window is the first of one patch
-    const int64_t top = first_pixel(window.rows, at.row), left = first_pixel(window.columns, at.column);
+    const int top = first_pixel(window.rows, at.row), left = first_pixel(window.columns, at.column);
 #pragma unroll
     for (int pixel = 0; pixel < 4; ++pixel) {
-      const int64_t h = top + pixel / 2, w = left + pixel % 2;
+      const int h = top + pixel / 2, w = left + pixel % 2;
       Floats<N> total{};
 #pragma unroll
       for (int a = 0; a < REACH; ++a) {
@@ -104,21 +105,23 @@ __global__ void __launch_bounds__(BLOCK_THREADS) unpool_patches_kernel(
 // Any window; a place is a pixel.
 template <class T, int N>
 __global__ void __launch_bounds__(BLOCK_THREADS) unpool_pixels_kernel(
-    const T* grad, const uint8_t* codes, T* dx, float* partials, Window window, Plane plane, Walks walks) {
+    const T* grad, const uint8_t* codes, T* dx, float* partials, Window32 window, Plane32 plane, Walks walks) {
   const Walk walk = start_walk<N>(walks);
-  const Axis &rows = window.rows, &columns = window.columns;
+  const auto &rows = window.rows, &columns = window.columns;
   Route route(walks, walk, plane.height, plane.width);
-  int64_t to = (walk.part * walks.places + walk.place) * walks.stride + walk.offset;
+  int64_t to = walk.at;
   Floats<N> sum{};
-  for (int64_t place = walk.place; place < walk.end; place += walks.rows) {
+  for (int place = walk.place; place < walk.end; place += walks.rows) {
     const Position& at = route.at;
-    const int64_t bottom = last_window(rows, at.row, plane.out_height);
-    const int64_t right = last_window(columns, at.column, plane.out_width);
+    const int bottom = last_window(rows, at.row, plane.out_height);
+    const int right = last_window(columns, at.column, plane.out_width);
     Floats<N> total{};
-    for (int64_t oh = first_window(rows, at.row); oh <= bottom; ++oh) {
-      const int64_t r = place_at(rows, oh, at.row);
-      for (int64_t ow = first_window(columns, at.column); ow <= right; ++ow) {
-        const int64_t s = place_at(columns, ow, at.column);
+#pragma unroll 1
+    for (int oh = first_window(rows, at.row); oh <= bottom; ++oh) {
+      const int r = place_at(rows, oh, at.row);
+#pragma unroll 1
+      for (int ow = first_window(columns, at.column); ow <= right; ++ow) {
+        const int s = place_at(columns, ow, at.column);
         const int64_t pixel = (at.image * plane.out_height + oh) * plane.out_width + ow;
         if (r >= 0 && s >= 0) {
           add_won(load_pooled<T, N>(grad, codes, pixel * walks.stride + walk.offset, true), code_of(r, s, columns),
@@ -178,7 +181,8 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
   Partials partials = new_partials(call.grad, walks, bias_grad);
   device.launch(kernel, walks.blocks(), walks.threads, bias_grad ? shared_bytes_of_sums(walks, N) : 0,
                 data<T>(call.grad), data<uint8_t>(call.codes), mutable_data<T>(call.dx),
-                bias_grad ? mutable_data<float>(partials.sums) : nullptr, call.window, call.plane, walks);
+                bias_grad ? mutable_data<float>(partials.sums) : nullptr, narrow(call.window), narrow(call.plane),
+                walks);
   return add_partials(device, partials, call.grad, bias_grad);
 }
 

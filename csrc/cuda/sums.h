@@ -57,7 +57,7 @@ __device__ __forceinline__ void leave_sums(Floats<N> sum, float* partials, const
   add_rows(sum, walks, walk);
   if (walk.active && walk.row == 0) {
     const int64_t width = walks.channels_last ? walks.channels : walks.parts;
-    float* to = partials + walk.share * width + walk.part + walk.offset;
+    float* to = partials + walk.share * width + walk.plane + walk.offset;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       to[i] = sum.at[i];
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(1024) add_partials_kernel(const float* partial
   const Walk walk = start_walk<1>(walks);
   Floats<1> sum{};
 #pragma unroll 8
-  for (int64_t place = walk.place; place < walk.end; place += walks.rows) {
+  for (int place = walk.place; place < walk.end; place += walks.rows) {
     sum.at[0] += partials[place * walks.channels + walk.channel];
   }
   add_rows(sum, walks, walk);

@@ -33,12 +33,14 @@ struct Walks {
 
 // One thread's.
 struct Walk {
-  int64_t part;     // the plane; 0 if channels_last
+  int64_t plane;    // 0 if channels_last
   int64_t share;
   int64_t channel;  // the first of the thread's channels
   int64_t offset;   // from a place's first element to the thread's
-  int64_t place;    // the first; the others follow at a distance of Walks::rows
-  int64_t end;
+  int64_t first;    // the first place; the others follow at a distance of Walks::rows
+  int64_t at;       // and its element
+  int place;        // the first place in the share, and the share's end
+  int end;
   int row;
   bool active;
 };
@@ -46,6 +48,7 @@ struct Walk {
 // Enough for every GPU, few enough for their sums to be added up quickly.
 constexpr int64_t MOST_BLOCKS = 2048;
 constexpr int BLOCK_THREADS = 256;
+constexpr int64_t MOST_PLACES = 1 << 30;
 
 // Share places so that a thread with many has at least `depth` of them; threads hold `width` channels if channels_last.
 inline Walks make_walks(
@@ -73,6 +76,7 @@ inline Walks make_walks(
   walks.shares = clamp(wanted, 1, std::max<int64_t>(ceil_div(walks.places, walks.rows * depth), 1));
   walks.share = round_up(ceil_div(walks.places, walks.shares), walks.rows);
   walks.shares = walks.share == 0 ? 0 : ceil_div(walks.places, walks.share);
+  STD_TORCH_CHECK(walks.share < MOST_PLACES, "fastcnn: a plane of ", walks.places, " pixels is too large");
   return walks;
 }
 
@@ -82,34 +86,36 @@ __device__ __forceinline__ Walk start_walk(const Walks& walks) {
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % walks.lanes, team = thread / walks.lanes / walks.rows;
   const int64_t number = static_cast<int64_t>(blockIdx.x) * walks.teams + team;
+  const int64_t part = number % walks.parts;
   Walk walk;
   walk.row = thread / walks.lanes % walks.rows;
   walk.share = number / walks.parts;
-  walk.part = number % walks.parts;
-  walk.offset = walks.channels_last ? (walk.part * walks.lanes + lane) * WIDTH : 0;
-  walk.channel = walks.channels_last ? walk.offset : walk.part % walks.channels;
-  walk.part = walks.channels_last ? 0 : walk.part;
+  walk.plane = walks.channels_last ? 0 : part;
+  walk.offset = walks.channels_last ? (part * walks.lanes + lane) * WIDTH : 0;
+  walk.channel = walks.channels_last ? walk.offset : part % walks.channels;
   walk.active = team < walks.teams && walk.share < walks.shares && walk.channel < walks.channels;
-  walk.place = walk.share * walks.share + walk.row;
-  const int64_t end = (walk.share + 1) * walks.share;
-  walk.end = !walk.active ? 0 : (end < walks.places ? end : walks.places);
+  const int64_t begin = walk.share * walks.share, rest = walks.places - begin;
+  walk.first = begin + walk.row;
+  walk.at = (walk.plane * walks.places + walk.first) * walks.stride + walk.offset;
+  walk.place = walk.row;
+  walk.end = !walk.active ? 0 : static_cast<int>(rest < walks.share ? rest : walks.share);
   return walk;
 }
 
 // A place as a row and a column of an image, or of a plane in NCHW.
 struct Position {
   int64_t image;
-  int64_t row;
-  int64_t column;
+  int row;
+  int column;
 };
 
 // Turns a walk's places into positions, without a division for each.
 class Route {
  public:
-  __device__ __forceinline__ Route(const Walks& walks, const Walk& walk, int64_t height, int64_t width)
+  __device__ __forceinline__ Route(const Walks& walks, const Walk& walk, int height, int width)
       : height_(height), width_(width), rows_(walks.rows / width), columns_(walks.rows % width) {
-    const int64_t line = walk.place / width;
-    at = {walk.part + line / height, line % height, walk.place % width};
+    const int64_t line = walk.first / width;
+    at = {walk.plane + line / height, static_cast<int>(line % height), static_cast<int>(walk.first % width)};
   }
 
   __device__ __forceinline__ void advance() {
@@ -128,10 +134,10 @@ class Route {
   Position at;
 
  private:
-  int64_t height_;
-  int64_t width_;
-  int64_t rows_;
-  int64_t columns_;
+  int height_;
+  int width_;
+  int rows_;
+  int columns_;
 };
 
 }  // namespace fastcnn::cuda
