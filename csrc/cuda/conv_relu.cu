@@ -22,18 +22,13 @@ constexpr int MASK_DEPTH = 2;  // and of each of two tensors
 // In NCHW, one bias for all elements of a vector.
 template <int N, bool ALONG_CHANNELS, class T>
 __device__ __forceinline__ Floats<N> load_bias(const T* bias, const Walk& walk) {
-  Floats<N> values{};
   if (bias == nullptr || !walk.active) {
-    return values;
+    return {};
   }
   if constexpr (ALONG_CHANNELS) {
     return load<N>(bias + walk.channel);
   } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      values.at[i] = static_cast<float>(bias[walk.channel]);
-    }
-    return values;
+    return broadcast<N>(static_cast<float>(bias[walk.channel]));
   }
 }
 

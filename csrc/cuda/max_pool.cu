@@ -5,10 +5,8 @@
 
 #include "max_pool.h"
 
-#include <limits>
-
-#include "../math/select.h"
 #include "../ops.h"
+#include "best.h"
 #include "conv_relu.h"
 #include "launch.h"
 #include "vector.h"
@@ -24,69 +22,28 @@ struct Stage {
   bool relu;
 };
 
-template <int N>
-struct Best {
-  float value[N];
-  int32_t code[N];
-};
-
-template <int N>
-__device__ __forceinline__ Best<N> nothing_yet(int32_t code) {
-  Best<N> best;
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> repeat(T element) {
+  Vector<T, N> elements;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    best.value[i] = -std::numeric_limits<float>::infinity();
-    best.code[i] = code;
+    elements.at[i] = element;
   }
-  return best;
+  return elements;
 }
 
 // Adding negative zero changes no value.
 template <int N, class T>
-__device__ __forceinline__ Floats<N> load_bias(const T* bias, int64_t channel) {
-  if (bias != nullptr) {
-    return load<N>(bias + channel);
-  }
-  Floats<N> values;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    values.at[i] = -0.0f;
-  }
-  return values;
-}
-
-// The stock layers round after adding the bias: values that become equal there must be equal here.
-template <bool STAGE, class T>
-__device__ __forceinline__ float prepared(T element, float bias) {
-  const float value = static_cast<float>(element);
-  return STAGE ? static_cast<float>(static_cast<T>(value + bias)) : value;
+__device__ __forceinline__ Vector<T, N> load_bias(const T* bias, int64_t channel) {
+  return bias == nullptr ? repeat<N>(static_cast<T>(-0.0f)) : load_packed<N>(bias + channel);
 }
 
 template <bool STAGE, class T, int N>
-__device__ __forceinline__ void take(const Vector<T, N>& packed, int32_t code, const Floats<N>& bias, Best<N>& best) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const float value = prepared<STAGE>(packed.at[i], bias.at[i]);
-    const bool won = wins(value, best.value[i]);
-    best.value[i] = won ? value : best.value[i];
-    best.code[i] = won ? code : best.code[i];
+__device__ __forceinline__ void finish(Best<T, N>& best, bool relu, T* y, uint8_t* codes, int64_t at) {
+  if (STAGE && relu) {
+    best.apply_relu();
   }
-}
-
-template <bool STAGE, int N, class T>
-__device__ __forceinline__ void finish(const Best<N>& best, bool relu, T* y, uint8_t* codes) {
-  Vector<T, N> values;
-  Vector<uint8_t, N> places;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const bool off = STAGE && relu && relu_off(best.value[i]);
-    values.at[i] = static_cast<T>(off ? 0.0f : best.value[i]);
-    places.at[i] = static_cast<uint8_t>(off ? RELU_OFF : best.code[i]);
-  }
-  store_packed(y, values);
-  if (codes != nullptr) {
-    store_packed(codes, places);
-  }
+  best.store(y + at, codes == nullptr ? nullptr : codes + at);
 }
 
 // The places of an output's window that are inside the image: rows and columns from begin to end.
@@ -121,9 +78,9 @@ __device__ __forceinline__ Window32 square(const Window32& window) {
 
 // A window of SIDE x SIDE neighbours, all of them loaded before the first is compared.
 template <int SIDE, bool STAGE, class T, int N>
-__device__ __forceinline__ Best<N> pool_square(
+__device__ __forceinline__ Best<T, N> pool_square(
     const T* x, int64_t image, const Inside& inside, const Window32& window, const Plane32& plane, int64_t stride,
-    const Floats<N>& bias) {
+    const Vector<T, N>& bias) {
   const int64_t corner = ((image + inside.top) * plane.width + inside.left) * stride, line = plane.width * stride;
   Vector<T, N> packed[SIDE * SIDE];
 #pragma unroll
@@ -134,26 +91,26 @@ __device__ __forceinline__ Best<N> pool_square(
       packed[place] = load_packed<N>(x + corner + r * line + s * stride);
     }
   }
-  Best<N> best = nothing_yet<N>(inside.first_code(window));
+  Best<T, N> best(inside.first_code(window));
 #pragma unroll
   for (int place = 0; place < SIDE * SIDE; ++place) {
     if (inside.contains(place / SIDE, place % SIDE)) {
-      take<STAGE>(packed[place], place, bias, best);
+      best.template take<STAGE>(packed[place], place, bias);
     }
   }
   return best;
 }
 
 template <bool STAGE, class T, int N>
-__device__ __forceinline__ Best<N> pool_any(
+__device__ __forceinline__ Best<T, N> pool_any(
     const T* x, int64_t image, const Inside& inside, const Window32& window, const Plane32& plane, int64_t stride,
-    const Floats<N>& bias) {
-  Best<N> best = nothing_yet<N>(inside.first_code(window));
+    const Vector<T, N>& bias) {
+  Best<T, N> best(inside.first_code(window));
   for (int r = inside.row; r < inside.end_row; ++r) {
     const int64_t line = image + inside.top + r * window.rows.dilation;
     for (int s = inside.column; s < inside.end_column; ++s) {
       const int64_t pixel = line * plane.width + inside.left + s * window.columns.dilation;
-      take<STAGE>(load_packed<N>(x + pixel * stride), code_of(r, s, window.columns), bias, best);
+      best.template take<STAGE>(load_packed<N>(x + pixel * stride), code_of(r, s, window.columns), bias);
     }
   }
   return best;
@@ -168,19 +125,19 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
     return;
   }
   const Window32 window = SIDE == 0 ? given : square<SIDE>(given);
-  const Floats<N> bias = load_bias<N>(STAGE ? stage.bias : nullptr, walk.channel);
+  const Vector<T, N> bias = load_bias<N>(STAGE ? stage.bias : nullptr, walk.channel);
   Route route(walks, walk, plane.out_height, plane.out_width);
   int64_t out = walk.at;
   for (int place = walk.place; place < walk.end; place += walks.rows) {
     const Inside inside(window, plane, route.at);
     const int64_t image = route.at.image * plane.height;
-    Best<N> best;
+    Best<T, N> best;
     if constexpr (SIDE == 0) {
       best = pool_any<STAGE, T, N>(x + walk.offset, image, inside, window, plane, walks.stride, bias);
     } else {
       best = pool_square<SIDE, STAGE, T, N>(x + walk.offset, image, inside, window, plane, walks.stride, bias);
     }
-    finish<STAGE, N>(best, stage.relu, y + out, codes == nullptr ? nullptr : codes + out);
+    finish<STAGE>(best, stage.relu, y, codes, out);
     out += walks.rows * walks.stride;
     route.advance();
   }
@@ -195,24 +152,23 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
   if (!walk.active) {
     return;
   }
-  const Floats<1> bias = load_bias<1>(STAGE ? stage.bias : nullptr, walk.channel);
+  const Vector<T, HALF> bias = repeat<HALF>(load_bias<1>(STAGE ? stage.bias : nullptr, walk.channel).at[0]);
   Route route(walks, walk, plane.out_height, plane.width / N);
   int64_t out = walk.at;
   for (int place = walk.place; place < walk.end; place += walks.rows) {
     const T* corner = x + (walk.plane * plane.height + 2 * route.at.row) * plane.width + route.at.column * N;
     const Vector<T, N> lines[2] = {load_packed<N>(corner), load_packed<N>(corner + plane.width)};
-    Best<HALF> best = nothing_yet<HALF>(0);
+    Best<T, HALF> best(0);
 #pragma unroll
     for (int code = 0; code < 4; ++code) {
+      Vector<T, HALF> every_second;
 #pragma unroll
       for (int i = 0; i < HALF; ++i) {
-        const float value = prepared<STAGE>(lines[code / 2].at[2 * i + code % 2], bias.at[0]);
-        const bool won = wins(value, best.value[i]);
-        best.value[i] = won ? value : best.value[i];
-        best.code[i] = won ? code : best.code[i];
+        every_second.at[i] = lines[code / 2].at[2 * i + code % 2];
       }
+      best.template take<STAGE>(every_second, code, bias);
     }
-    finish<STAGE, HALF>(best, stage.relu, y + out, codes == nullptr ? nullptr : codes + out);
+    finish<STAGE>(best, stage.relu, y, codes, out);
     out += walks.rows * HALF;
     route.advance();
   }

@@ -22,6 +22,16 @@ struct Floats {
   float at[N];
 };
 
+template <int N>
+__device__ __forceinline__ Floats<N> broadcast(float value) {
+  Floats<N> values;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    values.at[i] = value;
+  }
+  return values;
+}
+
 template <int N, class T>
 __device__ __forceinline__ Vector<T, N> load_packed(const T* from) {
   return *reinterpret_cast<const Vector<T, N>*>(from);
