@@ -1,6 +1,6 @@
 // Convolution + bias + ReLU: one pass over torch's bias-free convolution, or one of our kernels. Backward masks the
-// gradient by the output's sign and sums the bias gradient in one pass. linear_relu shares both passes: its rows are the
-// pixels of an image whose channels are contiguous.
+// gradient by the output's sign and sums the bias gradient in one pass. linear_relu shares both passes: its rows are
+// the pixels of an image whose channels are contiguous.
 
 #include "conv_relu.h"
 
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
   }
 }
 
-// Call run(N, ALONG_CHANNELS, walks) with 16-byte vectors where rows and pointers allow, else with single elements.
+// Call run(N, ALONG_CHANNELS, walks): 16-byte vectors where rows and pointers allow, else single elements.
 template <class T, class Run>
 void with_vectors(const Layout& layout, bool aligned, int64_t depth, const Run& run) {
   constexpr int N = WIDTH<T>;
@@ -133,8 +133,7 @@ std::tuple<Tensor, Tensor> mask_gradient(
     const Tensor& grad, const Tensor& y, const Layout& layout, bool bias_grad) {
   const Device device(y);
   Tensor dx = new_tensor(y, y.sizes(), y.scalar_type(), y.dim() == 4 && layout.channels_last);
-  const bool aligned =
-      is_aligned(grad.const_data_ptr(), 16) && is_aligned(y.const_data_ptr(), 16) && is_aligned(dx.const_data_ptr(), 16);
+  const bool aligned = are_aligned({&grad, &y, &dx});
   Tensor bias;
   with_type("conv_relu_backward", y, [&](auto type) {
     using T = decltype(type);
@@ -164,7 +163,7 @@ void bias_relu_in_place(Tensor& y, const std::optional<Tensor>& bias) {
   const std::optional<Tensor> added = dense_bias(bias, y);
   const Device device(y);
   const Layout shape = layout(y, y.dim() == 2 || is_channels_last(y));  // the features of a row are contiguous
-  const bool aligned = is_aligned(y.const_data_ptr(), 16) && (!added || is_aligned(added->const_data_ptr(), 16));
+  const bool aligned = are_aligned({&y, added ? &*added : nullptr});
   with_type("conv_relu", y, [&](auto type) {
     using T = decltype(type);
     with_vectors<T>(shape, aligned, BIAS_DEPTH, [&](auto n, auto along_channels, const Walks& walks) {

@@ -1,5 +1,5 @@
-// Convolution + bias + ReLU + max-pool: one pass over torch's bias-free convolution, or a kernel of ours that pools in its
-// epilogue if it can, and is followed by a pass over its output if not.
+// Convolution + bias + ReLU + max-pool: one pass over torch's bias-free convolution, or a kernel of ours that pools in
+// its epilogue if it can, and is followed by a pass over its output if not.
 
 #include "../convolution.h"
 #include "../ops.h"

@@ -248,8 +248,7 @@ std::pair<Tensor, Tensor> pool(
   const Device device(x);
   Tensor y = new_tensor(x, sizes, x.scalar_type(), channels_last);
   Tensor code = new_tensor(x, codes ? sizes : none, torch::headeronly::ScalarType::Byte, codes && channels_last);
-  const bool aligned = is_aligned(x.const_data_ptr(), 16) && is_aligned(y.const_data_ptr(), 16) &&
-                       is_aligned(code.const_data_ptr(), 16) && (!added || is_aligned(added->const_data_ptr(), 16));
+  const bool aligned = are_aligned({&x, &y, &code, added ? &*added : nullptr});
   const Pool call{device, x, added, y, code, layout(x, channels_last), window, plane, relu, aligned};
   with_type("max_pool", x, [&](auto type) {
     using T = decltype(type);

@@ -1,5 +1,5 @@
-// Max-pool's backward: each pixel gathers from the windows over it whose codes name it, so that there is nothing to clear
-// first and no two threads meet; with the sums for a bias gradient in the same pass if asked.
+// Max-pool's backward: each pixel gathers from the windows over it whose codes name it, so that there is nothing to
+// clear first and no two threads meet; with the sums for a bias gradient in the same pass if asked.
 
 #include "../ops.h"
 #include "launch.h"
@@ -51,12 +51,14 @@ __device__ __forceinline__ void add_flowing(const Pooled<T, N>& pooled, Floats<N
 
 // How many patches of two pixels an axis has, the first one shifted into the padding.
 template <class Int>
-FASTCNN_HOST_DEVICE Int patches(const AxisOf<Int>& axis, Same<Int> length) { return ceil_div(length + axis.padding, 2); }
+FASTCNN_HOST_DEVICE Int patches(const AxisOf<Int>& axis, Same<Int> length) {
+  return ceil_div(length + axis.padding, 2);
+}
 
 // Windows of SIDE x SIDE neighbours at a stride of 2, SIDE 2 or 3. A place is a patch of 2x2 pixels: patch (i, j) lies
 // under window (i, j), its places 0 and 1, and if SIDE is 3 also under window i - 1 or j - 1, its place 2.
 template <class T, int N, int SIDE>
-__global__ void __launch_bounds__(BLOCK_THREADS) unpool_patches_kernel(
+__global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2) unpool_patches_kernel(
     const T* grad, const uint8_t* codes, T* dx, float* partials, Window32 window, Plane32 plane, Walks walks) {
   constexpr int REACH = SIDE - 1;  // windows over a patch, by axis
   const Walk walk = start_walk<N>(walks);
@@ -190,7 +192,8 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
 
 std::pair<Tensor, Tensor> pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad) {
-  STD_TORCH_CHECK(codes.dim() == 4 && grad.dim() == 4, "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
+  STD_TORCH_CHECK(codes.dim() == 4 && grad.dim() == 4,
+                  "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
   for (int64_t axis = 0; axis < 4; ++axis) {
     STD_TORCH_CHECK(grad.size(axis) == codes.size(axis), "max_pool_backward: gradients and codes differ in shape");
   }
@@ -201,8 +204,7 @@ std::pair<Tensor, Tensor> pool_backward(
   Tensor dx = new_tensor(grad, sizes, grad.scalar_type(), channels_last), bias;
   const Unpool call{from, code, dx, {images, channels, height * width, channels_last}, window,
                     {height, width, codes.size(2), codes.size(3)}};
-  const bool aligned = is_aligned(from.const_data_ptr(), 16) && is_aligned(code.const_data_ptr(), 16) &&
-                       is_aligned(dx.const_data_ptr(), 16);
+  const bool aligned = are_aligned({&from, &code, &dx});
   with_type("max_pool_backward", from, [&](auto type) {
     using T = decltype(type);
     const bool vectors = aligned && channels_last && channels % WIDTH<T> == 0;
