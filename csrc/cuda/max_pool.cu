@@ -118,7 +118,7 @@ __device__ __forceinline__ Best<T, N> pool_any(
 
 // Pool x to y and codes (null if not asked for); SIDE is 0 for any window. STAGE: with bias or ReLU.
 template <class T, int N, int SIDE, bool STAGE>
-__global__ void __launch_bounds__(BLOCK_THREADS)
+__global__ void __launch_bounds__(BLOCK_THREADS, 3)
     pool_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Window32 given, Plane32 plane, Walks walks) {
   const Walk walk = start_walk<N>(walks);
   if (!walk.active) {
