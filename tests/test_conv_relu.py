@@ -18,6 +18,7 @@ from parity import (
     specials,
 )
 
+import fastcnn
 import fastcnn.functional as FF
 
 # input, weight, settings
@@ -39,6 +40,8 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "padding over the kernel": ((1, 2, 3, 3), (3, 2, 2, 2), {"padding": 3}),
     "many channels": ((1, 40, 5, 4), (70, 40, 3, 3), {"padding": 1}),
     "empty batch": ((0, 3, 6, 6), (4, 3, 3, 3), {"padding": 1}),
+    "whole vectors": ((2, 3, 7, 5), (16, 3, 3, 3), {"padding": 1}),
+    "whole rows of vectors": ((2, 3, 4, 6), (5, 3, 3, 3), {"padding": 1}),
 }
 
 
@@ -103,6 +106,34 @@ def test_views(view: Any, backend: Any) -> None:
 def test_unbatched(backend: Any) -> None:
     x, w, b = tensors((1, 3, 6, 5), (4, 3, 3, 3), torch.float32, torch.contiguous_format)
     assert_parity(*both(padding="same"), (x[0], w, b), backend)
+
+
+@each_convolution
+@each_format
+def test_memory_that_is_not_aligned(format: torch.memory_format, backend: Any) -> None:
+    x, w, b = tensors((2, 3, 6, 8), (16, 3, 3, 3), torch.float32, format)
+    fast, plain = both(padding=1)
+    longer = torch.cat([b[:1], b])
+    assert_parity(lambda x, w, b: fast(x, w, b[1:]), lambda x, w, b: plain(x, w, b[1:]), (x, w, longer), backend)
+
+
+@each_convolution
+@each_format
+def test_more_pixels_than_a_block(format: torch.memory_format, backend: Any) -> None:
+    x, w, b = tensors((1, 1, 41, 53), (8, 1, 1, 1), torch.float32, format)
+    assert_parity(*both(), (x, w, b), backend)
+
+
+@each_convolution
+@each_format
+def test_bias_gradient_repeats(format: torch.memory_format, backend: Any) -> None:
+    x, w, b = tensors((3, 2, 33, 31), (8, 2, 3, 3), torch.float32, format)
+    b.requires_grad_()
+    grad = new(3, 8, 33, 31, dtype=torch.float32, format=format)
+    with fastcnn.use_backend(backend[0], algorithm=backend[1]):
+        output = FF.conv2d_relu(x, w, b, padding=1)
+        first, second = (torch.autograd.grad(output, b, grad, retain_graph=True)[0] for _ in range(2))
+    assert first.equal(second)
 
 
 @each_convolution

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from parity import (
@@ -35,6 +36,11 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], dict[st
     "one channel, as in MNIST": ((3, 1, 10, 10), (6, 1, 3, 3), {"padding": 1}, {"kernel_size": 2}),
     "many channels": ((1, 20, 6, 4), (70, 20, 3, 3), {"padding": 1}, {"kernel_size": 2}),
     "empty batch": ((0, 3, 6, 6), (4, 3, 3, 3), {"padding": 1}, {"kernel_size": 2}),
+    "whole vectors": ((2, 3, 6, 7), (16, 3, 3, 3), {"padding": 1}, {"kernel_size": 2}),
+    "whole vectors, 3x3/2": ((2, 3, 9, 8), (16, 3, 3, 3), {"padding": 1}, {"kernel_size": 3, "stride": 2}),
+    "whole rows of pairs": ((2, 3, 6, 16), (5, 3, 3, 3), {"padding": 1}, {"kernel_size": 2}),
+    "whole vectors, any window": ((1, 2, 6, 7), (8, 2, 3, 3), {}, {"kernel_size": (3, 2), "padding": 1}),
+    "many pixels": ((2, 1, 40, 44), (8, 1, 1, 1), {}, {"kernel_size": 2}),
 }
 
 
@@ -111,8 +117,13 @@ def test_reference_gradient() -> None:
 
 
 @each_convolution
-def test_values_that_round_to_the_same_are_equal(backend: Any) -> None:
-    x = torch.tensor([0.25, 0.5], dtype=torch.bfloat16, device=DEVICE).view(1, 1, 1, 2)
-    weight = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16, device=DEVICE)
-    bias = torch.tensor([256.0], dtype=torch.bfloat16, device=DEVICE)  # the sums differ by less than half a place
-    assert_same(*both({}, {"kernel_size": (1, 2)}), (x, weight, bias), backend)
+@each_format
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (1, 8, 2, 16)], ids=["single", "vectors"])
+def test_values_that_round_to_the_same_are_equal(
+    shape: tuple[int, ...], format: torch.memory_format, backend: Any
+) -> None:
+    x = torch.tensor([0.25, 0.5], dtype=torch.bfloat16, device=DEVICE).repeat(1, 1, shape[2], shape[3] // 2)
+    weight = torch.ones(shape[1], 1, 1, 1, dtype=torch.bfloat16, device=DEVICE).to(memory_format=format)
+    bias = torch.full(shape[1:2], 256.0, dtype=torch.bfloat16, device=DEVICE)  # sums differ by less than half a place
+    pool = {"kernel_size": (min(shape[2], 2), 2)}
+    assert_same(*both({}, pool), (x.to(memory_format=format), weight, bias), backend)

@@ -17,6 +17,8 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {
     "features over one block": ((3, 5), (130, 5)),
     "many rows": ((150, 4), (3, 4)),
     "empty batch": ((0, 5), (7, 5)),
+    "whole vectors": ((5, 3), (24, 3)),
+    "more features than threads": ((3, 2), (2064, 2)),
 }
 
 

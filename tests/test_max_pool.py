@@ -45,6 +45,12 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "254 places": ((1, 1, 3, 254), {"kernel_size": (2, 127)}),
     "channels over one block": ((1, 70, 4, 3), {"kernel_size": 2}),
     "empty batch": ((0, 3, 6, 6), {"kernel_size": 2}),
+    "whole vectors": ((2, 16, 6, 7), {"kernel_size": 2}),
+    "whole vectors, 3x3/2": ((1, 24, 9, 8), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    "whole vectors, any window": ((1, 8, 7, 6), {"kernel_size": (2, 3), "stride": 1, "dilation": (2, 1)}),
+    "whole rows of pairs": ((2, 3, 5, 16), {"kernel_size": 2}),
+    "more channels than threads": ((1, 2064, 2, 2), {"kernel_size": 2}),
+    "larger planes than blocks": ((1, 2, 36, 40), {"kernel_size": 2, "stride": 2}),
 }
 
 
@@ -97,6 +103,34 @@ def test_special_values_go_through_as_in_torch(format: torch.memory_format, back
 def test_views(view: Any, format: torch.memory_format, backend: Any) -> None:
     x = new(2, 4, 8, 9, dtype=torch.float32, format=format)
     assert_parity(*(lambda x, f=f: f(view(x)) for f in both(kernel_size=3, stride=2)), (x,), backend)
+
+
+@each_backend
+@each_format
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [2, 3], ids=str)
+def test_ties_and_specials_in_whole_vectors(
+    size: int, dtype: torch.dtype, format: torch.memory_format, backend: Any
+) -> None:
+    x = specials(2, 16, 8, 16, dtype=dtype).to(memory_format=format)
+    assert_same(*both(kernel_size=size, stride=2), (x,), backend)
+
+
+@each_backend
+@each_format
+@pytest.mark.parametrize("size", [2, 3], ids=str)
+def test_memory_that_is_not_aligned(size: int, format: torch.memory_format, backend: Any) -> None:
+    x = new(2, 16, 6, 16, dtype=torch.bfloat16, format=format)
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype, device=DEVICE)[1:].as_strided(x.shape, x.stride()).copy_(x)
+    assert_same(*both(kernel_size=size, stride=2), (shifted,), backend)
+
+
+@each_backend
+@each_format
+def test_unpooling_many_images(format: torch.memory_format, backend: Any) -> None:
+    x = new(70, 8, 4, 6, dtype=torch.float32, format=format)  # more places than one pass of a block
+    assert_same(*both(kernel_size=3, stride=1), (x,), backend)
+    assert_same(*both(kernel_size=3, stride=2, padding=1), (x,), backend)
 
 
 @each_backend

@@ -1,14 +1,203 @@
-#include "../ops.h"
+// Convolution + bias + ReLU: one pass over torch's bias-free convolution, or one of our kernels. Backward masks the
+// gradient by the output's sign and sums the bias gradient in one pass. linear_relu shares both passes: its rows are
+// the pixels of an image whose channels are contiguous.
+
 #include "conv_relu.h"
+
+#include "../convolution.h"
+#include "../math/select.h"
+#include "../ops.h"
+#include "convolution.h"
+#include "launch.h"
+#include "sums.h"
+#include "vector.h"
+#include "walk.h"
+
 namespace fastcnn::cuda {
-void bias_relu_in_place(Tensor&, const std::optional<Tensor>&) {}
-Tensor conv_relu(
-    const Tensor&, const Tensor&, std::optional<Tensor>, Sizes, Sizes, Sizes,
-    int64_t, std::optional<std::string>) {
-  STD_TORCH_CHECK(false, "conv_relu");
+namespace {
+
+constexpr int BIAS_DEPTH = 4;  // vectors of a thread that are on their way together
+constexpr int MASK_DEPTH = 2;  // and of each of two tensors
+
+// In NCHW, one bias for all elements of a vector.
+template <int N, bool ALONG_CHANNELS, class T>
+__device__ __forceinline__ Floats<N> load_bias(const T* bias, const Walk& walk) {
+  if (bias == nullptr || !walk.active) {
+    return {};
+  }
+  if constexpr (ALONG_CHANNELS) {
+    return load<N>(bias + walk.channel);
+  } else {
+    return broadcast<N>(static_cast<float>(bias[walk.channel]));
+  }
 }
 
-std::tuple<Tensor, Tensor> conv_relu_backward(const Tensor&, const Tensor&, bool) {
-  STD_TORCH_CHECK(false, "conv_relu_backward");
+template <int N, int COUNT, class T>
+__device__ __forceinline__ void bias_relu(T* y, int64_t step, const Floats<N>& bias) {
+  Vector<T, N> packed[COUNT];
+#pragma unroll
+  for (int k = 0; k < COUNT; ++k) {
+    packed[k] = load_packed<N>(y + k * step);
+  }
+#pragma unroll
+  for (int k = 0; k < COUNT; ++k) {
+    Floats<N> values = unpack(packed[k]);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      values.at[i] = relu(values.at[i] + bias.at[i]);
+    }
+    store(y + k * step, values);
+  }
 }
+
+// Add bias and apply ReLU, in place. ALONG_CHANNELS: a vector's elements are neighbouring channels, not pixels.
+template <class T, int N, bool ALONG_CHANNELS>
+__global__ void __launch_bounds__(BLOCK_THREADS) bias_relu_kernel(T* y, const T* bias, Walks walks) {
+  const Walk walk = start_walk<ALONG_CHANNELS ? N : 1>(walks);
+  const Floats<N> added = load_bias<N, ALONG_CHANNELS>(bias, walk);
+  const int64_t step = walks.rows * walks.stride;
+  int64_t at = walk.at;
+  int place = walk.place;
+  for (; place + (BIAS_DEPTH - 1) * walks.rows < walk.end; place += BIAS_DEPTH * walks.rows) {
+    bias_relu<N, BIAS_DEPTH>(y + at, step, added);
+    at += BIAS_DEPTH * step;
+  }
+  for (; place < walk.end; place += walks.rows) {
+    bias_relu<N, 1>(y + at, step, added);
+    at += step;
+  }
+}
+
+template <int N, int M, int COUNT, class T>
+__device__ __forceinline__ void mask(const T* grad, const T* y, T* dx, int64_t step, Floats<M>& sum) {
+  Vector<T, N> gradients[COUNT], outputs[COUNT];
+#pragma unroll
+  for (int k = 0; k < COUNT; ++k) {
+    gradients[k] = load_packed<N>(grad + k * step);
+    outputs[k] = load_packed<N>(y + k * step);
+  }
+#pragma unroll
+  for (int k = 0; k < COUNT; ++k) {
+    Floats<N> values = unpack(gradients[k]);
+    const Floats<N> output = unpack(outputs[k]);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      values.at[i] = relu_off(output.at[i]) ? 0.0f : values.at[i];
+      sum.at[M == 1 ? 0 : i] += values.at[i];
+    }
+    store(dx + k * step, values);
+  }
+}
+
+// Mask grad by the sign of y; leave the sums by channel in `partials` if it is not null.
+template <class T, int N, bool ALONG_CHANNELS>
+__global__ void __launch_bounds__(BLOCK_THREADS, 5)
+    mask_kernel(const T* grad, const T* y, T* dx, float* partials, Walks walks) {
+  constexpr int M = ALONG_CHANNELS ? N : 1;
+  const Walk walk = start_walk<M>(walks);
+  const int64_t step = walks.rows * walks.stride;
+  int64_t at = walk.at;
+  int place = walk.place;
+  Floats<M> sum{};
+  for (; place + (MASK_DEPTH - 1) * walks.rows < walk.end; place += MASK_DEPTH * walks.rows) {
+    mask<N, M, MASK_DEPTH>(grad + at, y + at, dx + at, step, sum);
+    at += MASK_DEPTH * step;
+  }
+  for (; place < walk.end; place += walks.rows) {
+    mask<N, M, 1>(grad + at, y + at, dx + at, step, sum);
+    at += step;
+  }
+  if (partials != nullptr) {
+    leave_sums(sum, partials, walks, walk);
+  }
+}
+
+// Call run(N, ALONG_CHANNELS, walks): 16-byte vectors where rows and pointers allow, else single elements.
+template <class T, class Run>
+void with_vectors(const Layout& layout, bool aligned, int64_t depth, const Run& run) {
+  constexpr int N = WIDTH<T>;
+  const auto one = std::integral_constant<int, 1>{};
+  const auto many = std::integral_constant<int, N>{};
+  const auto& [images, channels, pixels, channels_last] = layout;
+  if (aligned && channels_last && channels % N == 0) {
+    run(many, std::true_type{}, make_walks(images, channels, pixels, true, N, channels, depth));
+  } else if (aligned && !channels_last && pixels % N == 0) {
+    run(many, std::false_type{}, make_walks(images, channels, pixels / N, false, 1, N, depth));
+  } else {
+    const int64_t stride = channels_last ? channels : 1;
+    run(one, std::true_type{}, make_walks(images, channels, pixels, channels_last, 1, stride, depth));
+  }
+}
+
+std::tuple<Tensor, Tensor> mask_gradient(
+    const Tensor& grad, const Tensor& y, const Layout& layout, bool bias_grad) {
+  const Device device(y);
+  Tensor dx = new_tensor(y, y.sizes(), y.scalar_type(), y.dim() == 4 && layout.channels_last);
+  const bool aligned = are_aligned({&grad, &y, &dx});
+  Tensor bias;
+  with_type("conv_relu_backward", y, [&](auto type) {
+    using T = decltype(type);
+    with_vectors<T>(layout, aligned, MASK_DEPTH, [&](auto n, auto along_channels, const Walks& walks) {
+      constexpr int N = n(), M = along_channels() ? N : 1;
+      Partials partials = new_partials(y, walks, bias_grad);
+      device.launch(mask_kernel<T, N, along_channels()>, walks.blocks(), walks.threads,
+                    bias_grad ? shared_bytes_of_sums(walks, M) : 0, data<T>(grad), data<T>(y), mutable_data<T>(dx),
+                    bias_grad ? mutable_data<float>(partials.sums) : nullptr, walks);
+      bias = add_partials(device, partials, y, bias_grad);
+    });
+  });
+  return {dx, bias};
+}
+
+void check_gradient(const Tensor& grad, const Tensor& output) {
+  STD_TORCH_CHECK(grad.dim() == output.dim() && grad.scalar_type() == output.scalar_type(),
+                  "conv_relu_backward: gradient and output differ in rank or dtype");
+  for (int64_t axis = 0; axis < output.dim(); ++axis) {
+    STD_TORCH_CHECK(grad.size(axis) == output.size(axis), "conv_relu_backward: gradient and output differ in shape");
+  }
+}
+
+}  // namespace
+
+void bias_relu_in_place(Tensor& y, const std::optional<Tensor>& bias) {
+  const std::optional<Tensor> added = dense_bias(bias, y);
+  const Device device(y);
+  const Layout shape = layout(y, y.dim() == 2 || is_channels_last(y));  // the features of a row are contiguous
+  const bool aligned = are_aligned({&y, added ? &*added : nullptr});
+  with_type("conv_relu", y, [&](auto type) {
+    using T = decltype(type);
+    with_vectors<T>(shape, aligned, BIAS_DEPTH, [&](auto n, auto along_channels, const Walks& walks) {
+      device.launch(bias_relu_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads, 0, mutable_data<T>(y),
+                    added ? data<T>(*added) : nullptr, walks);
+    });
+  });
+}
+
+Tensor conv_relu(
+    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
+    int64_t groups, std::optional<std::string> algorithm) {
+  if (algorithm == "implicit_gemm" || algorithm == "direct") {
+    const auto run = algorithm == "direct" ? direct : implicit_gemm;
+    return run(make_convolution(input, weight, bias, stride, padding, dilation, groups), Fused::RELU).first;
+  }
+  Tensor y = convolution(input, weight, std::nullopt, stride, padding, dilation, groups);
+  bias_relu_in_place(y, bias);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& output, bool bias_grad) {
+  STD_TORCH_CHECK(output.dim() == 4, "conv_relu_backward: expected (N, C, H, W), got ", output.dim(), " axes");
+  check_gradient(grad, output);
+  const bool channels_last = is_channels_last(output);
+  const Tensor y = dense(output, channels_last);
+  return mask_gradient(dense(grad, channels_last), y, layout(y, channels_last), bias_grad);
+}
+
+std::tuple<Tensor, Tensor> linear_relu_backward(const Tensor& grad, const Tensor& output, bool bias_grad) {
+  STD_TORCH_CHECK(output.dim() == 2, "linear_relu_backward: expected (N, features), got ", output.dim(), " axes");
+  check_gradient(grad, output);
+  return mask_gradient(
+      dense(grad, false), dense(output, false), {output.size(0), output.size(1), 1, true}, bias_grad);
+}
+
 }  // namespace fastcnn::cuda

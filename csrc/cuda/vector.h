@@ -22,9 +22,28 @@ struct Floats {
   float at[N];
 };
 
+template <int N>
+__device__ __forceinline__ Floats<N> broadcast(float value) {
+  Floats<N> values;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    values.at[i] = value;
+  }
+  return values;
+}
+
 template <int N, class T>
-__device__ __forceinline__ Floats<N> load(const T* from) {
-  const Vector<T, N> packed = *reinterpret_cast<const Vector<T, N>*>(from);
+__device__ __forceinline__ Vector<T, N> load_packed(const T* from) {
+  return *reinterpret_cast<const Vector<T, N>*>(from);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store_packed(T* to, const Vector<T, N>& packed) {
+  *reinterpret_cast<Vector<T, N>*>(to) = packed;
+}
+
+template <class T, int N>
+__device__ __forceinline__ Floats<N> unpack(const Vector<T, N>& packed) {
   Floats<N> values;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
@@ -34,13 +53,18 @@ __device__ __forceinline__ Floats<N> load(const T* from) {
 }
 
 template <int N, class T>
+__device__ __forceinline__ Floats<N> load(const T* from) {
+  return unpack(load_packed<N>(from));
+}
+
+template <int N, class T>
 __device__ __forceinline__ void store(T* to, const Floats<N>& values) {
   Vector<T, N> packed;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     packed.at[i] = static_cast<T>(values.at[i]);
   }
-  *reinterpret_cast<Vector<T, N>*>(to) = packed;
+  store_packed(to, packed);
 }
 
 inline bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
