@@ -36,7 +36,8 @@ struct Values {
 struct Run {
   int64_t begin;
   int64_t step;
-  uint32_t pixel;   // counted over all images
+  int64_t image;
+  uint32_t pixel;   // of the image
   int32_t channel;  // its first one
   int32_t channels;
 };
@@ -61,11 +62,11 @@ __device__ __forceinline__ Run run_at(const Layout& layout, uint32_t i) {
   const auto pixels = static_cast<uint32_t>(layout.pixels);
   const auto runs = static_cast<uint32_t>((channels + RUN<T> - 1) / RUN<T>);
   if constexpr (PATH == Path::VECTORS) {
-    const uint32_t pixel = i / runs;
-    return {pixel * layout.channels, 1, pixel, run_channel<T>(i - pixel * runs, channels), channels};
+    const uint32_t line = i / runs, image = line / pixels;
+    return {line * layout.channels, 1, image, line - image * pixels, run_channel<T>(i - line * runs, channels), channels};
   } else {
-    const uint32_t line = i / pixels, image = line / runs, place = i - line * pixels;
-    return {image * layout.channels * layout.pixels + place, layout.pixels, image * pixels + place,
+    const uint32_t line = i / pixels, image = line / runs, pixel = i - line * pixels;
+    return {image * layout.channels * layout.pixels + pixel, layout.pixels, image, pixel,
             run_channel<T>(line - image * runs, channels), channels};
   }
 }
@@ -92,11 +93,10 @@ __device__ __forceinline__ Values<To, RUN<T> + 2 * HALO> load_run(const From* te
   constexpr int LENGTH = RUN<T> + 2 * HALO;
   Values<To, LENGTH> values = {};
   if constexpr (PATH == Path::VECTORS) {
-    constexpr int WIDE = RUN<T> < WIDTH<From> ? RUN<T> : WIDTH<From>;
     const From* from = tensor + run.begin + run.channel;
 #pragma unroll
-    for (int i = 0; i < RUN<T>; i += WIDE) {
-      read<WIDE>(from + i, values.at + HALO + i);
+    for (int i = 0; i < RUN<T>; i += WIDTH<T>) {
+      read<WIDTH<T>>(from + i, values.at + HALO + i);
     }
     if (exists<T, HALO>(run, 0)) {
       read<HALO>(from - HALO, values.at);

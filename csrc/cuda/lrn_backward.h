@@ -16,7 +16,7 @@ struct GivenGradient {
   const T* grad;
 
   template <Path PATH>
-  __device__ __forceinline__ Values<float, RUN<T> + 2 * REACH> of_run(const Run& run, const Layout&) const {
+  __device__ __forceinline__ Values<float, RUN<T> + 2 * REACH> of_run(const Run& run) const {
     return load_run<PATH, T, REACH>(grad, run);
   }
   __device__ __forceinline__ float of_element(int64_t i, const Layout&) const { return static_cast<float>(grad[i]); }
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(LRN_THREADS) lrn_backward_kernel(
   constexpr int LENGTH = RUN<T> + 2 * REACH;
   const Run run = run_at<PATH, T>(layout, i);
   const auto values = load_run<PATH, T, 2 * REACH>(x, run);
-  const Values<float, LENGTH> grad = source.template of_run<PATH>(run, layout), scale = scales(norm, values);
+  const Values<float, LENGTH> grad = source.template of_run<PATH>(run), scale = scales(norm, values);
   Values<float, LENGTH> factor, through;
 #pragma unroll
   for (int j = 0; j < LENGTH; ++j) {
