@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(LRN_THREADS) lrn_elements_kernel(
     const T* x, T* y, Layout layout, LRN norm, int64_t elements) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * LRN_THREADS + threadIdx.x;
   if (i < elements) {
-    const Factors factors = factors_at(x + i, channel_of(layout, i), layout.channels, step_of(layout), norm);
+    const Factors factors = factors_at(x + i, element_at(layout, i).channel, layout.channels, step_of(layout), norm);
     y[i] = static_cast<T>(static_cast<float>(x[i]) * factors.factor);
   }
 }

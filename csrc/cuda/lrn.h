@@ -3,8 +3,8 @@
 //
 // The usual case, a window of five channels and beta 0.75, is served by runs: one thread has 32 bytes' worth of
 // neighbouring channels of one pixel in registers, and the few channels before and after them that its windows reach;
-// these come from the first-level cache, where the neighbouring thread's loads put them. Anything else is served element
-// by element. Window sums are computed anew for each channel: nothing slides that could carry a NaN on.
+// these come from the first-level cache, where the neighbouring thread's loads put them. Anything else is served
+// element by element. Window sums are computed anew for each channel: nothing slides that could carry a NaN on.
 
 #include <limits>
 
@@ -63,11 +63,12 @@ __device__ __forceinline__ Run run_at(const Layout& layout, uint32_t i) {
   const auto runs = static_cast<uint32_t>((channels + RUN<T> - 1) / RUN<T>);
   if constexpr (PATH == Path::VECTORS) {
     const uint32_t line = i / runs, image = line / pixels;
-    return {line * layout.channels, 1, image, line - image * pixels, run_channel<T>(i - line * runs, channels), channels};
+    const int32_t channel = run_channel<T>(i - line * runs, channels);
+    return {line * layout.channels, 1, image, line - image * pixels, channel, channels};
   } else {
     const uint32_t line = i / pixels, image = line / runs, pixel = i - line * pixels;
-    return {image * layout.channels * layout.pixels + pixel, layout.pixels, image, pixel,
-            run_channel<T>(line - image * runs, channels), channels};
+    const int32_t channel = run_channel<T>(line - image * runs, channels);
+    return {image * layout.channels * layout.pixels + pixel, layout.pixels, image, pixel, channel, channels};
   }
 }
 
@@ -199,11 +200,23 @@ __device__ __forceinline__ Factors factors_at(
   return norm.beta == 0.75f ? lrn_factors<Power::THREE_QUARTERS>(norm, scale) : lrn_factors<Power::ANY>(norm, scale);
 }
 
-// The channel of an element, and the distance to the next one.
-__device__ __forceinline__ int64_t channel_of(const Layout& layout, int64_t i) {
-  return (layout.channels_last ? i : i / layout.pixels) % layout.channels;
+// What the i-th element of a dense tensor is. All indices are at least zero: divided without a sign they cost less.
+struct Element {
+  int64_t image;
+  uint32_t pixel;
+  int64_t channel;
+};
+
+__device__ __forceinline__ Element element_at(const Layout& layout, int64_t i) {
+  const auto channels = static_cast<uint64_t>(layout.channels), pixels = static_cast<uint64_t>(layout.pixels);
+  const uint64_t inner = layout.channels_last ? channels : pixels, outer = layout.channels_last ? pixels : channels;
+  const uint64_t line = static_cast<uint64_t>(i) / inner, image = line / outer;
+  const uint64_t place = static_cast<uint64_t>(i) - line * inner, row = line - image * outer;
+  return {static_cast<int64_t>(image), static_cast<uint32_t>(layout.channels_last ? row : place),
+          static_cast<int64_t>(layout.channels_last ? place : row)};
 }
 
+// The distance from a channel to the next.
 __device__ __forceinline__ int64_t step_of(const Layout& layout) { return layout.channels_last ? 1 : layout.pixels; }
 
 inline LRN make_norm(int64_t size, double alpha, double beta, double k) {

@@ -19,7 +19,9 @@ struct GivenGradient {
   __device__ __forceinline__ Values<float, RUN<T> + 2 * REACH> of_run(const Run& run) const {
     return load_run<PATH, T, REACH>(grad, run);
   }
-  __device__ __forceinline__ float of_element(int64_t i, const Layout&) const { return static_cast<float>(grad[i]); }
+  __device__ __forceinline__ float of_element(int64_t i, const Element&, const Layout&) const {
+    return static_cast<float>(grad[i]);
+  }
 };
 
 template <class T, Path PATH, class Source>
@@ -57,8 +59,10 @@ __global__ void __launch_bounds__(LRN_THREADS) lrn_through_kernel(
   if (i >= elements) {
     return;
   }
-  const Factors factors = factors_at(x + i, channel_of(layout, i), layout.channels, step_of(layout), norm);
-  through[i] = source.of_element(i, layout) * static_cast<float>(x[i]) * factors.next;
+  const Element element = element_at(layout, i);
+  const float grad = source.of_element(i, element, layout);
+  const Factors factors = factors_at(x + i, element.channel, layout.channels, step_of(layout), norm);
+  through[i] = grad * static_cast<float>(x[i]) * factors.next;
 }
 
 template <class T, class Source>
@@ -68,14 +72,16 @@ __global__ void __launch_bounds__(LRN_THREADS) lrn_gradient_kernel(
   if (i >= elements) {
     return;
   }
-  const int64_t channel = channel_of(layout, i), step = step_of(layout);
-  const Reach holders = reach((norm.size - 1) / 2, norm.size, channel, layout.channels);
+  const Element element = element_at(layout, i);
+  const int64_t step = step_of(layout);
+  const float grad = source.of_element(i, element, layout);
+  const Reach holders = reach((norm.size - 1) / 2, norm.size, element.channel, layout.channels);
   float sum = 0.0f;
   for (int64_t j = holders.first; j < holders.end; ++j) {
     sum += through[i + j * step];
   }
-  const float factor = factors_at(x + i, channel, layout.channels, step, norm).factor;
-  dx[i] = static_cast<T>(lrn_gradient(norm, source.of_element(i, layout), static_cast<float>(x[i]), factor, sum));
+  const float factor = factors_at(x + i, element.channel, layout.channels, step, norm).factor;
+  dx[i] = static_cast<T>(lrn_gradient(norm, grad, static_cast<float>(x[i]), factor, sum));
 }
 
 // Fill dx, of x's layout.

@@ -137,7 +137,6 @@ __device__ __forceinline__ Winners<WIDE> pool_window(
     best.codes[i] = RELU_OFF;
   }
   const int32_t top = first_pixel(pool.rows, down), left = first_pixel(pool.columns, across);
-  bool first = true;
   for (int32_t r = 0; r < pool.rows.size; ++r) {
     const int32_t row = top + r * pool.rows.dilation;
     if (row < 0 || row >= pool.rows.length) {
@@ -150,13 +149,19 @@ __device__ __forceinline__ Winners<WIDE> pool_window(
       }
       const int32_t pixel = (row - tile.rows.begin) * tile.columns.count + column - tile.columns.begin;
       const Floats<WIDE> values = load<WIDE>(shared + pixel * tile.pixel_step());
+      const int32_t code = r * pool.columns.size + s;
+      if (best.codes[0] == RELU_OFF) {  // the first pixel stands until another wins, -infinity or not
+#pragma unroll
+        for (int32_t& winner : best.codes) {
+          winner = code;
+        }
+      }
 #pragma unroll
       for (int i = 0; i < WIDE; ++i) {
-        const bool won = first | wins(values.at[i], best.values.at[i]);
+        const bool won = wins(values.at[i], best.values.at[i]);
         best.values.at[i] = won ? values.at[i] : best.values.at[i];
-        best.codes[i] = won ? r * pool.columns.size + s : best.codes[i];
+        best.codes[i] = won ? code : best.codes[i];
       }
-      first = false;
     }
   }
   return best;

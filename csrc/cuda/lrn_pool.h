@@ -87,20 +87,19 @@ struct PooledGradient {
       const auto value = load_run<PATH, T, REACH>(grad, pooled);
 #pragma unroll
       for (int i = 0; i < RUN<T> + 2 * REACH; ++i) {
-        total.at[i] += code.at[i] == chosen ? value.at[i] : 0.0f;
+        if (code.at[i] == chosen) {
+          total.at[i] += value.at[i];
+        }
       }
     });
     return total;
   }
 
-  __device__ __forceinline__ float of_element(int64_t i, const Layout& layout) const {
-    const int64_t of_image = layout.channels * layout.pixels, image = i / of_image, rest = i - image * of_image;
-    const int64_t line = rest / (layout.channels_last ? layout.channels : layout.pixels);
-    const int64_t place = rest - line * (layout.channels_last ? layout.channels : layout.pixels);
-    const int64_t channel = layout.channels_last ? place : line, pixel = layout.channels_last ? line : place;
-    const int64_t first = image * layout.channels * windows() + channel * (layout.channels_last ? 1 : windows());
+  __device__ __forceinline__ float of_element(int64_t, const Element& element, const Layout& layout) const {
+    const int64_t first = element.image * layout.channels * windows() +
+                          element.channel * (layout.channels_last ? 1 : windows());
     float total = 0.0f;
-    visit_all(static_cast<uint32_t>(pixel), [&](int64_t window, int32_t chosen) {
+    visit_all(element.pixel, [&](int64_t window, int32_t chosen) {
       const int64_t at = first + window * (layout.channels_last ? layout.channels : 1);
       total += codes[at] == chosen ? static_cast<float>(grad[at]) : 0.0f;
     });
