@@ -39,6 +39,7 @@ def _each_of(*backends: tuple[str, str | None]) -> pytest.MarkDecorator:
 
 
 each_backend = _each_of(("triton", None), *COMPILED)
+each_compiled = _each_of(*COMPILED)
 each_convolution = _each_of(
     ("triton", "epilogue"),
     ("triton", "implicit_gemm"),

@@ -14,6 +14,8 @@ from parity import (
     assert_parity,
     assert_same,
     each_backend,
+    each_case,
+    each_dtype,
     each_format,
     each_variant,
     new,
@@ -61,6 +63,33 @@ def test_parity(case: Any, dtype: torch.dtype, format: torch.memory_format, back
     assert_parity(*both(**settings), (new(*shape, dtype=dtype, format=format),), backend)
 
 
+# The usual window, which has kernels of its own, over as many channels as their vectors hold and not.
+USUAL = {
+    "vectors": (1, 24, 3, 2),
+    "vectors of floats": (1, 20, 3, 2),
+    "no vectors": (1, 17, 3, 2),
+    "several blocks": (3, 40, 11, 10),
+}
+
+
+@each_backend
+@each_case(USUAL)
+@each_dtype
+@each_format
+def test_usual_window(format: torch.memory_format, dtype: torch.dtype, case: Any, backend: Any) -> None:
+    assert_parity(*both(size=5, alpha=2.0), (new(*case, dtype=dtype, format=format),), backend)
+
+
+@each_backend
+@each_dtype
+def test_vectors_of_an_unaligned_tensor(dtype: torch.dtype, backend: Any) -> None:
+    def shift(x: torch.Tensor) -> torch.Tensor:
+        return x[1:].view(1, 3, 2, 16).permute(0, 3, 1, 2)
+
+    fast, plain = both(size=5, alpha=2.0)
+    assert_parity(lambda x: fast(shift(x)), lambda x: plain(shift(x)), (new(97, dtype=dtype),), backend)
+
+
 @each_backend
 def test_channels_last_3d(backend: Any) -> None:
     x = new(2, 6, 2, 3, 2, dtype=torch.float32).to(memory_format=torch.channels_last_3d)
@@ -73,6 +102,9 @@ def test_special_values_go_through_as_in_torch(format: torch.memory_format, back
     x = specials(2, 12, 4, 3).to(memory_format=format)
     assert_same(*both(size=3, alpha=1.0), (x,), backend)
     assert_same(*both(size=3, alpha=1.0, k=0.0), (x.nan_to_num(0.0, 0.0, 0.0),), backend)
+    x = specials(2, 24, 4, 3).to(memory_format=format)
+    assert_same(*both(size=5, alpha=1.0), (x,), backend)
+    assert_same(*both(size=5, alpha=1.0, k=0.0), (x.nan_to_num(0.0, 0.0, 0.0),), backend)
 
 
 @each_backend

@@ -10,6 +10,10 @@ from parity import (
     assert_parity,
     assert_same,
     each_backend,
+    each_case,
+    each_compiled,
+    each_dtype,
+    each_format,
     each_variant,
     new,
     specials,
@@ -17,6 +21,7 @@ from parity import (
 from test_lrn import stock as stock_lrn
 
 import fastcnn.functional as FF
+from fastcnn.ops import lrn_pool
 
 # input, LRN's settings, pool's settings
 CASES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
@@ -57,9 +62,63 @@ def test_parity(case: Any, dtype: torch.dtype, format: torch.memory_format, back
     assert_parity(*both(settings, pool), (new(*shape, dtype=dtype, format=format),), backend)
 
 
+# The usual LRN, which has kernels of its own, over as many channels as their vectors hold and not.
+USUAL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "overlapping windows": ((2, 24, 7, 5), {"kernel_size": 3, "stride": 2}),
+    "vectors of floats": ((1, 20, 5, 4), {"kernel_size": 2, "ceil_mode": True}),
+    "several tiles": ((1, 24, 6, 37), {"kernel_size": 2, "stride": 1}),
+    "several tiles of channels": ((1, 72, 4, 3), {"kernel_size": 2, "padding": 1}),
+}
+
+
 @each_backend
-def test_special_values_go_through_as_in_torch(backend: Any) -> None:
+@each_case(USUAL)
+@each_dtype
+@each_format
+def test_usual_lrn(format: torch.memory_format, dtype: torch.dtype, case: Any, backend: Any) -> None:
+    shape, pool = case
+    assert_parity(*both({"size": 5, "alpha": 2.0}, pool), (new(*shape, dtype=dtype, format=format),), backend)
+
+
+@each_backend
+@each_format
+def test_large_window(format: torch.memory_format, backend: Any) -> None:
+    x = new(1, 32, 25, 21, dtype=torch.float32, format=format)
+    assert_parity(*both({"size": 5, "alpha": 2.0}, {"kernel_size": 11, "stride": 2}), (x,), backend)
+
+
+# input, size of LRN, size and dilation of pool; torch's arguments allow no dilation here, the operators do
+DILATED = {
+    "vectors": ((1, 24, 7, 6), 5, (2, 3), (3, 2)),
+    "elements": ((1, 5, 7, 6), 3, (2, 3), (3, 2)),
+    "few channels at a time": ((1, 24, 42, 41), 5, (2, 2), (40, 39)),
+    "too large to keep": ((1, 8, 61, 62), 5, (2, 2), (60, 60)),
+}
+
+
+@each_compiled
+@each_case(DILATED)
+@each_format
+def test_dilated_pool(format: torch.memory_format, case: Any, backend: Any) -> None:
+    shape, size, kernel, dilation = case
+    norm, window = (size, 2.0, 0.75, 1.0), (kernel, (2, 1), (1, 1), dilation, False)
+    x = new(*shape, dtype=torch.float32, format=format).requires_grad_()
+    expected = F.max_pool2d(F.local_response_norm(x, *norm), *window)
+    cotangent = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(expected, x, cotangent)
+    values, codes = lrn_pool._codes[backend[0]](x.detach(), *norm, *window)
+    torch.testing.assert_close(values, expected.detach())
+    torch.testing.assert_close(lrn_pool._values[backend[0]](x.detach(), *norm, *window), values)
+    back = lrn_pool._backward[backend[0]](cotangent, codes, x.detach(), *norm, *window)
+    torch.testing.assert_close(back, gradient, rtol=1e-5, atol=1e-5)
+
+
+@each_backend
+@each_format
+def test_special_values_go_through_as_in_torch(format: torch.memory_format, backend: Any) -> None:
     assert_same(*both({"size": 3, "alpha": 1.0}, {"kernel_size": 2}), (specials(2, 9, 4, 6),), backend)
+    x = specials(2, 24, 4, 6).to(memory_format=format)
+    assert_same(*both({"size": 5, "alpha": 1.0}, {"kernel_size": 2}), (x,), backend)
 
 
 def test_reference_gradient() -> None:

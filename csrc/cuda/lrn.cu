@@ -1,10 +1,87 @@
+// Local response normalisation across channels, forward and backward: lrn.h says how a tensor is shared out.
+
+#include "lrn.h"
+
 #include "../ops.h"
+#include "lrn_backward.h"
+
 namespace fastcnn::cuda {
-Tensor lrn(const Tensor&, int64_t, double, double, double) {
-  STD_TORCH_CHECK(false, "lrn");
+namespace {
+
+template <class T, Path PATH>
+__global__ void __launch_bounds__(LRN_THREADS) lrn_kernel(const T* x, T* y, Layout layout, LRN norm, uint32_t runs) {
+  const uint32_t i = blockIdx.x * LRN_THREADS + threadIdx.x;
+  if (i < runs) {
+    const Run run = run_at<PATH, T>(layout, i);
+    store_run<PATH>(y, run, normalise_run<PATH>(x, run, norm));
+  }
 }
 
-Tensor lrn_backward(const Tensor&, const Tensor&, int64_t, double, double, double) {
-  STD_TORCH_CHECK(false, "lrn_backward");
+template <class T>
+__global__ void __launch_bounds__(LRN_THREADS) lrn_elements_kernel(
+    const T* x, T* y, Layout layout, LRN norm, int64_t elements) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * LRN_THREADS + threadIdx.x;
+  if (i < elements) {
+    const Factors factors = factors_at(x + i, element_at(layout, i).channel, layout.channels, step_of(layout), norm);
+    y[i] = static_cast<T>(static_cast<float>(x[i]) * factors.factor);
+  }
 }
+
+template <class T>
+void lrn_into(const Device& device, Path path, const Tensor& x, Tensor& y, const Layout& layout, const LRN& norm) {
+  const T* from = data<T>(x);
+  T* to = mutable_data<T>(y);
+  if (path == Path::ELEMENTS) {
+    device.launch(lrn_elements_kernel<T>, ceil_div(x.numel(), LRN_THREADS), LRN_THREADS, 0, from, to, layout, norm,
+                  x.numel());
+    return;
+  }
+  const int64_t runs = count_runs<T>(layout);
+  const auto kernel = path == Path::VECTORS ? lrn_kernel<T, Path::VECTORS> : lrn_kernel<T, Path::PLANES>;
+  device.launch(kernel, ceil_div(runs, LRN_THREADS), LRN_THREADS, 0, from, to, layout, norm,
+                static_cast<uint32_t>(runs));
+}
+
+}  // namespace
+
+Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double k) {
+  STD_TORCH_CHECK(input.dim() >= 3, "lrn: expected (N, C, *), got ", input.dim(), " axes");
+  STD_TORCH_CHECK(size > 0, "lrn: expected a positive size, got ", size);
+  const bool channels_last = is_channels_last(input);
+  const Device device(input);
+  const Tensor x = dense(input, channels_last);
+  Tensor y = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
+  if (y.numel() == 0) {
+    return y;
+  }
+  const Layout shape = layout(x, channels_last);
+  with_type("lrn", x, [&](auto type) {
+    using T = decltype(type);
+    lrn_into<T>(device, path_of<T>(shape, size, beta, x, y), x, y, shape, make_norm(size, alpha, beta, k));
+  });
+  return y;
+}
+
+Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta, double k) {
+  STD_TORCH_CHECK(input.dim() >= 3 && grad.dim() == input.dim() && grad.numel() == input.numel(),
+                  "lrn_backward: expected a gradient of the input's shape, (N, C, *)");
+  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_backward: gradient and input differ in dtype");
+  STD_TORCH_CHECK(size > 0, "lrn_backward: expected a positive size, got ", size);
+  const bool channels_last = is_channels_last(input);
+  const Device device(input);
+  const Tensor x = dense(input, channels_last), from = dense(grad, channels_last);
+  Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
+  if (dx.numel() == 0) {
+    return dx;
+  }
+  const Layout shape = layout(x, channels_last);
+  with_type("lrn_backward", x, [&](auto type) {
+    using T = decltype(type);
+    const Path path = path_of<T>(shape, size, beta, x, from, dx);
+    const GivenGradient<T> source{data<T>(from)};
+    lrn_backward_into<T>(device, path, x, source, dx, shape, make_norm(size, alpha, beta, k));
+  });
+  return dx;
+}
+
 }  // namespace fastcnn::cuda

@@ -20,6 +20,26 @@ FASTCNN_HOST_DEVICE float lrn_scale(const LRN& norm, float sum_of_squares) {
   return norm.k + norm.alpha * sum_of_squares;
 }
 
+// 1 / sqrt(value), on the GPU to two units in the last place.
+FASTCNN_HOST_DEVICE float inverse_root(float value) {
+#ifdef __CUDA_ARCH__
+  return rsqrtf(value);
+#else
+  return 1.0f / sqrtf(value);
+#endif
+}
+
+// sqrt(value), on the GPU to one unit in the last place; there no value below 1e-38 is told from zero.
+FASTCNN_HOST_DEVICE float approximate_root(float value) {
+#ifdef __CUDA_ARCH__
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(value));
+  return root;
+#else
+  return sqrtf(value);
+#endif
+}
+
 // Which formula serves a beta.
 enum class Power { THREE_QUARTERS, ZERO, ANY };
 
@@ -36,11 +56,9 @@ struct Factors {
 template <Power POWER>
 FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
   if constexpr (POWER == Power::THREE_QUARTERS) {
-    const float root = sqrtf(scale);
-    const float factor = 1.0f / (root * sqrtf(root));
-    // factor ** 2 * root is 1 / scale without a division; an infinite root must not meet the zero that factor then is
-    const float finite = root < 1e30f ? root : 1e30f;
-    return {factor, factor * finite * factor * factor};
+    const float root = inverse_root(scale);
+    const float factor = root * approximate_root(root);
+    return {factor, factor * root * root};
   } else if constexpr (POWER == Power::ZERO) {
     return {1.0f, 1.0f / scale};
   } else {

@@ -1,0 +1,240 @@
+#pragma once
+// How LRN's kernels share out a tensor, and the arithmetic that its stages have in common.
+//
+// The usual case, a window of five channels and beta 0.75, is served by runs: one thread has 32 bytes' worth of
+// neighbouring channels of one pixel in registers, and the few channels before and after them that its windows reach;
+// these come from the first-level cache, where the neighbouring thread's loads put them. Anything else is served
+// element by element. Window sums are computed anew for each channel: nothing slides that could carry a NaN on.
+
+#include <limits>
+
+#include "../tensors.h"
+#include "device.h"
+#include "vector.h"
+
+namespace fastcnn::cuda {
+
+enum class Path {
+  VECTORS,   // runs of a channels_last tensor, in 16-byte accesses
+  PLANES,    // runs of an NCHW tensor; neighbouring threads have neighbouring pixels
+  ELEMENTS,  // one element a thread, any layout and window
+};
+
+constexpr int REACH = 2;  // channels of a run's window on either side
+constexpr int LRN_THREADS = 128;
+
+// The channels of a run.
+template <class T>
+constexpr int RUN = 32 / sizeof(T);
+
+template <class To, int N>
+struct Values {
+  To at[N];
+};
+
+// Where a run is: `begin` is the offset of its pixel's channel 0, and `step` leads to the next channel.
+struct Run {
+  int64_t begin;
+  int64_t step;
+  int64_t image;
+  uint32_t pixel;   // of the image
+  int32_t channel;  // its first one
+  int32_t channels;
+};
+
+template <class T>
+int64_t count_runs(const Layout& layout) {
+  const int64_t runs = layout.images * layout.pixels * ceil_div(layout.channels, RUN<T>);
+  STD_TORCH_CHECK(runs <= std::numeric_limits<uint32_t>::max(), "lrn: the tensor is larger than a launch can count");
+  return runs;
+}
+
+// The last run ends with the channels: where they are no multiple of its length, it repeats some of the run before.
+template <class T>
+__device__ __forceinline__ int32_t run_channel(uint32_t run, int32_t channels) {
+  const int32_t channel = static_cast<int32_t>(run) * RUN<T>, last = channels - RUN<T>;
+  return channel < last ? channel : last;
+}
+
+template <Path PATH, class T>
+__device__ __forceinline__ Run run_at(const Layout& layout, uint32_t i) {
+  const auto channels = static_cast<int32_t>(layout.channels);
+  const auto pixels = static_cast<uint32_t>(layout.pixels);
+  const auto runs = static_cast<uint32_t>((channels + RUN<T> - 1) / RUN<T>);
+  if constexpr (PATH == Path::VECTORS) {
+    const uint32_t line = i / runs, image = line / pixels;
+    const int32_t channel = run_channel<T>(i - line * runs, channels);
+    return {line * layout.channels, 1, image, line - image * pixels, channel, channels};
+  } else {
+    const uint32_t line = i / pixels, image = line / runs, pixel = i - line * pixels;
+    const int32_t channel = run_channel<T>(line - image * runs, channels);
+    return {image * layout.channels * layout.pixels + pixel, layout.pixels, image, pixel, channel, channels};
+  }
+}
+
+// Whether the i-th channel of a run that is HALO channels longer on either side exists.
+template <class T, int HALO>
+__device__ __forceinline__ bool exists(const Run& run, int i) {
+  const int32_t channel = run.channel - HALO + i;
+  return (i >= HALO || channel >= 0) && (i < HALO + RUN<T> || channel < run.channels);
+}
+
+template <int N, class To, class T>
+__device__ __forceinline__ void read(const T* from, To* to) {
+  const Vector<T, N> packed = *reinterpret_cast<const Vector<T, N>*>(from);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    to[i] = static_cast<To>(packed.at[i]);
+  }
+}
+
+// A run and HALO channels on either side, zeros where there is no channel. T is the type that gives the run its length.
+template <Path PATH, class T, int HALO, class To = float, class From>
+__device__ __forceinline__ Values<To, RUN<T> + 2 * HALO> load_run(const From* tensor, const Run& run) {
+  constexpr int LENGTH = RUN<T> + 2 * HALO;
+  Values<To, LENGTH> values = {};
+  if constexpr (PATH == Path::VECTORS) {
+    const From* from = tensor + run.begin + run.channel;
+#pragma unroll
+    for (int i = 0; i < RUN<T>; i += WIDTH<T>) {
+      read<WIDTH<T>>(from + i, values.at + HALO + i);
+    }
+    if (exists<T, HALO>(run, 0)) {
+      read<HALO>(from - HALO, values.at);
+    }
+    if (exists<T, HALO>(run, LENGTH - 1)) {
+      read<HALO>(from + RUN<T>, values.at + HALO + RUN<T>);
+    }
+  } else {
+    const From* from = tensor + run.begin + (run.channel - HALO) * run.step;
+#pragma unroll
+    for (int i = 0; i < LENGTH; ++i, from += run.step) {
+      if (exists<T, HALO>(run, i)) {
+        values.at[i] = static_cast<To>(*from);
+      }
+    }
+  }
+  return values;
+}
+
+template <Path PATH, class T>
+__device__ __forceinline__ void store_run(T* tensor, const Run& run, const Values<float, RUN<T>>& values) {
+  T* to = tensor + run.begin + run.channel * run.step;
+  if constexpr (PATH == Path::VECTORS) {
+#pragma unroll
+    for (int i = 0; i < RUN<T>; i += WIDTH<T>) {
+      Floats<WIDTH<T>> part;
+#pragma unroll
+      for (int j = 0; j < WIDTH<T>; ++j) {
+        part.at[j] = values.at[i + j];
+      }
+      store(to + i, part);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < RUN<T>; ++i, to += run.step) {
+      *to = static_cast<T>(values.at[i]);
+    }
+  }
+}
+
+// The sums of five neighbours.
+template <int N>
+__device__ __forceinline__ Values<float, N - 2 * REACH> window_sums(const Values<float, N>& values) {
+  static_assert(REACH == 2);
+  Values<float, N - 2 * REACH> sums;
+#pragma unroll
+  for (int i = 0; i < N - 2 * REACH; ++i) {  // a pair's sum serves two windows
+    sums.at[i] = (values.at[i] + values.at[i + 1]) + (values.at[i + 2] + values.at[i + 3]) + values.at[i + 4];
+  }
+  return sums;
+}
+
+template <int N>
+__device__ __forceinline__ Values<float, N - 2 * REACH> scales(const LRN& norm, const Values<float, N>& x) {
+  Values<float, N> squares;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    squares.at[i] = x.at[i] * x.at[i];
+  }
+  Values<float, N - 2 * REACH> result = window_sums(squares);
+#pragma unroll
+  for (int i = 0; i < N - 2 * REACH; ++i) {
+    result.at[i] = lrn_scale(norm, result.at[i]);
+  }
+  return result;
+}
+
+template <Path PATH, class T>
+__device__ __forceinline__ Values<float, RUN<T>> normalise_run(const T* x, const Run& run, const LRN& norm) {
+  const auto values = load_run<PATH, T, REACH>(x, run);
+  Values<float, RUN<T>> result = scales(norm, values);
+#pragma unroll
+  for (int i = 0; i < RUN<T>; ++i) {
+    result.at[i] = values.at[i + REACH] * lrn_factors<Power::THREE_QUARTERS>(norm, result.at[i]).factor;
+  }
+  return result;
+}
+
+// An element's window of channels: from `first` of them before it to `end` after it, those that exist.
+struct Reach {
+  int64_t first;
+  int64_t end;
+};
+
+__device__ __forceinline__ Reach reach(int64_t before, int64_t size, int64_t channel, int64_t channels) {
+  return {-(before < channel ? before : channel), clamp(size - before, 0, channels - channel)};
+}
+
+// Factors of an element, given where it is in the tensor.
+template <class T>
+__device__ __forceinline__ Factors factors_at(
+    const T* x, int64_t channel, int64_t channels, int64_t step, const LRN& norm) {
+  const Reach window = reach(norm.size / 2, norm.size, channel, channels);
+  float sum = 0.0f;
+  for (int64_t i = window.first; i < window.end; ++i) {
+    const auto value = static_cast<float>(x[i * step]);
+    sum += value * value;
+  }
+  const float scale = lrn_scale(norm, sum);
+  return norm.beta == 0.75f ? lrn_factors<Power::THREE_QUARTERS>(norm, scale) : lrn_factors<Power::ANY>(norm, scale);
+}
+
+// What the i-th element of a dense tensor is. All indices are at least zero: divided without a sign they cost less.
+struct Element {
+  int64_t image;
+  uint32_t pixel;
+  int64_t channel;
+};
+
+__device__ __forceinline__ Element element_at(const Layout& layout, int64_t i) {
+  const auto channels = static_cast<uint64_t>(layout.channels), pixels = static_cast<uint64_t>(layout.pixels);
+  const uint64_t inner = layout.channels_last ? channels : pixels, outer = layout.channels_last ? pixels : channels;
+  const uint64_t line = static_cast<uint64_t>(i) / inner, image = line / outer;
+  const uint64_t place = static_cast<uint64_t>(i) - line * inner, row = line - image * outer;
+  return {static_cast<int64_t>(image), static_cast<uint32_t>(layout.channels_last ? row : place),
+          static_cast<int64_t>(layout.channels_last ? place : row)};
+}
+
+// The distance from a channel to the next.
+__device__ __forceinline__ int64_t step_of(const Layout& layout) { return layout.channels_last ? 1 : layout.pixels; }
+
+inline LRN make_norm(int64_t size, double alpha, double beta, double k) {
+  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
+}
+
+// Which path serves tensors of this layout; those given are read and written at the channels of a run.
+template <class T, class... Tensors>
+Path path_of(const Layout& layout, int64_t size, double beta, const Tensors&... tensors) {
+  const bool usual = size == 2 * REACH + 1 && power_of(beta) == Power::THREE_QUARTERS;
+  if (!usual || layout.channels < RUN<T>) {
+    return Path::ELEMENTS;
+  }
+  if (!layout.channels_last) {
+    return Path::PLANES;
+  }
+  const bool aligned = layout.channels % WIDTH<T> == 0 && (is_aligned(tensors.const_data_ptr(), 16) && ...);
+  return aligned ? Path::VECTORS : Path::ELEMENTS;
+}
+
+}  // namespace fastcnn::cuda

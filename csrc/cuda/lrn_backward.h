@@ -1,0 +1,110 @@
+#pragma once
+// LRN's backward: dx = grad * scale ** -beta - 2 alpha beta * x * (the sum of `through` over the windows that hold x),
+// through = grad * x * scale ** (-beta - 1). The scale is recomputed. The gradient comes from a source: a tensor, or a
+// max-pool's gradient and codes.
+//
+// A run recomputes `through` of the two channels on either side; element by element, it is a tensor of its own.
+
+#include "launch.h"
+#include "lrn.h"
+
+namespace fastcnn::cuda {
+
+// The gradient is a tensor of x's layout.
+template <class T>
+struct GivenGradient {
+  const T* grad;
+
+  template <Path PATH>
+  __device__ __forceinline__ Values<float, RUN<T> + 2 * REACH> of_run(const Run& run) const {
+    return load_run<PATH, T, REACH>(grad, run);
+  }
+  __device__ __forceinline__ float of_element(int64_t i, const Element&, const Layout&) const {
+    return static_cast<float>(grad[i]);
+  }
+};
+
+template <class T, Path PATH, class Source>
+__global__ void __launch_bounds__(LRN_THREADS) lrn_backward_kernel(
+    const T* x, Source source, T* dx, Layout layout, LRN norm, uint32_t runs) {
+  const uint32_t i = blockIdx.x * LRN_THREADS + threadIdx.x;
+  if (i >= runs) {
+    return;
+  }
+  constexpr int LENGTH = RUN<T> + 2 * REACH;
+  const Run run = run_at<PATH, T>(layout, i);
+  const auto values = load_run<PATH, T, 2 * REACH>(x, run);
+  const Values<float, LENGTH> grad = source.template of_run<PATH>(run), scale = scales(norm, values);
+  Values<float, LENGTH> factor, through;
+#pragma unroll
+  for (int j = 0; j < LENGTH; ++j) {
+    const Factors factors = lrn_factors<Power::THREE_QUARTERS>(norm, scale.at[j]);
+    factor.at[j] = factors.factor;
+    // what is no channel hands nothing on, not even the NaN of a zero scale
+    through.at[j] = exists<T, REACH>(run, j) ? grad.at[j] * values.at[j + REACH] * factors.next : 0.0f;
+  }
+  Values<float, RUN<T>> result = window_sums(through);
+#pragma unroll
+  for (int j = 0; j < RUN<T>; ++j) {
+    result.at[j] =
+        lrn_gradient(norm, grad.at[j + REACH], values.at[j + 2 * REACH], factor.at[j + REACH], result.at[j]);
+  }
+  store_run<PATH>(dx, run, result);
+}
+
+template <class T, class Source>
+__global__ void __launch_bounds__(LRN_THREADS) lrn_through_kernel(
+    const T* x, Source source, float* through, Layout layout, LRN norm, int64_t elements) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * LRN_THREADS + threadIdx.x;
+  if (i >= elements) {
+    return;
+  }
+  const Element element = element_at(layout, i);
+  const float grad = source.of_element(i, element, layout);
+  const Factors factors = factors_at(x + i, element.channel, layout.channels, step_of(layout), norm);
+  through[i] = grad * static_cast<float>(x[i]) * factors.next;
+}
+
+template <class T, class Source>
+__global__ void __launch_bounds__(LRN_THREADS) lrn_gradient_kernel(
+    const T* x, Source source, const float* through, T* dx, Layout layout, LRN norm, int64_t elements) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * LRN_THREADS + threadIdx.x;
+  if (i >= elements) {
+    return;
+  }
+  const Element element = element_at(layout, i);
+  const int64_t step = step_of(layout);
+  const float grad = source.of_element(i, element, layout);
+  const Reach holders = reach((norm.size - 1) / 2, norm.size, element.channel, layout.channels);
+  float sum = 0.0f;
+  for (int64_t j = holders.first; j < holders.end; ++j) {
+    sum += through[i + j * step];
+  }
+  const float factor = factors_at(x + i, element.channel, layout.channels, step, norm).factor;
+  dx[i] = static_cast<T>(lrn_gradient(norm, grad, static_cast<float>(x[i]), factor, sum));
+}
+
+// Fill dx, of x's layout.
+template <class T, class Source>
+void lrn_backward_into(
+    const Device& device, Path path, const Tensor& x, const Source& source, Tensor& dx, const Layout& layout,
+    const LRN& norm) {
+  const T* from = data<T>(x);
+  T* to = mutable_data<T>(dx);
+  if (path == Path::ELEMENTS) {
+    const int64_t elements = x.numel(), blocks = ceil_div(elements, LRN_THREADS);
+    Tensor kept = new_tensor(x, x.sizes(), torch::headeronly::ScalarType::Float, layout.channels_last);
+    auto* through = mutable_data<float>(kept);
+    device.launch(lrn_through_kernel<T, Source>, blocks, LRN_THREADS, 0, from, source, through, layout, norm, elements);
+    device.launch(
+        lrn_gradient_kernel<T, Source>, blocks, LRN_THREADS, 0, from, source, through, to, layout, norm, elements);
+    return;
+  }
+  const int64_t runs = count_runs<T>(layout);
+  const auto kernel = path == Path::VECTORS ? lrn_backward_kernel<T, Path::VECTORS, Source>
+                                            : lrn_backward_kernel<T, Path::PLANES, Source>;
+  device.launch(kernel, ceil_div(runs, LRN_THREADS), LRN_THREADS, 0, from, source, to, layout, norm,
+                static_cast<uint32_t>(runs));
+}
+
+}  // namespace fastcnn::cuda
