@@ -57,7 +57,7 @@ struct Tile {
 };
 
 // Where a 16-byte chunk of a row lies in a stage. Two rows fill all banks once; the order of a row's chunks changes
-// with every second row, so that eight rows' chunks of the same K, which ldmatrix reads together, are in different banks.
+// with every second row, so that the chunks of eight rows that ldmatrix reads together are in different banks.
 __device__ __forceinline__ int chunk_at(int row, int chunk) { return row * 64 + (chunk ^ (row >> 1 & 3)) * 16; }
 
 // A block's tile: rows from the first place on, and channels from `channel` on, within a group.
