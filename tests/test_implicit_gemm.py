@@ -26,7 +26,8 @@ CASES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], dict[str, Any]]] =
     "64x64": (1, (24, 5, 4), (24, 24, 3, 3), {"padding": 1}),
     "64x64, element by element": (2, (5, 9, 8), (66, 5, 3, 3), {"padding": 1}),
     "128x128, several of channels": (1, (8, 12, 11), (200, 8, 1, 1), {}),
-    "128x64, several of channels": (1, (8, 6, 5), (130, 8, 1, 1), {}),
+    "256x64, a rest of both": (2, (8, 13, 12), (40, 8, 3, 3), {"padding": 1}),
+    "256x64, several of channels": (1, (8, 6, 5), (130, 8, 1, 1), {}),
     "channels in several slices": (1, (128, 3, 3), (8, 128, 3, 3), {"padding": 1}),
     "groups of whole chunks": (1, (32, 6, 5), (48, 16, 3, 2), {"groups": 2}),
     "groups of whole chunks, outputs not": (1, (48, 6, 5), (36, 16, 3, 1), {"groups": 3}),
@@ -35,7 +36,8 @@ CASES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], dict[str, Any]]] =
 }
 POOLED = {
     "128x128": (1, (8, 24, 14), (128, 8, 1, 1), {}),
-    "128x64, odd sizes": (2, (8, 19, 17), (24, 8, 3, 3), {"padding": 1}),
+    "256x64, odd sizes": (2, (8, 19, 17), (24, 8, 3, 3), {"padding": 1}),
+    "128x64": (1, (8, 14, 10), (24, 8, 3, 3), {"padding": 1}),
     "64x64": (2, (8, 6, 4), (72, 8, 3, 3), {"padding": 1}),
     "64x64, element by element, images end within a tile": (3, (3, 10, 8), (20, 3, 3, 3), {"padding": 1}),
     "groups": (1, (16, 8, 6), (16, 8, 3, 3), {"padding": 1, "groups": 2}),

@@ -37,8 +37,9 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS) implicit_gemm_ker
   finish(gemm, corner, product);
 }
 
-// Warp tiles of 64x64 read shared memory least; smaller ones serve few channels or few pixels.
+// Warps that compute 64x64 read shared memory least; smaller tiles serve few pixels.
 using LARGE = Tile<128, 128, 2, 2, 3, 2>;
+using TALL = Tile<256, 64, 4, 1, 3, 2>;
 using NARROW = Tile<128, 64, 2, 2, 4, 3>;
 using SMALL = Tile<64, 64, 2, 2, 4, 4>;
 
@@ -72,6 +73,8 @@ void choose_tile(const Device& device, Gemm<T>& gemm) {
     launch<T, SMALL, 1>(device, gemm);
   } else if (suits<LARGE>(gemm)) {
     launch<T, LARGE, WIDTH<T>>(device, gemm);
+  } else if (suits<TALL>(gemm)) {
+    launch<T, TALL, WIDTH<T>>(device, gemm);
   } else if (suits<NARROW>(gemm)) {
     launch<T, NARROW, WIDTH<T>>(device, gemm);
   } else {
@@ -124,7 +127,7 @@ bool fits(const Convolution& convolution, const Plane& places, int64_t rows_a_pl
   const Window& window = convolution.window;
   const int64_t channels = input.size(1), height = input.size(2), width = input.size(3);
   const int64_t padded = (height + 2 * window.rows.padding) * (width + 2 * window.columns.padding) * channels;
-  const int64_t images = LARGE::M / (places.out_height * places.out_width * rows_a_place) + 2;
+  const int64_t images = TALL::M / (places.out_height * places.out_width * rows_a_place) + 2;
   const int64_t covered = std::min(images, input.size(0)) * channels * height * width;
   return convolution.weight.numel() < MOST && padded + covered < MOST;
 }
