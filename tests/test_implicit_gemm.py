@@ -13,8 +13,10 @@ from test_conv_relu import both, tensors
 import fastcnn
 import fastcnn.functional as FF
 
-ALGORITHM = ("cuda", "implicit_gemm")
-pytestmark = pytest.mark.skipif(not fastcnn.backends()["cuda"].available, reason="needs the cuda backend")
+pytestmark = [
+    pytest.mark.skipif(not fastcnn.backends()["cuda"].available, reason="needs the cuda backend"),
+    pytest.mark.parametrize("backend", [("cuda", "implicit_gemm")], ids=["cuda-implicit_gemm"]),
+]
 
 # Large tiles want work for every multiprocessor; host_cuda plays a GPU that has one.
 MULTIPROCESSORS = torch.cuda.get_device_properties(0).multi_processor_count if DEVICE == "cuda" else 1
@@ -51,18 +53,18 @@ def given(case: Any, dtype: torch.dtype, format: torch.memory_format) -> tuple[t
 
 
 @each_variant(CASES)
-def test_parity(case: Any, dtype: torch.dtype, format: torch.memory_format) -> None:
-    assert_parity(*both(**case[3]), given(case, dtype, format), ALGORITHM)
+def test_parity(case: Any, dtype: torch.dtype, format: torch.memory_format, backend: Any) -> None:
+    assert_parity(*both(**case[3]), given(case, dtype, format), backend)
 
 
 @each_variant(POOLED)
-def test_pooled_parity(case: Any, dtype: torch.dtype, format: torch.memory_format) -> None:
+def test_pooled_parity(case: Any, dtype: torch.dtype, format: torch.memory_format, backend: Any) -> None:
     whole = tuple(torch.randint_like(t, -2, 3) for t in given(case, dtype, format))  # exact: one winner is right
-    assert_parity(*pooled.both(case[3], {"kernel_size": 2}), whole, ALGORITHM)
+    assert_parity(*pooled.both(case[3], {"kernel_size": 2}), whole, backend)
 
 
 @pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
-def test_tensors_that_are_not_aligned(pool: bool) -> None:
+def test_tensors_that_are_not_aligned(pool: bool, backend: Any) -> None:
     def shifted(tensor: torch.Tensor) -> torch.Tensor:
         room = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
         return room.copy_(tensor)
@@ -71,16 +73,16 @@ def test_tensors_that_are_not_aligned(pool: bool) -> None:
     fast, plain = pooled.both({"padding": 1}, {"kernel_size": 2}) if pool else both(padding=1)
     for image, weight in ((shifted(x), w), (x, shifted(w))):
         # the bias' gradient is a sum over all winners, whichever they are
-        assert_parity(partial(fast, image, weight), lambda b: plain(x.to(b), w.to(b), b), (b,), ALGORITHM)
+        assert_parity(partial(fast, image, weight), lambda b: plain(x.to(b), w.to(b), b), (b,), backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_places_of_the_winners(dtype: torch.dtype) -> None:
+def test_places_of_the_winners(dtype: torch.dtype, backend: Any) -> None:
     window = torch.tensor([[1.0, 2.0, 3.0, 4.0]], device=DEVICE)
     rows = [window.roll(shift).flatten() for shift in range(4)] + [-window.flatten()]  # the last: ReLU is off
     x = torch.stack(rows).view(5, 1, 2, 2).to(dtype).requires_grad_()
     weight = torch.ones(1, 1, 1, 1, dtype=dtype, device=DEVICE)
-    with fastcnn.use_backend("cuda", algorithm="implicit_gemm"):
+    with fastcnn.use_backend(backend[0], algorithm=backend[1]):
         y = FF.conv2d_relu_max_pool2d(x, weight, pool_size=2)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert y.flatten().tolist() == [4, 4, 4, 4, 0]
@@ -88,9 +90,9 @@ def test_places_of_the_winners(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU's memory")
-def test_beyond_2_to_the_31_elements() -> None:
+def test_beyond_2_to_the_31_elements(backend: Any) -> None:
     x = torch.randn(33, 64, 1024, 1024, dtype=torch.bfloat16, device=DEVICE).to(memory_format=torch.channels_last)
     w = torch.randn(64, 64, 1, 1, dtype=torch.bfloat16, device=DEVICE) / 8
-    with fastcnn.use_backend("cuda", algorithm="implicit_gemm"):
+    with fastcnn.use_backend(backend[0], algorithm=backend[1]):
         y = FF.conv2d_relu(x, w)
     torch.testing.assert_close(y[-1:], F.relu(F.conv2d(x[-1:], w)))
