@@ -36,12 +36,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 
 // Copy BYTES (16, 8 or 4, aligned to as many) from global to shared memory in the background. If not valid, `from` is
-// not read and zeros are written.
-template <int BYTES>
+// not read and zeros are written. 16 bytes pass by the first-level cache unless the block will read them AGAIN.
+template <int BYTES, bool AGAIN = false>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
   static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4);
   const int source_bytes = valid ? BYTES : 0;
-  if constexpr (BYTES == 16) {  // past the first-level cache
+  if constexpr (BYTES == 16 && !AGAIN) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(source_bytes)
                  : "memory");
   } else {
@@ -84,6 +84,14 @@ __device__ __forceinline__ uint32_t to_tf32(float value) {
   return bits;
 }
 
+// The multiprocessors of the current device, for launchers that choose how finely to cut their work.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+  return known ? count : 1;
+}
+
 // c += a * b by a warp. Half and BFloat16: m16n8k16, two elements a register; float: m16n8k8 of TF32.
 template <class T>
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
@@ -107,6 +115,7 @@ using host_cuda::copy_async;
 using host_cuda::load_matrices;
 using host_cuda::load_matrices_transposed;
 using host_cuda::mma;
+using host_cuda::multiprocessors;
 using host_cuda::shared_memory;
 using host_cuda::to_tf32;
 using host_cuda::wait_for_copies;
