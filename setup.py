@@ -106,7 +106,7 @@ def extension() -> dict[str, object]:
     ]
     sources = ["csrc/module.cpp", "csrc/ops.cpp", *glob("csrc/cpu/*.cpp")]
     if toolkit:
-        architectures = ",".join(re.split("[; ]+", os.environ["TORCH_CUDA_ARCH_LIST"]))
+        architectures = ":".join(re.split("[; ]+", os.environ["TORCH_CUDA_ARCH_LIST"]))  # nvcc splits at commas
         version = ".".join(map(str, toolkit_version(toolkit)))
         define += [("USE_CUDA", None), ("FASTCNN_CUDA", version), ("FASTCNN_ARCHITECTURES", architectures)]
         sources += glob("csrc/cuda/*.cu")

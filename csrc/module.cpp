@@ -3,8 +3,8 @@
 
 #include <Python.h>
 
-#define STRING_OF(...) #__VA_ARGS__  // a list of architectures has commas
-#define STRING(...) STRING_OF(__VA_ARGS__)
+#define STRING_OF(x) #x
+#define STRING(x) STRING_OF(x)
 
 namespace {
 

@@ -150,7 +150,7 @@ def _build(name: str) -> str:
     if name == "cpu" and held:
         return f"{held['compiler']}, torch {held['torch']} or later"
     if name == "cuda" and held.get("cuda"):
-        return f"CUDA {held['cuda']} for {held['architectures']}, torch {held['torch']} or later"
+        return f"CUDA {held['cuda']} for {(held['architectures'] or '').replace(':', ', ')}, torch {held['torch']} or later"
     return ""
 
 
