@@ -37,12 +37,14 @@ class Session:
     def __init__(self, config: pytest.Config) -> None:
         default = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(config.getoption("--device") or default)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise pytest.UsageError("--device: expected a device that is here, got 'cuda' without a usable GPU")
         self.groups: list[str] = config.getoption("--group") or list(GROUPS)
         self.quick: bool = config.getoption("--quick")
         usual = QUICK_MINUTES if self.quick else PROFILES[self.device.type].minutes
         self.limit = 60 * (config.getoption("--minutes") or usual)
         self.began = float(os.environ.get(STARTED, time.time()))
-        self.left = self.failed = 0
+        self.left = 0
         self.lost = False
         folder = Path(config.getoption("--results")) / folder_name(self.device)
         names = ["quick"] if self.quick else self.groups
@@ -128,7 +130,7 @@ def row(benchmark: Any, cell: Cell, pytestconfig: pytest.Config) -> Callable[[An
             pytest.skip(error)
         session.results.add(session.group(cell), cell, outcome)
         if error:  # failed outside the except block: a traceback would keep the tensors of its frames
-            _note_failure(session, error)
+            session.lost = _is_lost(session.device)
             pytest.fail(error, pytrace=False)
 
     return measured
@@ -184,17 +186,18 @@ def _is_refusal(cell: Cell, device: torch.device, error: str) -> bool:
     return f"backend '{choice[0]}'" in error
 
 
-def _note_failure(session: Session, error: str) -> None:
-    """Count a failure; after one that leaves the GPU unusable the process must start anew."""
-    session.failed += 1
-    if session.device.type == "cuda":
-        try:
+def _is_lost(device: torch.device) -> bool:
+    """Whether an error has left the GPU unusable for this process."""
+    try:
+        if device.type == "cuda":
             torch.cuda.synchronize()
-        except RuntimeError:
-            session.lost = True
+    except RuntimeError:
+        return True
+    return False
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Stop after an error that no further row could survive; the run goes on in a new process."""
     session = item.config.stash[SESSION]
     if session.lost:
         item.session.shouldstop = "the GPU is unusable after an error: the run goes on in a new process"
@@ -213,15 +216,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("times")
     for line in table(rows):
         terminalreporter.write_line(line)
-    terminalreporter.write_line(f"{len(rows)} rows in {session.results.folder}; {session.failed} failed in this run")
+    failed = sum(row["error"] is not None for row in rows)
+    terminalreporter.write_line(f"{len(rows)} rows in {session.results.folder}, {failed} of them errors")
     if session.left:
         terminalreporter.write_line(f"out of time with {session.left} methods left: run again to go on")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    session = config.stash[SESSION]
-    if session.lost:
+    """Start the run anew where the GPU was lost: it goes on after the row that failed, within the same time."""
+    session = config.stash.get(SESSION, None)  # None where the options were wrong
+    if session and session.lost:
         os.environ[STARTED] = str(session.began)
         capture = config.pluginmanager.getplugin("capturemanager")
         if capture:

@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
 def clock() -> float:
     """Return the time in seconds once the device has done all its work."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 

@@ -92,23 +92,24 @@ def model_work(cell: Cell, device: torch.device) -> Iterator[Work]:
     half = cell.dtype != "float32"
     autocast = half and (cell.training or method.autocast)
     layout = method.layout or cell.layout
+    dtype = torch.float32 if autocast else getattr(torch, cell.dtype)
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = method.cudnn_benchmark
+    model = _model(cell.subject, dtype, layout, device)
     try:
         with fastcnn.use_backend(backend, algorithm=algorithm), torch.set_grad_enabled(cell.training):
-            model = _model(cell.subject, torch.float32 if autocast else getattr(torch, cell.dtype), layout, device)
             network = method.network(model).train(cell.training)
             if method.compile:
                 network.compile(mode=method.compile, dynamic=False)
-            images = _images(cell, next(model.parameters()).dtype, layout, device)
+            images = _images(cell, dtype, layout, device)
             cast = functools.partial(_autocast, device.type, getattr(torch, cell.dtype), autocast)
             work = _training if cell.training else _inference
             step = work(network, itertools.repeat(next(images)) if method.graph else images, cast)
             yield _captured(step) if method.graph else step
-            for parameter in model.parameters():
-                parameter.grad = None
     finally:
         torch.backends.cudnn.benchmark = before
+        for parameter in model.parameters():  # which the next method shares
+            parameter.grad = None
 
 
 @functools.lru_cache(maxsize=2)
