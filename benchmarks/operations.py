@@ -1,0 +1,99 @@
+"""One stage as work to be timed: its tensors, and the methods that run it."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastcnn
+from benchmarks import roofline
+from benchmarks.cells import CONVOLUTIONS, Cell, forced, memory_format
+from benchmarks.measure import Work, rotated
+from benchmarks.shapes import Stage
+
+Run = Callable[..., Tensor]
+
+
+class Op(NamedTuple):
+    """How a stage of this stem runs: each member makes of a stage a function of (input, weight, bias) or (input,)."""
+
+    stem: str
+    stock: Callable[[Stage], Run]
+    fused: Callable[[Stage], Run]
+    cudnn: Callable[[Stage], Run] | None = None
+
+
+@contextlib.contextmanager
+def op_work(op: Op, cell: Cell, device: torch.device) -> Iterator[Work]:
+    """Give a function that runs the cell's method once, on the next of the sets of tensors."""
+    (stage,) = cell.stages
+    item = roofline.ITEM_SIZE[cell.dtype]
+    size = roofline.least_bytes([stage], item, training=cell.training)
+    if cell.method == "copy":
+        yield _copy(size, device)
+        return
+    function, choice = _method(op, stage, cell.method, device.type)
+    tensors = rotated(lambda: _tensors(stage, cell, device), size, device)
+    with choice, torch.set_grad_enabled(cell.training):
+        yield _backward(function, tensors) if cell.training else lambda: function(*next(tensors))
+
+
+def _method(op: Op, stage: Stage, method: str, device: str) -> tuple[Run, contextlib.AbstractContextManager[Any]]:
+    """Return the function of a method and the backend to run it under."""
+    if method.startswith("fastcnn"):
+        backend, algorithm = {"fastcnn": ("auto", None), **forced(device, op.stem in CONVOLUTIONS)}[method]
+        return op.fused(stage), fastcnn.use_backend(backend, algorithm=algorithm)
+    if method.startswith("compile"):
+        run, mode = op.stock(stage), method.removeprefix("compile").strip() or "default"
+        return torch.compile(lambda *tensors: run(*tensors), mode=mode, dynamic=False), contextlib.nullcontext()
+    if method == "cudnn fused" and op.cudnn:
+        return op.cudnn(stage), contextlib.nullcontext()
+    return op.stock(stage), contextlib.nullcontext()
+
+
+def _tensors(stage: Stage, cell: Cell, device: torch.device) -> tuple[Tensor, ...]:
+    """Return random input, weight and bias; where there is a backward, with `requires_grad` as in training."""
+
+    def draw(shape: tuple[int, ...], scale: float, grad: bool) -> Tensor:
+        values = torch.randn(shape, device=device, dtype=getattr(torch, cell.dtype)).mul_(scale)
+        if len(shape) == 4:
+            values = values.contiguous(memory_format=memory_format(cell.layout))
+        return values.requires_grad_(grad and cell.training)
+
+    input = draw(stage.input, 1.0, grad=not stage.first)
+    if stage.weight is None:
+        return (input,)
+    fan_in = torch.Size(stage.weight[1:]).numel()
+    return input, draw(stage.weight, fan_in**-0.5, grad=True), draw(stage.weight[:1], 1.0, grad=True)
+
+
+def _backward(function: Run, tensors: Iterator[tuple[Tensor, ...]]) -> Work:
+    first = next(tensors)
+    gradient = torch.randn_like(function(*first).detach())
+    rest = itertools.chain([first], tensors)
+
+    def step() -> object:
+        each = next(rest)
+        leaves = [tensor for tensor in each if tensor.requires_grad]
+        return torch.autograd.grad(function(*each), leaves, gradient)
+
+    return step
+
+
+def _copy(size: int, device: torch.device) -> Work:
+    """Return a copy that reads half of `size` bytes and writes as many."""
+
+    def pair() -> tuple[Tensor, Tensor]:
+        source = torch.randint(0, 255, (max(1, size // 2),), dtype=torch.uint8, device=device)
+        return torch.empty_like(source), source
+
+    pairs = rotated(pair, size, device)
+
+    def step() -> object:
+        target, source = next(pairs)
+        return target.copy_(source)
+
+    return step

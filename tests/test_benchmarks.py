@@ -1,0 +1,236 @@
+"""The benchmark suite: its shapes and floors, and runs of it on the smallest cells."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
+
+import torch
+from torch import nn
+
+import fastcnn
+import fastcnn.functional as FF
+from benchmarks import cells, networks, roofline
+from benchmarks.shapes import ENTRIES, distinct, stages
+from benchmarks.summary import table
+
+ROOT = Path(__file__).parents[1]
+H200 = {"bfloat16 matmul FLOP/s": 790e12, "copy B/s": 4.3e12}
+FUNCTIONS = {
+    "conv2d_relu": "conv_relu",
+    "conv2d_relu_max_pool2d": "conv_relu_pool",
+    "max_pool2d": "max_pool",
+    "local_response_norm": "lrn",
+    "local_response_norm_max_pool2d": "lrn_pool",
+    "linear_relu": "linear_relu",
+}
+RUN_KEYS = "kind id device driver torch triton cuda fastcnn commit python threads tf32 ceilings"
+ROW_KEYS = (
+    "kind run group subject case mode dtype layout method seconds iterations rounds peak_bytes floor_seconds error"
+)
+BROKEN_LRN = """
+import torch.nn.functional as F
+stock = F.local_response_norm
+def fail(input, *settings, **named):
+    if input.is_meta:  # where the shapes are looked up
+        return stock(input, *settings, **named)
+    raise RuntimeError("out of\\norder")
+F.local_response_norm = fail
+"""
+
+
+def run_suite(results, *arguments, plugin=None):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), plugin and str(plugin))))}
+    environment |= {"OMP_NUM_THREADS": "1", "FASTCNN_BACKEND": "auto"}
+    environment.pop("TRITON_INTERPRET", None)
+    options = ["--device", "cpu", "--group", "ops", "--results", str(results), *arguments]
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_lrn.py", *options]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def lines_of(results):
+    return [json.loads(line) for line in (results / "cpu" / "ops.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def broken_run(tmp_path_factory):
+    """A run in which stock LRN raises, on the tiny cells of one op."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    (folder / "broken_lrn.py").write_text(BROKEN_LRN)
+    finished = run_suite(folder / "results", "-p", "broken_lrn", "-k", "tiny", plugin=folder)
+    return folder / "results", finished
+
+
+def test_a_failing_cell_is_a_row_and_the_run_goes_on(broken_run):
+    results, finished = broken_run
+    rows = [line for line in lines_of(results) if line["kind"] == "row"]
+    failed = {(row["method"], row["mode"]): row["error"] for row in rows if row["error"]}
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    assert failed == {("eager", mode): "RuntimeError: out of order" for mode in ("forward", "forward+backward")}
+    assert {row["method"] for row in rows if not row["error"]} >= {"copy", "fastcnn"}
+    assert "RuntimeError: out of order" in finished.stdout
+
+
+def test_rows_have_the_documented_keys(broken_run):
+    run, *rows = lines_of(broken_run[0])
+    assert run["kind"] == "run"
+    assert set(run) == set(RUN_KEYS.split())
+    assert set(run["ceilings"]) == {"float32 matmul FLOP/s", "copy B/s"}
+    for row in rows:
+        assert set(row) == set(ROW_KEYS.split())
+        assert (row["kind"], row["run"], row["group"], row["subject"]) == ("row", run["id"], "ops", "lrn")
+        assert row["floor_seconds"] > 0
+        if not row["error"]:
+            seconds = row["seconds"]
+            assert 0 < seconds["p20"] <= seconds["median"] <= seconds["p80"]
+            assert row["rounds"] >= 5
+
+
+def test_a_run_skips_what_the_file_holds_but_a_half_written_line(broken_run):
+    results = broken_run[0]
+    path = results / "cpu" / "ops.jsonl"
+    before = path.read_text().splitlines()
+    lost = json.loads(before[-1])
+    path.write_text("\n".join(before[:-1]) + "\n" + before[-1][:20])  # as a killed run leaves it
+    finished = run_suite(results, "-k", "tiny")
+    after = lines_of(results)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert after[: len(before) - 1] == [json.loads(line) for line in before[:-1]]
+    assert [line["kind"] for line in after[len(before) - 1 :]] == ["run", "row"]
+    assert all(after[-1][key] == lost[key] for key in ("subject", "case", "mode", "dtype", "layout", "method"))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "inference", "training"), [("alexnet", 128, 0.241, 0.752), ("vgg16", 64, 2.631, 8.71)]
+)
+def test_floors_on_an_h200(model, batch, inference, training):
+    found = [roofline.floor(stages(model, batch), "bfloat16", H200, training=each) for each in (False, True)]
+    assert found[0] * 1e3 == pytest.approx(inference, abs=5e-4)
+    assert found[1] * 1e3 == pytest.approx(training, rel=1e-3)
+
+
+@pytest.mark.parametrize(("mode", "passes"), [(False, 2), (True, 5)], ids=["forward", "forward+backward"])
+def test_lrn_is_bound_by_so_many_passes_over_its_input(mode, passes):
+    (stage, *_) = distinct({"alexnet2012": 16}, "lrn")
+    assert roofline.least_bytes([stage], 4, training=mode) == passes * 4 * 16 * 96 * 55 * 55
+    ceilings = {"float32 matmul FLOP/s": 1e12, "copy B/s": 1e9}
+    seconds = roofline.floor([stage], "float32", ceilings, training=mode)
+    assert seconds == pytest.approx(passes * 4 * 16 * 96 * 55 * 55 / 1e9)
+
+
+def test_a_dtype_without_a_ceiling_has_no_floor():
+    assert roofline.floor(stages("mnist_cnn", 1), "float16", H200, training=False) is None
+
+
+def test_batch_norm_is_free_in_inference_alone():
+    times = {
+        (model, training): roofline.floor(stages(model, 64), "bfloat16", H200, training=training)
+        for model in ("vgg16", "vgg16_bn")
+        for training in (False, True)
+    }
+    assert times["vgg16_bn", False] == times["vgg16", False]
+    assert times["vgg16_bn", True] > times["vgg16", True]
+
+
+def test_stages_of_alexnet():
+    found = stages("alexnet", 128)
+    assert [(stage.stem, stage.input, stage.weight, stage.output) for stage in found] == [
+        ("conv_relu_pool", (128, 3, 224, 224), (64, 3, 11, 11), (128, 64, 27, 27)),
+        ("conv_relu_pool", (128, 64, 27, 27), (192, 64, 5, 5), (128, 192, 13, 13)),
+        ("conv_relu", (128, 192, 13, 13), (384, 192, 3, 3), (128, 384, 13, 13)),
+        ("conv_relu", (128, 384, 13, 13), (256, 384, 3, 3), (128, 256, 13, 13)),
+        ("conv_relu_pool", (128, 256, 13, 13), (256, 256, 3, 3), (128, 256, 6, 6)),
+        ("linear_relu", (128, 9216), (4096, 9216), (128, 4096)),
+        ("linear_relu", (128, 4096), (4096, 4096), (128, 4096)),
+        ("linear", (128, 4096), (1000, 4096), (128, 1000)),
+    ]
+    assert [stage.first for stage in found] == [True, *[False] * 7]
+    assert found[0].activation == (128, 64, 55, 55)
+    assert found[0].case == "alexnet features.0 128x3x224x224 -> 64, 11x11/4 pad 2, pool 3/2"
+
+
+def test_stages_of_vgg16():
+    found = [stage for stage in stages("vgg16", 64) if stage.convolution]
+    sides = [224] * 2 + [112] * 2 + [56] * 3 + [28] * 3 + [14] * 3
+    channels = [64, 64, 128, 128, *[256] * 3, *[512] * 6]
+    assert [stage.input[2] for stage in found] == sides
+    assert [stage.weight for stage in found] == [(k, c, 3, 3) for c, k in zip([3, *channels], channels)]
+    assert [number for number, stage in enumerate(found) if stage.pool] == [1, 3, 6, 9, 12]
+    assert math.prod(found[-1].output[1:]) == 25088
+
+
+@pytest.mark.parametrize("model", sorted(ENTRIES))
+def test_stages_are_those_that_run_fused(model):
+    """Without batch norm, which the model runs by itself between a convolution and a ReLU."""
+    seen = []
+    with torch.device("meta"):
+        network = fastcnn.fuse(ENTRIES[model].build()).eval()
+        image = torch.empty(1, *ENTRIES[model].input_size)
+
+    def recorder(stem, function):
+        return lambda input, *rest, **settings: (
+            seen.append((stem, tuple(input.shape))) or function(input, *rest, **settings)
+        )
+
+    patches = {name: recorder(stem, getattr(FF, name)) for name, stem in FUNCTIONS.items()}
+    with mock.patch.multiple(FF, **patches), torch.no_grad():
+        network(image)
+    found = [(stage.stem, stage.input) for stage in stages(model, 1) if stage.stem in FUNCTIONS.values()]
+    assert [each for each in seen if each[0] != "max_pool"] == [each for each in found if each[0] != "max_pool"]
+
+
+def test_equal_work_is_measured_once():
+    both = distinct({"vgg16": 64, "vgg19": 64}, "conv_relu")
+    assert [stage.key for stage in both] == [stage.key for stage in distinct({"vgg16": 64}, "conv_relu")]
+    assert {stage.model for stage in both} == {"vgg16"}
+
+
+@pytest.fixture
+def every_backend():
+    available = {name: mock.Mock(available=True) for name in fastcnn.backends()}
+    with mock.patch.object(fastcnn, "backends", return_value=available):
+        yield
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_every_row_is_measured_once_and_every_headline_exists(device, every_backend):
+    ops = [cell for stem in FUNCTIONS.values() for cell in cells.op_cells(stem, device)]
+    models = [cell for group in cells.GROUPS for cell in cells.model_cells(group, device)]
+    names = [str(cell) for cell in (*ops, *models)]
+    assert len(names) == len(set(names))
+    profile = cells.PROFILES[device]
+    assert len({(cell.subject, cell.batch) for cell in models if cell.headline}) == len(profile.model_headlines)
+    assert len({(cell.subject, cell.case) for cell in ops if cell.headline}) == len(profile.op_headlines)
+
+
+def test_headline_cells_of_a_gpu_have_every_baseline(every_backend):
+    for cell in cells.model_cells("vgg", "cuda"):
+        if cell.headline:
+            methods = {each.method for each in cells.model_cells("vgg", "cuda") if each[:5] == cell[:5]}
+            assert methods >= {"eager", "eager channels_last autocast", "compile max-autotune", "cuda graph"}
+            assert methods >= {"fastcnn", "fastcnn cuda graph", "fastcnn triton-epilogue", "fastcnn cuda-implicit_gemm"}
+            assert ("cudnn fused" in methods) == (cell.mode == "inference")
+
+
+def test_the_model_of_cudnn_has_each_convolution_with_its_relu():
+    model = networks._with_cudnn(fastcnn.AlexNet())
+    assert [type(layer).__name__ for layer in model.features[:3]] == ["_CudnnConvReLU", "Identity", "MaxPool2d"]
+    assert not any(type(layer) in (nn.Conv2d, nn.ReLU) for layer in model.features)
+
+
+def test_the_table_compares_with_stock_and_the_best_baseline():
+    def row(method, milliseconds, error=None):
+        cell = {"subject": "lrn", "case": "a case", "mode": "forward", "dtype": "float32", "layout": "nchw"}
+        seconds = None if error else {"median": milliseconds / 1e3}
+        return {**cell, "method": method, "seconds": seconds, "floor_seconds": 1e-3, "error": error}
+
+    rows = [row("eager", 8.0), row("compile", 4.0), row("copy", 0.5), row("fastcnn", 2.0), row("cuda graph", 0, "lost")]
+    _, line = table(rows)
+    assert " ".join(line.split()) == "lrn a case forward float32 nchw 8.000 compile 4.000 2.000 4.00x 2.00x 50%"
