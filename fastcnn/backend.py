@@ -42,7 +42,7 @@ class Fastest(NamedTuple):
 
 # What `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on such a device,
 # stock torch among the candidates; without one, `auto` runs the stock layers.
-# CPU: benchmarks/results/cpu/*.json. conv_relu and linear_relu stay stock's: their time is the matrix product's, which
+# CPU: benchmarks/results/cpu/*.jsonl. conv_relu and linear_relu stay stock's: their time is the matrix product's, which
 # is torch's either way. Stock's channels_last max-pool is as fast as ours.
 FASTEST: dict[tuple[str, str], Fastest] = {
     ("cpu", "conv_relu_pool"): Fastest("cpu", (torch.float32,), 3 * 2**14, channels_last=False),
