@@ -211,7 +211,7 @@ template <class T, int N, bool STAGE>
 void run_pool(const Pool& pool) {
   const auto& [images, channels, pixels, channels_last] = pool.layout;
   const Walks walks = make_walks(images, channels, pool.plane.out_height * pool.plane.out_width, channels_last, N,
-                                 channels_last ? channels : 1, 1);
+                                 channels_last ? channels : 1, POOL_DEPTH);
   const auto kernel = is_square(pool.window, 2)   ? pool_kernel<T, N, 2, STAGE>
                       : is_square(pool.window, 3) ? pool_kernel<T, N, 3, STAGE>
                                                   : pool_kernel<T, N, 0, STAGE>;
@@ -226,7 +226,7 @@ void choose_pool(const Pool& pool) {
     run_pool<T, N, STAGE>(pool);
   } else if (pool.aligned && !channels_last && is_pairs(pool.window, pool.plane, N)) {
     const int64_t places = pool.plane.out_height * (pool.plane.width / N);
-    const Walks walks = make_walks(images, channels, places, false, 1, N / 2, 1);
+    const Walks walks = make_walks(images, channels, places, false, 1, N / 2, POOL_DEPTH);
     launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, narrow(pool.plane));
   } else {
     run_pool<T, 1, STAGE>(pool);

@@ -179,7 +179,7 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
                                    : patches(call.window.rows, call.plane.height) *
                                          patches(call.window.columns, call.plane.width);
   const Walks walks = make_walks(images, channels, pixels == 0 ? 0 : places, channels_last, N,
-                                 channels_last ? channels : 1, 1);
+                                 channels_last ? channels : 1, POOL_DEPTH);
   Partials partials = new_partials(call.grad, walks, bias_grad);
   device.launch(kernel, walks.blocks(), walks.threads, bias_grad ? shared_bytes_of_sums(walks, N) : 0,
                 data<T>(call.grad), data<uint8_t>(call.codes), mutable_data<T>(call.dx),

@@ -66,6 +66,7 @@ struct Walk {
 constexpr int64_t MOST_BLOCKS = 2048;
 constexpr int BLOCK_THREADS = 256;
 constexpr int64_t MOST_PLACES = 1 << 30;
+constexpr int64_t POOL_DEPTH = 2;  // where a walk starts is found by divisions; from there, without
 
 // Share places so that a thread with many has at least `depth` of them; threads hold `width` channels if channels_last.
 inline Walks make_walks(
