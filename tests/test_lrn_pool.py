@@ -133,3 +133,11 @@ def test_values_that_round_to_the_same_are_equal(backend: Any) -> None:
     x = torch.tensor([2046 / 1024, 2047 / 1024], dtype=torch.float16, device=DEVICE).view(1, 1, 1, 2)
     halved = {"size": 1, "alpha": 0.0, "beta": 1.0, "k": 1.99828}  # to 0.9999 and 1.0004: both are 1 in float16
     assert_same(*both(halved, {"kernel_size": (1, 2)}), (x,), backend)
+
+
+@each_backend
+@each_format
+def test_gradient_of_a_window_of_negative_infinities(format: torch.memory_format, backend: Any) -> None:
+    # float16 overflows where the normalised value is larger than the value
+    x = torch.full((1, 24, 2, 4), -6e4, dtype=torch.float16, device=DEVICE).to(memory_format=format)
+    assert_same(*both({"size": 5, "alpha": 0.0, "k": 0.1}, {"kernel_size": 2}), (x,), backend)
