@@ -89,6 +89,15 @@ def test_places_of_the_winners(dtype: torch.dtype, backend: Any) -> None:
     assert torch.equal(gradient, (x == 4).to(dtype))
 
 
+@pytest.mark.parametrize("inexact", ["input", "weight"])
+def test_float32_is_rounded_to_tf32_not_cut(inexact: str, backend: Any) -> None:
+    values = {"input": torch.ones(1, 4, 1, 1, device=DEVICE), "weight": torch.eye(4, device=DEVICE).view(4, 4, 1, 1)}
+    values[inexact] *= 1 + 2**-11
+    with fastcnn.use_backend(backend[0], algorithm=backend[1]):
+        y = FF.conv2d_relu(**values)
+    assert y.flatten().tolist() == [1 + 2**-10] * 4
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU's memory")
 def test_beyond_2_to_the_31_elements(backend: Any) -> None:
     x = torch.randn(33, 64, 1024, 1024, dtype=torch.bfloat16, device=DEVICE).to(memory_format=torch.channels_last)
