@@ -40,7 +40,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "5x5": ((2, 3, 9, 8), (20, 3, 5, 5), {"padding": 2}),
     "5x5, channels first": ((2, 3, 9, 8), (20, 3, 5, 5), {"padding": 2}),
     "two channels": ((1, 2, 5, 34), (8, 2, 3, 3), {"padding": 1}),
-    "four channels": ((2, 4, 5, 6), (10, 4, 3, 3), {"padding": 1}),
+    "four channels": ((2, 4, 5, 7), (10, 4, 3, 3), {"padding": 1}),
     "three groups of two channels": ((2, 6, 6, 5), (24, 2, 3, 3), {"padding": 1, "groups": 3}),
     "two groups of many output channels": ((1, 4, 5, 5), (140, 2, 3, 3), {"groups": 2}),
     "depthwise": ((1, 5, 6, 6), (10, 1, 3, 3), {"groups": 5}),

@@ -19,25 +19,25 @@ struct Work {
   int blocks;  // of a part
 };
 
+// Output channels of a block: the most, and the step in which they go there.
+template <class T>
+constexpr int MOST_CHANNELS = sizeof(T) == 2 ? 64 : 32;
+template <class T>
+constexpr int CHANNEL_STEP = sizeof(T) == 2 ? 16 : 8;
+
 // Shared memory in order: weights, biases, offsets, and the patch, whose place the results take.
 template <class T>
-struct Room {
-  int64_t weights, biases, offsets, patch, results;
-
-  Room(const DirectShape& shape, bool channels_last)
-      : weights(int64_t{shape.channels} * weight_pitch<T>(shape) * sizeof(T)),
-        biases(Sums<T>::MOST_CHANNELS * sizeof(float)),
-        offsets(shape.padded_taps() * sizeof(int)),
-        patch(int64_t{shape.patch_rows()} * shape.patch_pitch() * sizeof(Pixel<T>)),
-        results(int64_t{channels_last ? TILE_PIXELS : shape.channels} *
-                staged_pitch<T>(shape.channels, channels_last) * sizeof(T)) {}
-
-  int64_t bytes() const { return weights + biases + offsets + std::max(patch, results); }
-};
+int64_t shared_bytes(const DirectShape& shape) {
+  const int64_t weights = int64_t{shape.channels} * weight_pitch<T>(shape) * sizeof(T);
+  const int64_t biases = MOST_CHANNELS<T> * sizeof(float), offsets = shape.padded_taps() * sizeof(int);
+  const int64_t patch = int64_t{shape.patch_rows()} * shape.patch_pitch() * sizeof(Pixel<T>);
+  const int64_t results = Staged<T, MOST_CHANNELS<T>>::SIZE * sizeof(T);
+  return weights + biases + offsets + std::max(patch, results);
+}
 
 // One block: up to shape.channels output channels of a group, every work.blocks-th tile of TILE_ROWS x TILE_COLUMNS
 // pixels of the convolution's output.
-template <class T>
+template <class T, int CHANNELS>
 __global__ void __launch_bounds__(THREADS, 4) direct_kernel(
     DirectShape shape, Work work, const T* input, const T* weight, const T* bias, Output<T> output) {
   const int part = blockIdx.x / work.blocks;
@@ -47,27 +47,25 @@ __global__ void __launch_bounds__(THREADS, 4) direct_kernel(
 
   T* weights = reinterpret_cast<T*>(shared_memory());
   float* biases = reinterpret_cast<float*>(weights + shape.channels * weight_pitch<T>(shape));
-  int* offsets = reinterpret_cast<int*>(biases + Sums<T>::MOST_CHANNELS);
+  int* offsets = reinterpret_cast<int*>(biases + MOST_CHANNELS<T>);
   auto* patch = reinterpret_cast<Pixel<T>*>(offsets + shape.padded_taps());
-  const int pitch = staged_pitch<T>(shape.channels, output.channels_last);
-  const Staged<T> staged{
-      reinterpret_cast<T*>(patch), output.channels_last ? pitch : 1, output.channels_last ? 1 : pitch};
+  const Staged<T, CHANNELS> staged{reinterpret_cast<T*>(patch), output.channels_last};
 
   stage_weights(weights, weight, shape, channel, count);
   stage_offsets(offsets, shape);
-  for (int c = threadIdx.x; c < Sums<T>::MOST_CHANNELS; c += THREADS) {
+  for (int c = threadIdx.x; c < MOST_CHANNELS<T>; c += THREADS) {
     biases[c] = bias && c < count ? static_cast<float>(bias[(channel + c) * shape.bias_stride]) : 0.0f;
   }
   const T* group_input = input + group * shape.inputs * shape.input.channel;
   for (int tile = blockIdx.x % work.blocks; tile < work.tiles; tile += work.blocks) {
-    const int64_t image = tile / (work.tiles_down * work.tiles_across);
-    const int row = tile / work.tiles_across % work.tiles_down * TILE_ROWS;
-    const int column = tile % work.tiles_across * TILE_COLUMNS;
+    const int line = tile / work.tiles_across, column = tile % work.tiles_across * TILE_COLUMNS;
+    const int64_t image = line / work.tiles_down;
+    const int row = line % work.tiles_down * TILE_ROWS;
     stage_patch(
         patch, group_input + image * shape.input.outer, shape, row * shape.vertical.stride - shape.vertical.padding,
         column * shape.horizontal.stride - shape.horizontal.padding);
     __syncthreads();
-    Sums<T> sums;
+    Sums<T, CHANNELS> sums;
     sums.multiply({patch, offsets, weights, biases}, shape);
     __syncthreads();  // the patch has been read, its place is free
     sums.stage(staged, biases, shape);
@@ -75,11 +73,30 @@ __global__ void __launch_bounds__(THREADS, 4) direct_kernel(
     const int shrink = shape.pool ? 2 : 1;
     const Origin origin{image, row / shrink, column / shrink, channel, count};
     if (output.vectors) {
-      write_tile<WIDTH<T>>(output, staged, origin, shape.pool);
+      shape.pool ? write_tile<WIDTH<T>, true>(output, staged, origin)
+                 : write_tile<WIDTH<T>, false>(output, staged, origin);
     } else {
-      write_tile<1>(output, staged, origin, shape.pool);
+      shape.pool ? write_tile<1, true>(output, staged, origin) : write_tile<1, false>(output, staged, origin);
     }
     __syncthreads();  // the results have been read, their place is free
+  }
+}
+
+template <class T>
+auto kernel_for(int channels) {
+  if constexpr (sizeof(T) == 4) {
+    return direct_kernel<T, MOST_CHANNELS<T>>;
+  } else {
+    switch (channels) {
+      case 16:
+        return direct_kernel<T, 16>;
+      case 32:
+        return direct_kernel<T, 32>;
+      case 48:
+        return direct_kernel<T, 48>;
+      default:
+        return direct_kernel<T, 64>;
+    }
   }
 }
 
@@ -95,8 +112,19 @@ int64_t enough_blocks(int64_t shared_bytes) {
   return processors * std::clamp<int64_t>(2 * MOST_SHARED_BYTES / shared_bytes, 1, 4);
 }
 
-Strides strides(const Tensor& tensor) {
-  return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+constexpr int64_t MOST_INDEX = std::numeric_limits<int32_t>::max();
+
+// Inside an image, or an output channel's weights, indices have 32 bits.
+Strides strides(const char* argument, const Tensor& tensor) {
+  int64_t last = 0;
+  for (int axis = 1; axis < 4; ++axis) {
+    last += (tensor.size(axis) - 1) * tensor.stride(axis);
+  }
+  STD_TORCH_CHECK(
+      last <= MOST_INDEX, "backend 'cuda' by 'direct' takes argument '", argument, "' with up to ", MOST_INDEX,
+      " elements from the first to the last of one image, got ", last);
+  const auto stride = [&](int64_t axis) { return static_cast<int>(std::min(tensor.stride(axis), MOST_INDEX)); };
+  return {tensor.stride(0), stride(1), stride(2), stride(3)};
 }
 
 Side side(const Axis& axis) {
@@ -108,17 +136,17 @@ Side side(const Axis& axis) {
 
 // As many channels a block as fit, in parts of about the same size.
 template <class T>
-void choose_channels(DirectShape& shape, bool channels_last) {
+void choose_channels(DirectShape& shape) {
   const auto split = [&](int most) {
     const int parts = (shape.outputs + most - 1) / most;
-    return static_cast<int>(round_up((shape.outputs + parts - 1) / parts, Sums<T>::CHANNEL_STEP));
+    return static_cast<int>(round_up((shape.outputs + parts - 1) / parts, CHANNEL_STEP<T>));
   };
-  shape.channels = Sums<T>::MOST_CHANNELS;
-  while (shape.channels > Sums<T>::CHANNEL_STEP && Room<T>(shape, channels_last).bytes() > MOST_SHARED_BYTES) {
-    shape.channels -= Sums<T>::CHANNEL_STEP;
+  shape.channels = MOST_CHANNELS<T>;
+  while (shape.channels > CHANNEL_STEP<T> && shared_bytes<T>(shape) > MOST_SHARED_BYTES) {
+    shape.channels -= CHANNEL_STEP<T>;
   }
   shape.channels = split(shape.channels);
-  const int64_t bytes = Room<T>(shape, channels_last).bytes();
+  const int64_t bytes = shared_bytes<T>(shape);
   STD_TORCH_CHECK(
       bytes <= MOST_SHARED_BYTES, "backend 'cuda' by 'direct' takes argument 'weight' with a window that, for ",
       TILE_ROWS, " x ", TILE_COLUMNS, " pixels, needs up to ", MOST_SHARED_BYTES, " bytes of shared memory, got ",
@@ -129,20 +157,20 @@ void choose_channels(DirectShape& shape, bool channels_last) {
 
 template <class T>
 void run(const Convolution& convolution, DirectShape shape, Output<T> output) {
-  choose_channels<T>(shape, output.channels_last);
+  choose_channels<T>(shape);
   output.vectors = (output.channels_last ? shape.outputs : output.columns) % WIDTH<T> == 0;
   const Device device(convolution.input);
   const int64_t down = ceil_div(shape.rows, TILE_ROWS), across = ceil_div(shape.columns, TILE_COLUMNS);
   const int64_t tiles = convolution.input.size(0) * down * across;
   STD_TORCH_CHECK(tiles <= std::numeric_limits<int32_t>::max() / 2, "backend 'cuda' by 'direct' takes argument 'input' "
                   "with up to 2 ** 30 tiles of the output, got ", tiles);
-  const int64_t bytes = Room<T>(shape, output.channels_last).bytes(), parts = int64_t{shape.groups} * shape.parts();
+  const int64_t bytes = shared_bytes<T>(shape), parts = int64_t{shape.groups} * shape.parts();
   const int64_t blocks = std::clamp<int64_t>(ceil_div(enough_blocks(bytes), parts), 1, tiles);
   const Work work{
       static_cast<int>(tiles), static_cast<int>(down), static_cast<int>(across), static_cast<int>(blocks)};
   const T* bias = convolution.bias ? data<T>(*convolution.bias) : nullptr;
   device.launch(
-      direct_kernel<T>, parts * blocks, THREADS, bytes, shape, work, data<T>(convolution.input),
+      kernel_for<T>(shape.channels), parts * blocks, THREADS, bytes, shape, work, data<T>(convolution.input),
       data<T>(convolution.weight), bias, output);
 }
 
@@ -162,16 +190,19 @@ void check(const Convolution& convolution) {
         bias.dim() == 1 && bias.size(0) == weight.size(0) && bias.scalar_type() == input.scalar_type(),
         "direct: expected a bias (C_out,) of the input's dtype");
   }
-  constexpr int64_t MOST = 1 << 30;
+  constexpr int64_t MOST_LENGTH = 1 << 30;
   for (const auto& [axis, length] : {std::pair(convolution.window.rows, input.size(2)),
                                      std::pair(convolution.window.columns, input.size(3))}) {
     STD_TORCH_CHECK(
-        length + 2 * axis.padding < MOST, "backend 'cuda' by 'direct' takes argument 'input' with less than ", MOST,
-        " rows and columns, padded, got ", length + 2 * axis.padding);
+        length + 2 * axis.padding < MOST_LENGTH, "backend 'cuda' by 'direct' takes argument 'input' with less than ",
+        MOST_LENGTH, " rows and columns, padded, got ", length + 2 * axis.padding);
   }
 }
 
 DirectShape make_shape(const Convolution& convolution, const Plane& plane, bool pool) {
+  STD_TORCH_CHECK(
+      plane.out_height * plane.out_width <= MOST_INDEX, "backend 'cuda' by 'direct' takes argument 'input' with up to ",
+      MOST_INDEX, " pixels of the output an image, got ", plane.out_height * plane.out_width);
   const auto needed = [&](int64_t length) { return static_cast<int>(pool ? length / 2 * 2 : length); };
   return {
       .inputs = static_cast<int>(convolution.weight.size(1)),
@@ -185,8 +216,8 @@ DirectShape make_shape(const Convolution& convolution, const Plane& plane, bool 
       .horizontal = side(convolution.window.columns),
       .channels = 0,
       .pool = pool,
-      .input = strides(convolution.input),
-      .weight = strides(convolution.weight),
+      .input = strides("input", convolution.input),
+      .weight = strides("weight", convolution.weight),
       .bias_stride = convolution.bias ? convolution.bias->stride(0) : 0,
   };
 }
@@ -210,8 +241,8 @@ std::pair<Tensor, Tensor> direct(const Convolution& convolution, Fused fused) {
       using T = decltype(type);
       run<T>(
           convolution, shape,
-          {mutable_data<T>(values), wants_codes ? mutable_data<uint8_t>(codes) : nullptr, rows, columns, weight.size(0),
-           channels_last, false});
+          {mutable_data<T>(values), wants_codes ? mutable_data<uint8_t>(codes) : nullptr, rows, columns,
+           static_cast<int>(weight.size(0)), channels_last, false});
     });
   }
   return {values, codes};

@@ -11,13 +11,14 @@ struct Output {
   T* values;
   uint8_t* codes;  // or null
   int rows, columns;
-  int64_t channels;
+  int channels;
   bool channels_last;
   bool vectors;  // 16 bytes at once are aligned
 
-  __device__ __forceinline__ int64_t place(int64_t image, int channel, int row, int column) const {
-    return channels_last ? ((image * rows + row) * columns + column) * channels + channel
-                         : ((image * channels + channel) * rows + row) * columns + column;
+  // From the first value of an image.
+  __device__ __forceinline__ int64_t place(int channel, int row, int column) const {
+    const int pixel = row * columns + column;
+    return channels_last ? int64_t{pixel} * channels + channel : int64_t{channel} * (rows * columns) + pixel;
   }
 };
 
@@ -30,9 +31,9 @@ struct Origin {
 
 // The four values of N windows, [place][window]: the windows are neighbours in a row, or the same in neighbouring
 // channels.
-template <int N, class T>
-__device__ __forceinline__ void load_windows(T (&values)[4][N], const Staged<T>& staged, int window, int channel) {
-  if (staged.channel_step == 1) {
+template <int N, class T, int CHANNELS>
+__device__ __forceinline__ void load_windows(T (&values)[4][N], const Staged<T, CHANNELS>& staged, int window, int channel) {
+  if (staged.channels_last) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const auto places = *reinterpret_cast<const Vector<T, N>*>(staged.place(window * 4 + i, channel));
@@ -53,9 +54,9 @@ __device__ __forceinline__ void load_windows(T (&values)[4][N], const Staged<T>&
   }
 }
 
-template <int N, class T>
+template <int N, class T, int CHANNELS>
 __device__ __forceinline__ void write_windows(
-    const Output<T>& output, int64_t place, const Staged<T>& staged, int window, int channel) {
+    const Output<T>& output, int64_t place, const Staged<T, CHANNELS>& staged, int window, int channel) {
   T values[4][N];
   load_windows(values, staged, window, channel);
   Vector<T, N> best;
@@ -81,25 +82,23 @@ __device__ __forceinline__ void write_windows(
 }
 
 // Write the tile, N neighbouring values a thread at a time.
-template <int N, class T>
-__device__ __forceinline__ void write_tile(
-    const Output<T>& output, const Staged<T>& staged, const Origin& origin, bool pool) {
-  const int columns = pool ? TILE_COLUMNS / 2 : TILE_COLUMNS, pixels = pool ? TILE_PIXELS / 4 : TILE_PIXELS;
-  const int lines = output.channels_last ? pixels : origin.channels;
-  const int units = (output.channels_last ? origin.channels : pixels) / N;  // of a line
-  for (int i = threadIdx.x; i < lines * units; i += THREADS) {
-    const int line = i / units, along = i % units * N;
-    const int pixel = output.channels_last ? line : along, channel = output.channels_last ? along : line;
-    const int row = origin.row + pixel / columns, column = origin.column + pixel % columns;
-    if (row >= output.rows || column >= output.columns) {
-      continue;
-    }
-    const int64_t place = output.place(origin.image, origin.channel + channel, row, column);
-    if (pool) {
-      write_windows<N>(output, place, staged, pixel, channel);
-    } else {
-      *reinterpret_cast<Vector<T, N>*>(output.values + place) =
-          *reinterpret_cast<const Vector<T, N>*>(staged.place(pixel, channel));
+template <int N, bool POOL, class T, int CHANNELS>
+__device__ __forceinline__ void write_tile(const Output<T>& output, const Staged<T, CHANNELS>& staged, const Origin& origin) {
+  constexpr int COLUMNS = POOL ? TILE_COLUMNS / 2 : TILE_COLUMNS, PIXELS = POOL ? TILE_PIXELS / 4 : TILE_PIXELS;
+  const int64_t image = origin.image * (output.rows * output.columns) * output.channels;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < PIXELS * CHANNELS / N; i += THREADS) {
+    const int pixel = output.channels_last ? i / (CHANNELS / N) : i % (PIXELS / N) * N;
+    const int channel = output.channels_last ? i % (CHANNELS / N) * N : i / (PIXELS / N);
+    const int row = origin.row + pixel / COLUMNS, column = origin.column + pixel % COLUMNS;
+    if (channel < origin.channels && row < output.rows && column < output.columns) {
+      const int64_t place = image + output.place(origin.channel + channel, row, column);
+      if constexpr (POOL) {
+        write_windows<N>(output, place, staged, pixel, channel);
+      } else {
+        *reinterpret_cast<Vector<T, N>*>(output.values + place) =
+            *reinterpret_cast<const Vector<T, N>*>(staged.place(pixel, channel));
+      }
     }
   }
 }

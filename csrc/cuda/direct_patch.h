@@ -17,9 +17,10 @@ constexpr int MOST_INPUTS = 4;
 template <class T>
 using Pixel = Vector<T, MOST_INPUTS>;
 
-// In elements, of (N, C, H, W) or (C_out, C, R, S).
+// In elements, of (N, C, H, W) or (C_out, C, R, S). One image, or one output channel, is indexed in 32 bits.
 struct Strides {
-  int64_t outer, channel, row, column;
+  int64_t outer;
+  int channel, row, column;
 };
 
 // One axis of the window.
@@ -93,13 +94,13 @@ __device__ __forceinline__ void stage_offsets(int* offsets, const DirectShape& s
   }
 }
 
-// Up to four channels, zero where there is none; `first` must be an element even where nothing is read.
+// Up to four channels, zero where there is none.
 template <class T>
-__device__ __forceinline__ Pixel<T> load_pixel(const T* first, int64_t channel_stride, int channels) {
+__device__ __forceinline__ Pixel<T> load_pixel(const T* from, int first, int channel_stride, int channels) {
   Pixel<T> pixel;
 #pragma unroll
   for (int c = 0; c < MOST_INPUTS; ++c) {
-    pixel.at[c] = c < channels ? first[c * channel_stride] : static_cast<T>(0.0f);
+    pixel.at[c] = c < channels ? from[first + c * channel_stride] : static_cast<T>(0.0f);
   }
   return pixel;
 }
@@ -123,30 +124,48 @@ template <class T>
 __device__ __forceinline__ void stage_weights(T* to, const T* weight, const DirectShape& shape, int first, int count) {
   for (int tap = threadIdx.x % WARP; tap < shape.padded_taps(); tap += WARP) {
     const bool filler = tap >= shape.taps();
-    const int row = filler ? 0 : tap / shape.horizontal.size, column = filler ? 0 : tap % shape.horizontal.size;
-    const T* from = weight + first * shape.weight.outer + row * shape.weight.row + column * shape.weight.column;
+    const int row = tap / shape.horizontal.size, column = tap % shape.horizontal.size;
+    const int offset = filler ? 0 : row * shape.weight.row + column * shape.weight.column;
 #pragma unroll 4
     for (int channel = threadIdx.x / WARP; channel < shape.channels; channel += THREADS / WARP) {
-      const bool absent = filler || channel >= count;
-      const T* at = from + (absent ? 0 : channel) * shape.weight.outer;
+      const int inputs = filler || channel >= count ? 0 : shape.inputs;
+      const T* from = weight + (first + channel) * shape.weight.outer;
       store_tap(
-          to + channel * weight_pitch<T>(shape), tap, load_pixel(at, shape.weight.channel, absent ? 0 : shape.inputs));
+          to + channel * weight_pitch<T>(shape), tap, load_pixel(from, offset, shape.weight.channel, inputs));
     }
   }
 }
 
-// The patch whose first pixel is (row, column) of the image; zeros outside of the image, which is the padding.
+// The patch whose first pixel is (row, column) of the image; zeros outside of the image, which is the padding. A warp has
+// every so manieth row.
 template <class T>
 __device__ __forceinline__ void stage_patch(
     Pixel<T>* patch, const T* image, const DirectShape& shape, int row, int column) {
-  const int columns = shape.patch_columns(), pixels = shape.patch_rows() * columns, pitch = shape.patch_pitch();
-#pragma unroll 4
-  for (int i = threadIdx.x; i < pixels; i += THREADS) {
-    const int y = i / columns, x = i - y * columns;
-    const int h = row + y, w = column + x;
-    const bool inside = h >= 0 && h < shape.height && w >= 0 && w < shape.width;
-    const int64_t offset = inside ? h * shape.input.row + w * shape.input.column : 0;
-    patch[y * pitch + x] = load_pixel(image + offset, shape.input.channel, inside ? shape.inputs : 0);
+  constexpr int BATCH = 4;  // pixels a thread has under way
+  const int columns = shape.patch_columns(), rows = shape.patch_rows(), pitch = shape.patch_pitch();
+  int y = threadIdx.x / WARP, x = threadIdx.x % WARP;
+  while (y < rows) {
+    Pixel<T> pixels[BATCH];
+    int places[BATCH];
+#pragma unroll
+    for (int i = 0; i < BATCH; ++i) {
+      const int h = row + y, w = column + x;
+      const bool inside = y < rows && x < columns && h >= 0 && h < shape.height && w >= 0 && w < shape.width;
+      const int offset = inside ? h * shape.input.row + w * shape.input.column : 0;
+      pixels[i] = load_pixel(image, offset, shape.input.channel, inside ? shape.inputs : 0);
+      places[i] = y < rows && x < columns ? y * pitch + x : -1;
+      x += WARP;
+      if (x >= columns) {
+        x = threadIdx.x % WARP;
+        y += THREADS / WARP;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < BATCH; ++i) {
+      if (places[i] >= 0) {
+        patch[places[i]] = pixels[i];
+      }
+    }
   }
 }
 

@@ -18,21 +18,19 @@ struct Factors {
   const float* bias;
 };
 
-// The tile's results, in the order of the output: [pixel][channel] or [channel][pixel], rows 16 bytes apart in banks.
-template <class T>
+// The tile's results, in the order of the output: [pixel][channel] or [channel][pixel]. Rows are 16 bytes longer than
+// their values, so that those of neighbouring rows lie in different banks.
+template <class T, int CHANNELS>
 struct Staged {
+  static constexpr int GAP = 16 / sizeof(T), SIZE = TILE_PIXELS * (CHANNELS + GAP);
+  static_assert(CHANNELS <= TILE_PIXELS, "SIZE is that of the larger order");
   T* at;
-  int pixel_step, channel_step;  // one of them is 1
+  bool channels_last;
 
   __device__ __forceinline__ T* place(int pixel, int channel) const {
-    return at + pixel * pixel_step + channel * channel_step;
+    return at + (channels_last ? pixel * (CHANNELS + GAP) + channel : channel * (TILE_PIXELS + GAP) + pixel);
   }
 };
-
-template <class T>
-FASTCNN_HOST_DEVICE int staged_pitch(int channels, bool channels_last) {
-  return (channels_last ? channels : TILE_PIXELS) + 16 / static_cast<int>(sizeof(T));
-}
 
 // Bias, ReLU, and the rounding to the output's type.
 template <class T>
@@ -40,28 +38,31 @@ __device__ __forceinline__ T finish(float sum, float bias) {
   return static_cast<T>(relu(sum + bias));
 }
 
-// 16-bit types: a warp multiplies 32 pixels by up to 64 channels, 16 by 8 an instruction.
-template <class T>
-struct Sums {
-  static constexpr int MOST_CHANNELS = 64, CHANNEL_STEP = 16;
-  static constexpr int M_TILES = TILE_PIXELS / (THREADS / WARP) / 16;
-  float at[M_TILES][MOST_CHANNELS / 8][4] = {};
+// The sums of a block that has up to CHANNELS output channels.
+template <class T, int CHANNELS>
+struct Sums;
 
-  // The pixels of a thread's accumulators, `half` being the lower or upper eight rows of an instruction.
-  static __device__ __forceinline__ int pixel(int m, int half) {
-    const int lane = threadIdx.x % WARP;
-    return (threadIdx.x / WARP * M_TILES + m) * 16 + half * 8 + lane / 4;
+// 16-bit types: a warp multiplies 32 pixels by all channels, 16 by 8 an instruction.
+template <class T, int CHANNELS>
+struct Sums {
+  static constexpr int M_TILES = TILE_PIXELS / (THREADS / WARP) / 16;
+  float at[M_TILES][CHANNELS / 8][4] = {};
+
+  // The pixels of a thread's accumulators: two an instruction, eight rows apart.
+  static __device__ __forceinline__ int pixel(int i) {
+    return threadIdx.x / WARP * M_TILES * 16 + i * 8 + threadIdx.x % WARP / 4;
   }
 
   // Four taps a step, one a lane of four: its four channels are the lane's two registers of a row of A.
   __device__ __forceinline__ void multiply(const Factors<T>& factors, const DirectShape& shape) {
     const int lane = threadIdx.x % WARP, pitch = weight_pitch<T>(shape);
-    int start[M_TILES][2];
+    int start[2 * M_TILES];
 #pragma unroll
     for (int i = 0; i < 2 * M_TILES; ++i) {
-      start[i / 2][i % 2] = patch_start(shape, pixel(i / 2, i % 2));
+      start[i] = patch_start(shape, pixel(i));
     }
     const T* row = factors.weights + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8;
+#pragma unroll 1
     for (int step = 0; step < shape.padded_taps() / 4; ++step) {
       const int offset = factors.offsets[step * 4 + lane % 4];
       uint32_t a[M_TILES][4];
@@ -69,42 +70,39 @@ struct Sums {
       for (int i = 0; i < 2 * M_TILES; ++i) {
         Vector<uint32_t, 2> pairs{};  // zeros, not data, where there is no tap: zero times infinity is not zero
         if (offset >= 0) {
-          pairs = std::bit_cast<Vector<uint32_t, 2>>(factors.patch[start[i / 2][i % 2] + offset]);
+          pairs = std::bit_cast<Vector<uint32_t, 2>>(factors.patch[start[i] + offset]);
         }
         a[i / 2][i % 2] = pairs.at[0];
         a[i / 2][i % 2 + 2] = pairs.at[1];
       }
 #pragma unroll
-      for (int n = 0; n < MOST_CHANNELS / 16; ++n) {
-        if (n * 16 < shape.channels) {
-          uint32_t b[4];
-          load_matrices(b, row + n * 16 * pitch + step * 16);
+      for (int n = 0; n < CHANNELS / 16; ++n) {
+        uint32_t b[4];
+        load_matrices(b, row + n * 16 * pitch + step * 16);
 #pragma unroll
-          for (int m = 0; m < M_TILES; ++m) {
-            mma<T>(at[m][2 * n], a[m], {b[0], b[1]});
-            mma<T>(at[m][2 * n + 1], a[m], {b[2], b[3]});
-          }
+        for (int m = 0; m < M_TILES; ++m) {
+          mma<T>(at[m][2 * n], a[m], {b[0], b[1]});
+          mma<T>(at[m][2 * n + 1], a[m], {b[2], b[3]});
         }
       }
     }
   }
 
-  __device__ __forceinline__ void stage(const Staged<T>& staged, const float* bias, const DirectShape& shape) const {
+  __device__ __forceinline__ void stage(
+      const Staged<T, CHANNELS>& staged, const float* bias, const DirectShape&) const {
 #pragma unroll
-    for (int n = 0; n < MOST_CHANNELS / 8; ++n) {
+    for (int n = 0; n < CHANNELS / 8; ++n) {
       const int channel = n * 8 + threadIdx.x % 4 * 2;
-      if (n * 8 < shape.channels) {
+      const float biases[2] = {bias[channel], bias[channel + 1]};
 #pragma unroll
-        for (int i = 0; i < 2 * M_TILES; ++i) {
-          const float* sums = at[i / 2][n] + i % 2 * 2;
-          const Vector<T, 2> pair{finish<T>(sums[0], bias[channel]), finish<T>(sums[1], bias[channel + 1])};
-          T* place = staged.place(pixel(i / 2, i % 2), channel);
-          if (staged.channel_step == 1) {
-            *reinterpret_cast<Vector<T, 2>*>(place) = pair;
-          } else {
-            place[0] = pair.at[0];
-            place[staged.channel_step] = pair.at[1];
-          }
+      for (int i = 0; i < 2 * M_TILES; ++i) {
+        const float* sums = at[i / 2][n] + i % 2 * 2;
+        const Vector<T, 2> pair{finish<T>(sums[0], biases[0]), finish<T>(sums[1], biases[1])};
+        if (staged.channels_last) {
+          *reinterpret_cast<uint32_t*>(staged.place(pixel(i), channel)) = std::bit_cast<uint32_t>(pair);
+        } else {
+          *staged.place(pixel(i), channel) = pair.at[0];
+          *staged.place(pixel(i), channel + 1) = pair.at[1];
         }
       }
     }
@@ -112,11 +110,12 @@ struct Sums {
 };
 
 // float32: a warp multiplies all pixels by eight channels, a thread four pixels by the same.
-template <>
-struct Sums<float> {
-  static constexpr int CHANNEL_STEP = 8, MOST_CHANNELS = THREADS / WARP * CHANNEL_STEP;
+template <int CHANNELS>
+struct Sums<float, CHANNELS> {
+  static_assert(CHANNELS == THREADS / WARP * 8);
+  static constexpr int EACH = 8;  // channels of a thread
   static constexpr int PIXELS = TILE_PIXELS / WARP;
-  float at[PIXELS][CHANNEL_STEP] = {};
+  float at[PIXELS][EACH] = {};
 
   // Neighbouring lanes have neighbouring pixels, or windows.
   static __device__ __forceinline__ int pixel(int i, bool pool) {
@@ -124,7 +123,7 @@ struct Sums<float> {
     return pool ? lane * PIXELS + i : i * WARP + lane;
   }
 
-  static __device__ __forceinline__ int first_channel() { return threadIdx.x / WARP * CHANNEL_STEP; }
+  static __device__ __forceinline__ int first_channel() { return threadIdx.x / WARP * EACH; }
 
   __device__ __forceinline__ void multiply(const Factors<float>& factors, const DirectShape& shape) {
     if (first_channel() >= shape.channels) {
@@ -139,13 +138,13 @@ struct Sums<float> {
     }
     for (int tap = 0; tap < shape.taps(); ++tap) {
       const int offset = factors.offsets[tap];
-      Pixel<float> x[PIXELS], w[CHANNEL_STEP];
+      Pixel<float> x[PIXELS], w[EACH];
 #pragma unroll
       for (int i = 0; i < PIXELS; ++i) {
         x[i] = start[i][offset];
       }
 #pragma unroll
-      for (int n = 0; n < CHANNEL_STEP; ++n) {
+      for (int n = 0; n < EACH; ++n) {
         w[n] = *reinterpret_cast<const Pixel<float>*>(weights + n * pitch + tap * MOST_INPUTS);
       }
 #pragma unroll
@@ -158,38 +157,38 @@ struct Sums<float> {
   }
 
   __device__ __forceinline__ void add_products(
-      const Pixel<float> (&x)[PIXELS], const Pixel<float> (&w)[CHANNEL_STEP], int c) {
+      const Pixel<float> (&x)[PIXELS], const Pixel<float> (&w)[EACH], int c) {
 #pragma unroll
     for (int i = 0; i < PIXELS; ++i) {
 #pragma unroll
-      for (int n = 0; n < CHANNEL_STEP; ++n) {
+      for (int n = 0; n < EACH; ++n) {
         at[i][n] += x[i].at[c] * w[n].at[c];
       }
     }
   }
 
   __device__ __forceinline__ void stage(
-      const Staged<float>& staged, const float* bias, const DirectShape& shape) const {
+      const Staged<float, CHANNELS>& staged, const float* bias, const DirectShape& shape) const {
     if (first_channel() >= shape.channels) {
       return;
     }
 #pragma unroll
     for (int i = 0; i < PIXELS; ++i) {
 #pragma unroll
-      for (int n = 0; n < CHANNEL_STEP; n += 4) {
+      for (int n = 0; n < EACH; n += 4) {
         const int channel = first_channel() + n;
         Vector<float, 4> values;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           values.at[j] = finish<float>(at[i][n + j], bias[channel + j]);
         }
-        float* place = staged.place(pixel(i, shape.pool), channel);
-        if (staged.channel_step == 1) {
-          *reinterpret_cast<Vector<float, 4>*>(place) = values;
+        const int pixel = this->pixel(i, shape.pool);
+        if (staged.channels_last) {
+          *reinterpret_cast<Vector<float, 4>*>(staged.place(pixel, channel)) = values;
         } else {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            place[j * staged.channel_step] = values.at[j];
+            *staged.place(pixel, channel + j) = values.at[j];
           }
         }
       }
