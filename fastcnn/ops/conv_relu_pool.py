@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.backend import choose, runs_stock
-from fastcnn.ops import autograd, checks, convolution
+from fastcnn.ops import autograd, checks, convolution, max_pool
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, gradients, output_shape, prepare
 from fastcnn.ops.library import define
@@ -30,7 +29,7 @@ def reference(
 ) -> Tensor:
     """Return conv2d, ReLU and max-pool as torch runs them."""
     activations = convolution.reference(input, weight, bias, stride, padding, dilation, groups)
-    return F.max_pool2d(activations, pool_size, pool_stride, pool_padding, ceil_mode=pool_ceil_mode)  # type: ignore[arg-type]
+    return max_pool.reference(activations, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
 
 
 def _fake(
@@ -121,6 +120,9 @@ class ConvReLUPool(torch.autograd.Function):
         return autograd.vmap_over_batch(ConvReLUPool, info, in_dims, args)
 
 
+_apply = autograd.applier(ConvReLUPool)
+
+
 def conv_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
     if runs_stock("conv_relu_pool", _NAME, arguments[0]):
@@ -137,7 +139,7 @@ def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolutio
     input, weight, bias, settings = prepare(_NAME, *arguments[:7])
     window = pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
     _, channels, height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])
-    checks.check_window(_NAME, window, "pool_", channels, height, width)
+    max_pool.check_window(_NAME, window, "pool_", channels, height, width)
     return input, weight, bias, settings, window
 
 
@@ -145,5 +147,5 @@ def _run(
     input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
 ) -> Tensor:
     if autograd.needs_grad(input, weight, bias):
-        return ConvReLUPool.apply(input, weight, bias, settings, window, backend)[0]
+        return _apply(input, weight, bias, settings, window, backend)[0]
     return _values[backend](input, weight, bias, *settings, *window)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.backend import choose, runs_stock
@@ -27,7 +26,7 @@ def reference(
 ) -> Tensor:
     """Return LRN and max-pool as torch runs them."""
     normalised = lrn.reference(input, size, alpha, beta, k)
-    return F.max_pool2d(normalised, pool_size, pool_stride, pool_padding, ceil_mode=pool_ceil_mode)  # type: ignore[arg-type]
+    return pool.reference(normalised, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
 
 
 def _fake(input: Tensor, size: int, alpha: float, beta: float, k: float, *window: Any) -> Tensor:
@@ -83,6 +82,9 @@ class LRNPool(torch.autograd.Function):
         return autograd.vmap_over_batch(LRNPool, info, in_dims, args)
 
 
+_apply = autograd.applier(LRNPool)
+
+
 def lrn_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
     input = arguments[0]
@@ -94,7 +96,7 @@ def lrn_pool(*arguments: Any) -> Tensor:
         return reference(*arguments)
     norm = lrn.kernel_norm(norm)
     if autograd.needs_grad(input):
-        return LRNPool.apply(input, norm, window, backend)[0]
+        return _apply(input, norm, window, backend)[0]
     return _values[backend](input, *norm, *window)
 
 
@@ -103,7 +105,7 @@ def _prepare(input: Tensor, *settings: Any) -> tuple[LRN, Window]:
     checks.check_lrn(_NAME, input, *norm)
     checks.check_image(_NAME, input)
     window = pool.pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
-    checks.check_window(_NAME, window, "pool_", *input.shape[-3:])
+    pool.check_window(_NAME, window, "pool_", *input.shape[-3:])
     return norm, window
 
 
