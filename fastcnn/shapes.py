@@ -55,8 +55,16 @@ class Window(NamedTuple):
         """Return the window of an operator's arguments, which come as lists; Triton's constants must be hashable."""
         height, width = size
         return cls(
-            (height, width), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), ceil_mode
+            (height, width),
+            (stride[0], stride[1]),
+            (padding[0], padding[1]),
+            (dilation[0], dilation[1]),
+            bool(ceil_mode),
         )
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return size, stride, padding, dilation and ceil_mode in one row, as operators take a window."""
+        return (*self.size, *self.stride, *self.padding, *self.dilation, int(self.ceil_mode))
 
     def fits(self, height: int, width: int) -> bool:
         """Return whether every number is in its range and a window fits into the padded image, which has pixels."""

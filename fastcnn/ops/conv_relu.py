@@ -40,7 +40,7 @@ class ConvReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
-        return _forward[backend](input, weight, bias, *settings)
+        return _forward[backend](input, weight, bias, *settings.arguments())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,4 +85,4 @@ def conv_relu(*arguments: Any) -> Tensor:
 def _run(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
     if autograd.needs_grad(input, weight, bias):
         return _apply(input, weight, bias, settings, backend)
-    return _forward[backend](input, weight, bias, *settings)
+    return _forward[backend](input, weight, bias, *settings.arguments())

@@ -65,10 +65,9 @@ def _fake_backward(
 
 _NAME = "conv2d_relu_max_pool2d"
 _STEM = "conv_relu_pool"
-_POOL = "int[2] pool_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, bool pool_ceil_mode"
-_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {_POOL}) -> Tensor", _fake)
+_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {WINDOW}) -> Tensor", _fake)
 _codes = define(
-    _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {_POOL}) -> (Tensor output, Tensor codes)", _fake_codes
+    _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes
 )
 _backward = define(
     _STEM,
@@ -86,7 +85,7 @@ class ConvReLUPool(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
     ) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, weight, bias, *settings, *window)
+        return _codes[backend](input, weight, bias, *settings.arguments(), window.numbers())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -106,7 +105,9 @@ class ConvReLUPool(torch.autograd.Function):
             grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
         else:
-            grad_conv, grad_bias = _backward[ctx.backend](grad, codes, ctx.height, ctx.width, needs[2], *ctx.window)
+            grad_conv, grad_bias = _backward[ctx.backend](
+                grad, codes, ctx.height, ctx.width, needs[2], ctx.window.numbers()
+            )
         return (
             *gradients(grad_conv, input, weight, ctx.settings, needs),
             grad_bias if needs[2] else None,
@@ -148,4 +149,4 @@ def _run(
 ) -> Tensor:
     if autograd.needs_grad(input, weight, bias):
         return _apply(input, weight, bias, settings, window, backend)[0]
-    return _values[backend](input, weight, bias, *settings, *window)
+    return _values[backend](input, weight, bias, *settings.arguments(), window.numbers())

@@ -12,10 +12,7 @@ from fastcnn.ops import autograd, checks
 from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
 
 # Schema of a convolution's arguments, and of the algorithm that runs it.
-CONVOLUTION = (
-    "Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, "
-    "str? algorithm"
-)
+CONVOLUTION = "Tensor input, Tensor weight, Tensor? bias, int[] convolution, str? algorithm"
 
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -29,6 +26,10 @@ class Convolution(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     algorithm: str | None
+
+    def arguments(self) -> tuple[tuple[int, ...], str | None]:
+        """Return stride, padding, dilation and groups in one row, and the algorithm."""
+        return (*self.stride, *self.padding, *self.dilation, self.groups), self.algorithm
 
 
 def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> tuple[Any, ...]:

@@ -58,7 +58,7 @@ class LRNPool(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, norm: LRN, window: Window, backend: str) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, *norm, *window)
+        return _codes[backend](input, *norm, window.numbers())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -75,7 +75,7 @@ class LRNPool(torch.autograd.Function):
         if autograd.differentiable():
             unpooled = unpool(grad, codes, ctx.window, *input.shape[2:])
             return lrn.stock_backward(unpooled, input, ctx.norm), None, None, None
-        return _backward[ctx.backend](grad, codes, input, *ctx.norm, *ctx.window), None, None, None
+        return _backward[ctx.backend](grad, codes, input, *ctx.norm, ctx.window.numbers()), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -97,7 +97,7 @@ def lrn_pool(*arguments: Any) -> Tensor:
     norm = lrn.kernel_norm(norm)
     if autograd.needs_grad(input):
         return _apply(input, norm, window, backend)[0]
-    return _values[backend](input, *norm, *window)
+    return _values[backend](input, *norm, window.numbers())
 
 
 def _prepare(input: Tensor, *settings: Any) -> tuple[LRN, Window]:

@@ -49,7 +49,7 @@ def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, *window
 
 
 _NAME = "max_pool2d"
-WINDOW = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode"
+WINDOW = "int[] window"
 _values = define("max_pool", "max_pool", f"(Tensor input, {WINDOW}) -> Tensor", fake)
 _codes = define("max_pool", "max_pool_codes", f"(Tensor input, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes)
 _backward = define(
@@ -65,7 +65,7 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, *window)
+        return _codes[backend](input, window.numbers())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -82,7 +82,7 @@ class MaxPool(torch.autograd.Function):
             return None, None, None
         if autograd.differentiable():
             return unpool(grad, codes, ctx.window, ctx.height, ctx.width), None, None
-        return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, *ctx.window), None, None
+        return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -122,7 +122,7 @@ def _prepare(
 
 def _run(input: Tensor, window: Window, backend: str, return_indices: bool) -> Any:
     if not return_indices and not autograd.needs_grad(input):
-        return _values[backend](input, *window)
+        return _values[backend](input, window.numbers())
     output, codes = _apply(input, window, backend)
     return (output, codes_to_indices(codes, window, input.shape[-1])) if return_indices else output
 
