@@ -4,8 +4,8 @@
 // channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are summed
 // anew for each channel: nothing that slides could carry a NaN or a rounding error on.
 
-
 #include "../ops.h"
+#include "power.h"
 #include "threads.h"
 
 #include <type_traits>
@@ -117,6 +117,51 @@ bool needs_scratch(const Blocks& blocks) {
   return blocks.layout.channels_last || !std::is_same_v<T, float>;
 }
 
+// y = x * factor, for one line.
+template <class T, Power POWER>
+FASTCNN_HOST_DEVICE void normalise(
+    const float* __restrict x, const float* __restrict sum, int64_t count, const LRN& norm, T* __restrict y) {
+  if (POWER == Power::THREE_QUARTERS && may_multiply(norm)) {
+    int32_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float scale = lrn_scale(norm, sum[i]);
+      largest = std::max(largest, bits_of(scale));
+      y[i] = static_cast<T>(x[i] * multiplied_factors(scale).factor);
+    }
+    if (largest < INFINITE) {
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
+  }
+}
+
+// A line's factors, and the terms grad * x * scale ** (-beta - 1) that the second pass sums.
+template <class T, Power POWER>
+FASTCNN_HOST_DEVICE void factors_and_terms(
+    const float* __restrict x, const T* __restrict grad, const float* __restrict sum, int64_t count, const LRN& norm,
+    float* __restrict factor, float* __restrict term) {
+  if (POWER == Power::THREE_QUARTERS && may_multiply(norm)) {
+    int32_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float scale = lrn_scale(norm, sum[i]);
+      largest = std::max(largest, bits_of(scale));
+      const Factors powers = multiplied_factors(scale);
+      factor[i] = powers.factor;
+      term[i] = static_cast<float>(grad[i]) * x[i] * powers.next;
+    }
+    if (largest < INFINITE) {
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
+    factor[i] = powers.factor;
+    term[i] = static_cast<float>(grad[i]) * x[i] * powers.next;
+  }
+}
+
 template <class T, Power POWER>
 FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
   const bool copy = needs_scratch<T>(blocks);
@@ -130,12 +175,8 @@ FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& n
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
       const float* __restrict own = copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
-      T* __restrict out = y + blocks.begin(block) + blocks.line_begin(line);
-      float* __restrict sum = total.data();
-      window_sum(near.first, near.size, near.step, count, Square{}, sum);
-      for (int64_t i = 0; i < count; ++i) {
-        out[i] = static_cast<T>(own[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
-      }
+      window_sum(near.first, near.size, near.step, count, Square{}, total.data());
+      normalise<T, POWER>(own, total.data(), count, norm, y + blocks.begin(block) + blocks.line_begin(line));
     }
   }
 }
@@ -144,7 +185,7 @@ template <class T, Power POWER>
 FASTCNN_CLONES void backward(
     const T* x, const T* grad, T* dx, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
   const bool copy = needs_scratch<T>(blocks);
-  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), through(blocks.size());
+  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), terms(blocks.size());
   std::vector<float> total(std::max(blocks.pixels, blocks.layout.channels));
   const int64_t after = (norm.size - 1) / 2 * blocks.step();
   float* __restrict sum = total.data();
@@ -159,13 +200,8 @@ FASTCNN_CLONES void backward(
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
       const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
-      float *__restrict factor = factors.data() + at, *__restrict hand_on = through.data() + at;
       window_sum(near.first, near.size, near.step, count, Square{}, sum);
-      for (int64_t i = 0; i < count; ++i) {
-        const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
-        factor[i] = powers.factor;
-        hand_on[i] = static_cast<float>(from[i]) * own[i] * powers.next;
-      }
+      factors_and_terms<T, POWER>(own, from, sum, count, norm, factors.data() + at, terms.data() + at);
     }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const int64_t at = blocks.scratch_begin(line);
@@ -173,7 +209,7 @@ FASTCNN_CLONES void backward(
       const float* __restrict factor = factors.data() + at;
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
       T* __restrict out = dx + blocks.begin(block) + blocks.line_begin(line);
-      window_sum(through.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
+      window_sum(terms.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
       for (int64_t i = 0; i < count; ++i) {
         out[i] = static_cast<T>(lrn_gradient(norm, static_cast<float>(from[i]), own[i], factor[i], sum[i]));
       }
@@ -213,7 +249,7 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   }
   const LRN norm = make_norm(size, alpha, beta, k);
   const bool copies = channels_last || x.scalar_type() != torch::headeronly::ScalarType::Float;
-  const Blocks blocks(layout(x, channels_last), norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
+  const Blocks blocks(layout(x, channels_last), norm, copies ? BLOCK_FLOATS : 16 * BLOCK_FLOATS);
   with_formula(x, beta, [&](auto type, auto power) {
     using T = decltype(type);
     const T* from = data<T>(x);
