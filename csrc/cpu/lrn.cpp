@@ -4,8 +4,8 @@
 // channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are summed
 // anew for each channel: nothing that slides could carry a NaN or a rounding error on.
 
+#include "../math/power.h"
 #include "../ops.h"
-#include "power.h"
 #include "threads.h"
 
 #include <type_traits>
@@ -126,7 +126,7 @@ FASTCNN_HOST_DEVICE void normalise(
     for (int64_t i = 0; i < count; ++i) {
       const float scale = lrn_scale(norm, sum[i]);
       largest = std::max(largest, bits_of(scale));
-      y[i] = static_cast<T>(x[i] * multiplied_factors(scale).factor);
+      y[i] = static_cast<T>(x[i] * multiplied_factor(scale));
     }
     if (largest < INFINITE) {
       return;
@@ -137,28 +137,12 @@ FASTCNN_HOST_DEVICE void normalise(
   }
 }
 
-// A line's factors, and the terms grad * x * scale ** (-beta - 1) that the second pass sums.
-template <class T, Power POWER>
-FASTCNN_HOST_DEVICE void factors_and_terms(
-    const float* __restrict x, const T* __restrict grad, const float* __restrict sum, int64_t count, const LRN& norm,
-    float* __restrict factor, float* __restrict term) {
-  if (POWER == Power::THREE_QUARTERS && may_multiply(norm)) {
-    int32_t largest = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const float scale = lrn_scale(norm, sum[i]);
-      largest = std::max(largest, bits_of(scale));
-      const Factors powers = multiplied_factors(scale);
-      factor[i] = powers.factor;
-      term[i] = static_cast<float>(grad[i]) * x[i] * powers.next;
-    }
-    if (largest < INFINITE) {
-      return;
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
-    factor[i] = powers.factor;
-    term[i] = static_cast<float>(grad[i]) * x[i] * powers.next;
+// Ask for the next line of a tensor: what lies a plane further on no processor foresees.
+template <class T>
+FASTCNN_HOST_DEVICE void prefetch(const T* line, int64_t count) {
+  constexpr int64_t CACHE_LINE = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += CACHE_LINE) {
+    __builtin_prefetch(line + i);
   }
 }
 
@@ -175,6 +159,9 @@ FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& n
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
       const float* __restrict own = copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
+      if (!copy) {
+        prefetch(near.first + near.size * near.step, count);
+      }
       window_sum(near.first, near.size, near.step, count, Square{}, total.data());
       normalise<T, POWER>(own, total.data(), count, norm, y + blocks.begin(block) + blocks.line_begin(line));
     }
@@ -200,8 +187,17 @@ FASTCNN_CLONES void backward(
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
       const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
+      if (!copy) {
+        prefetch(near.first + near.size * near.step, count);
+        prefetch(from + blocks.layout.pixels, count);
+      }
+      float *__restrict factor = factors.data() + at, *__restrict term = terms.data() + at;
       window_sum(near.first, near.size, near.step, count, Square{}, sum);
-      factors_and_terms<T, POWER>(own, from, sum, count, norm, factors.data() + at, terms.data() + at);
+      for (int64_t i = 0; i < count; ++i) {
+        const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
+        factor[i] = powers.factor;
+        term[i] = static_cast<float>(from[i]) * own[i] * powers.next;
+      }
     }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const int64_t at = blocks.scratch_begin(line);
@@ -249,7 +245,7 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   }
   const LRN norm = make_norm(size, alpha, beta, k);
   const bool copies = channels_last || x.scalar_type() != torch::headeronly::ScalarType::Float;
-  const Blocks blocks(layout(x, channels_last), norm, copies ? BLOCK_FLOATS : 16 * BLOCK_FLOATS);
+  const Blocks blocks(layout(x, channels_last), norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
   with_formula(x, beta, [&](auto type, auto power) {
     using T = decltype(type);
     const T* from = data<T>(x);
