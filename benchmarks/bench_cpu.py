@@ -1,9 +1,10 @@
 """Time every stage on the CPU against stock torch, in one run, and print the ratios.
 
 Stock and ours take turns, so that a busy moment of the machine hits both; times are medians. `infer` is a call where
-no gradient is asked for, `train` a call with its backward. Run with
+no gradient is asked for, `forward` one that keeps what a backward needs (codes), `train` a call with its backward. The
+tiny cases measure what a call costs. Run with
 
-    python benchmarks/bench_cpu.py [--dtype bfloat16] [--channels-last] [--backend auto] [--only lrn] [--json file]
+    python benchmarks/bench_cpu.py [--dtype bfloat16] [--layout nchw] [--backend auto] [--only lrn] [--json file]
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,12 +66,15 @@ CASES = (
     Case("small", "max_pool", (1, 32, 32, 32), None, {"kernel_size": 2}),
     Case("small", "conv_relu_pool", (1, 8, 32, 32), (8, 8, 3, 3), {"padding": 1, **POOL2}),
     Case("tiny", "max_pool", (1, 4, 8, 8), None, {"kernel_size": 2}),
-    Case("tiny", "lrn", (1, 4, 8, 8), None, LRN),
-    Case("tiny", "lrn_pool", (1, 4, 8, 8), None, LRN | POOL2),
-    Case("tiny", "conv_relu", (1, 4, 8, 8), (4, 4, 3, 3), {"padding": 1}),
-    Case("tiny", "conv_relu_pool", (1, 4, 8, 8), (4, 4, 3, 3), {"padding": 1, **POOL2}),
-    Case("tiny", "linear_relu", (1, 16), (16, 16), {}),
+    Case("tiny", "lrn", (1, 8, 4, 4), None, LRN),
+    Case("tiny", "lrn_pool", (1, 8, 4, 4), None, LRN | POOL2),
+    Case("tiny", "conv_relu", (1, 1, 8, 8), (4, 1, 3, 3), {"padding": 1}),
+    Case("tiny", "conv_relu_pool", (1, 1, 8, 8), (4, 1, 3, 3), {"padding": 1, **POOL2}),
+    Case("tiny", "linear_relu", (4, 8), (8, 8), {}),
 )
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+MODES = ("infer", "forward", "train")
 
 OURS: dict[str, Callable[..., Tensor]] = {
     "lrn": FF.local_response_norm,
@@ -87,8 +92,8 @@ def stock(stage: str, tensors: tuple[Tensor, ...], settings: dict[str, Any]) -> 
     own = {key: value for key, value in settings.items() if not key.startswith("pool_")}
     if stage == "max_pool":
         return F.max_pool2d(*tensors, **own)
-    if stage.startswith("lrn"):
-        output = F.local_response_norm(*tensors, **own)
+    if stage.startswith("lrn"):  # which torch has in float32 alone on the CPU
+        output = F.local_response_norm(tensors[0].float(), **own).to(tensors[0].dtype)
     else:
         product = F.linear if stage == "linear_relu" else F.conv2d
         output = F.relu(product(*tensors, **own), inplace=True)
@@ -132,13 +137,12 @@ def take_turns(runs: list[Callable[[], object]], seconds: float) -> list[float]:
     return [statistics.median(seen) for seen in times]
 
 
-def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(case: Case, dtype: str, layout: str, seconds: float) -> dict[str, Any]:
     """Return one row of the table."""
-    format = torch.channels_last if arguments.channels_last else torch.contiguous_format
     row: dict[str, Any] = {"network": case.network, "stage": case.stage, "input": list(case.input)}
     row |= {"weight": case.weight, "settings": case.settings}
-    for mode in ("infer", "train"):
-        tensors = tensors_of(case, getattr(torch, arguments.dtype), format, grad=mode == "train")
+    for mode in MODES:
+        tensors = tensors_of(case, getattr(torch, dtype), LAYOUTS[layout], grad=mode != "infer")
         leaves = [tensor for tensor in tensors if tensor.requires_grad]
 
         def theirs(tensors: tuple[Tensor, ...] = tensors) -> Tensor:
@@ -150,14 +154,22 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         cotangent = torch.randn_like(ours())
 
         def step(run: Callable[[], Tensor], leaves: list[Tensor] = leaves, cotangent: Tensor = cotangent) -> object:
-            return torch.autograd.grad(run(), leaves, cotangent) if leaves else run()
+            return torch.autograd.grad(run(), leaves, cotangent)
 
-        times = take_turns([lambda: step(theirs), lambda: step(ours)], arguments.seconds)
+        both = [theirs, ours] if mode != "train" else [lambda: step(theirs), lambda: step(ours)]
+        times = take_turns(both, seconds)
         row[mode] = {"stock_ms": times[0], "fastcnn_ms": times[1], "ratio": times[0] / times[1]}
     return row
 
 
-def environment(arguments: argparse.Namespace) -> dict[str, Any]:
+def line_of(row: dict[str, Any]) -> str:
+    """Return a row as the table shows it: milliseconds of stock and ours, and how many times ours is faster."""
+    shape = "x".join(str(size) for size in row["input"])
+    cells = [f"{row[m]['stock_ms']:>10.3f} {row[m]['fastcnn_ms']:>8.3f} {row[m]['ratio']:>5.1f}x" for m in MODES]
+    return " ".join([f"{row['network']:<12} {row['stage']:<15} {shape:<16}", *cells])
+
+
+def environment() -> dict[str, Any]:
     """Return what the times depend on."""
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
@@ -170,21 +182,19 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
         "fastcnn": fastcnn.__version__,
         "python": platform.python_version(),
         "command": "python " + " ".join(sys.argv),
-        "dtype": arguments.dtype,
-        "channels_last": arguments.channels_last,
-        "backend": arguments.backend,
     }
 
 
 def main() -> None:
     """Print the table, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description="Time every stage on the CPU against stock torch.")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--backend", default="cpu", choices=["cpu", "auto", "torch"])
+    dtypes = ["float32", "bfloat16", "float16"]
+    parser.add_argument("--dtype", nargs="+", default=dtypes[:2], choices=dtypes)
+    parser.add_argument("--layout", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
+    parser.add_argument("--backend", nargs="+", default=["cpu"], choices=["cpu", "auto", "torch"])
     parser.add_argument("--only", help="a stage")
     parser.add_argument("--network", help="a network")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a measurement")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of a measurement")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -192,22 +202,18 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     rows = []
-    print(f"{'network':<12} {'stage':<15} {'input':<20} {'infer: stock':>12} {'ours':>9} {'':>7}", end=" ")
-    print(f"{'train: stock':>12} {'ours':>9}")
-    with fastcnn.use_backend(arguments.backend):
+    for backend, dtype, layout in product(arguments.backend, arguments.dtype, arguments.layout):
+        print(f"\n{backend}, {dtype}, {layout}")
+        print(f"{'network':<12} {'stage':<15} {'input':<16}" + "".join(f"{mode:>14}: stock, ours" for mode in MODES))
         for case in CASES:
             if arguments.only not in (None, case.stage) or arguments.network not in (None, case.network):
                 continue
-            row = measure(case, arguments)
-            rows.append(row)
-            shape = "x".join(str(size) for size in case.input)
-            parts = [f"{case.network:<12} {case.stage:<15} {shape:<20}"]
-            for mode in ("infer", "train"):
-                cell = row[mode]
-                parts.append(f"{cell['stock_ms']:>9.3f} ms {cell['fastcnn_ms']:>9.3f} {cell['ratio']:>6.1f}x")
-            print(" ".join(parts), flush=True)
+            with fastcnn.use_backend(backend):
+                row = measure(case, dtype, layout, arguments.seconds)
+            rows.append({"backend": backend, "dtype": dtype, "layout": layout} | row)
+            print(line_of(row), flush=True)
     if arguments.json:
-        text = json.dumps({"environment": environment(arguments), "rows": rows}, indent=1)
+        text = json.dumps({"environment": environment(), "rows": rows}, indent=1)
         arguments.json.write_text(text + "\n")
 
 

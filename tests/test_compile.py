@@ -288,6 +288,12 @@ def test_every_operator_is_listed_here():
     assert registered == {f"fastcnn::{name}.{backend}" for name in OPERATORS for backend in KERNEL_BACKENDS}
 
 
+@pytest.mark.skipif(not COMPILED, reason="no compiled kernels here")
+def test_compiled_operator_counts_the_numbers_of_a_window():
+    with pytest.raises(RuntimeError, match="expected 9 numbers, got 4"):
+        op("max_pool", COMPILED[0][0])(randn(*IMAGE), [2, 2, 2, 2])
+
+
 @each_kernel_backend
 @each_operator
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the autograd Functions share: the way through torch.func, autocast, and derivatives of derivatives."""
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,9 @@ def applier(function: Any) -> Callable[..., Any]:
         return output
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
-    twin: Any = type(torch.autograd.Function)(function.__name__, (torch.autograd.Function,), methods)
+    twin: Any = types.new_class(
+        function.__name__, (torch.autograd.Function,), exec_body=lambda body: body.update(methods)
+    )
 
     def apply(*args: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
