@@ -295,9 +295,15 @@ def _say_once(*said: str) -> None:
         logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
 
 
+_RUNS_ON = {
+    "cpu": "cpu",
+    "triton": "cpu" if INTERPRETING else "cuda",
+    "cuda": "cpu" if _PLAYED else "cuda",
+}
+
+
 def _wrong_device(name: str, input: Tensor) -> str:
-    on_cpu = {"cpu": True, "triton": INTERPRETING, "cuda": bool(_PLAYED)}
-    wanted = "cpu" if on_cpu[name] else "cuda"
+    wanted = _RUNS_ON[name]
     if input.device.type == wanted:
         return ""
     return f"needs argument 'input' on a {wanted} device, got {input.device}"

@@ -3,7 +3,7 @@
 
 #include "conv_relu.h"
 
-#include "../convolution.h"
+#include "convolution.h"
 #include "../math/select.h"
 #include "../ops.h"
 #include "sums.h"

@@ -1,6 +1,6 @@
 // Convolution + ReLU + max-pool: torch's convolution, then one pass to pooled values and codes.
 
-#include "../convolution.h"
+#include "convolution.h"
 #include "../ops.h"
 #include "max_pool.h"
 

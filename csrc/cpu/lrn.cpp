@@ -4,7 +4,7 @@
 // channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are summed
 // anew for each channel: nothing that slides could carry a NaN or a rounding error on.
 
-
+#include "../math/power.h"
 #include "../ops.h"
 #include "threads.h"
 
@@ -117,6 +117,35 @@ bool needs_scratch(const Blocks& blocks) {
   return blocks.layout.channels_last || !std::is_same_v<T, float>;
 }
 
+// y = x * factor, for one line.
+template <class T, Power POWER>
+FASTCNN_HOST_DEVICE void normalise(
+    const float* __restrict x, const float* __restrict sum, int64_t count, const LRN& norm, T* __restrict y) {
+  if (POWER == Power::THREE_QUARTERS && may_multiply(norm)) {
+    int32_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float scale = lrn_scale(norm, sum[i]);
+      largest = std::max(largest, bits_of(scale));
+      y[i] = static_cast<T>(x[i] * multiplied_factor(scale));
+    }
+    if (largest < INFINITE) {
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
+  }
+}
+
+// Ask for the next line of a tensor: what lies a plane further on no processor foresees.
+template <class T>
+FASTCNN_HOST_DEVICE void prefetch(const T* line, int64_t count) {
+  constexpr int64_t CACHE_LINE = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += CACHE_LINE) {
+    __builtin_prefetch(line + i);
+  }
+}
+
 template <class T, Power POWER>
 FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
   const bool copy = needs_scratch<T>(blocks);
@@ -130,12 +159,11 @@ FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& n
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
       const float* __restrict own = copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
-      T* __restrict out = y + blocks.begin(block) + blocks.line_begin(line);
-      float* __restrict sum = total.data();
-      window_sum(near.first, near.size, near.step, count, Square{}, sum);
-      for (int64_t i = 0; i < count; ++i) {
-        out[i] = static_cast<T>(own[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
+      if (!copy) {
+        prefetch(near.first + near.size * near.step, count);
       }
+      window_sum(near.first, near.size, near.step, count, Square{}, total.data());
+      normalise<T, POWER>(own, total.data(), count, norm, y + blocks.begin(block) + blocks.line_begin(line));
     }
   }
 }
@@ -144,7 +172,7 @@ template <class T, Power POWER>
 FASTCNN_CLONES void backward(
     const T* x, const T* grad, T* dx, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
   const bool copy = needs_scratch<T>(blocks);
-  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), through(blocks.size());
+  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), terms(blocks.size());
   std::vector<float> total(std::max(blocks.pixels, blocks.layout.channels));
   const int64_t after = (norm.size - 1) / 2 * blocks.step();
   float* __restrict sum = total.data();
@@ -159,12 +187,16 @@ FASTCNN_CLONES void backward(
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
       const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
-      float *__restrict factor = factors.data() + at, *__restrict hand_on = through.data() + at;
+      if (!copy) {
+        prefetch(near.first + near.size * near.step, count);
+        prefetch(from + blocks.layout.pixels, count);
+      }
+      float *__restrict factor = factors.data() + at, *__restrict term = terms.data() + at;
       window_sum(near.first, near.size, near.step, count, Square{}, sum);
       for (int64_t i = 0; i < count; ++i) {
         const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
         factor[i] = powers.factor;
-        hand_on[i] = static_cast<float>(from[i]) * own[i] * powers.next;
+        term[i] = static_cast<float>(from[i]) * own[i] * powers.next;
       }
     }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
@@ -173,7 +205,7 @@ FASTCNN_CLONES void backward(
       const float* __restrict factor = factors.data() + at;
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
       T* __restrict out = dx + blocks.begin(block) + blocks.line_begin(line);
-      window_sum(through.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
+      window_sum(terms.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
       for (int64_t i = 0; i < count; ++i) {
         out[i] = static_cast<T>(lrn_gradient(norm, static_cast<float>(from[i]), own[i], factor[i], sum[i]));
       }

@@ -347,10 +347,10 @@ FASTCNN_CLONES void pool_pixels(
 }
 
 template <class T, bool CODES, bool RELU>
-void run_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, const Layout& layout, const Window& window) {
+void run_pool(const Tensor& x, Tensor& y, Tensor* codes, const Plane& plane, const Layout& layout, const Window& window) {
   const T* from = data<T>(x);
   T* to = mutable_data<T>(y);
-  uint8_t* code = CODES ? mutable_data<uint8_t>(codes) : nullptr;
+  uint8_t* code = CODES ? mutable_data<uint8_t>(*codes) : nullptr;
   if (layout.channels_last) {
     const int64_t cost = plane.out_width * layout.channels * window.rows.size * window.columns.size;
     parallel(layout.images * plane.out_height, cost, [&](int64_t begin, int64_t end) {
@@ -364,10 +364,9 @@ void run_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, con
 }
 
 template <class T>
-void choose_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, const Layout& layout,
+void choose_pool(const Tensor& x, Tensor& y, Tensor* codes, const Plane& plane, const Layout& layout,
                  const Window& window, bool relu) {
-  const bool with_codes = codes.numel() > 0;
-  if (with_codes) {
+  if (codes) {
     relu ? run_pool<T, true, true>(x, y, codes, plane, layout, window)
          : run_pool<T, true, false>(x, y, codes, plane, layout, window);
   } else {
@@ -386,12 +385,10 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
   const Plane plane = make_plane(window, x.size(2), x.size(3));
   const std::vector<int64_t> sizes{shape.images, shape.channels, plane.out_height, plane.out_width};
   Tensor y = new_tensor(x, sizes, x.scalar_type(), channels_last);
-  const std::vector<int64_t> none{0};
-  Tensor code = codes ? new_tensor(x, sizes, torch::headeronly::ScalarType::Byte, channels_last)
-                      : new_tensor(x, none, torch::headeronly::ScalarType::Byte, false);
+  Tensor code = codes ? new_tensor(x, sizes, torch::headeronly::ScalarType::Byte, channels_last) : y;
   if (y.numel() > 0) {
     with_type("max_pool", x, [&](auto type) {
-      choose_pool<decltype(type)>(x, y, code, plane, shape, window, relu);
+      choose_pool<decltype(type)>(x, y, codes ? &code : nullptr, plane, shape, window, relu);
     });
   }
   return {y, code};

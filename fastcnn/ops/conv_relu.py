@@ -40,7 +40,7 @@ class ConvReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
-        return _forward[backend](input, weight, bias, *settings)
+        return _forward[backend](input, weight, bias, *settings.arguments())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -68,6 +68,9 @@ class ConvReLU(torch.autograd.Function):
         return autograd.vmap_over_batch(ConvReLU, info, in_dims, args)
 
 
+_apply = autograd.applier(ConvReLU)
+
+
 def conv_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu``."""
     if runs_stock("conv_relu", _NAME, arguments[0]):
@@ -81,5 +84,5 @@ def conv_relu(*arguments: Any) -> Tensor:
 
 def _run(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
     if autograd.needs_grad(input, weight, bias):
-        return ConvReLU.apply(input, weight, bias, settings, backend)
-    return _forward[backend](input, weight, bias, *settings)
+        return _apply(input, weight, bias, settings, backend)
+    return _forward[backend](input, weight, bias, *settings.arguments())

@@ -74,6 +74,9 @@ class LocalResponseNorm(torch.autograd.Function):
         return autograd.vmap_over_batch(LocalResponseNorm, info, in_dims, args)
 
 
+_apply = autograd.applier(LocalResponseNorm)
+
+
 def lrn(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm``."""
     input = arguments[0]
@@ -86,7 +89,7 @@ def lrn(*arguments: Any) -> Tensor:
         return reference(*arguments)
     norm = kernel_norm(norm)
     if autograd.needs_grad(input):
-        return LocalResponseNorm.apply(input, norm, backend)
+        return _apply(input, norm, backend)
     return _forward[backend](input, *norm)
 
 
