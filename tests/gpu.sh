@@ -20,7 +20,7 @@ fi
 
 workers=()
 "$python" -c "import xdist" 2>/dev/null && workers=(-n 8)
-files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu first_layers configurations cuda autograd func compile sequential fuse)
+files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu implicit_gemm first_layers configurations cuda autograd func compile sequential fuse)
 files=("${files[@]/#/tests/test_}")
 timeout 500 "$python" -m pytest -q "${workers[@]}" "${files[@]/%/.py}"
 status=$?
