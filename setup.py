@@ -19,7 +19,13 @@ TORCH = (2, 11)
 CUDA = (12, 8)
 ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
 FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]
-CPU_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch has unused ones
+CPU_FLAGS = [
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+]  # torch has unused ones
 CUDA_FLAGS = ["-O3", "-std=c++20", "-Xcompiler=-fvisibility=hidden"]
 
 
@@ -71,7 +77,9 @@ def no_cuda(toolkit: Path | None) -> str:
     if version < CUDA:
         return f"nvcc {version[0]}.{version[1]} is too old: install CUDA {CUDA[0]}.{CUDA[1]} or later"
     if version[0] != int(wanted):
-        return f"nvcc is of CUDA {version[0]}, torch of CUDA {wanted}: install the CUDA {wanted} toolkit, or set CUDA_HOME"
+        return (
+            f"nvcc is of CUDA {version[0]}, torch of CUDA {wanted}: install the CUDA {wanted} toolkit, or set CUDA_HOME"
+        )
     return ""
 
 

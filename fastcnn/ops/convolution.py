@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import chosen_algorithm
 from fastcnn.ops import autograd, checks
 from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
 
@@ -25,7 +24,7 @@ class Convolution(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
-    algorithm: str | None
+    algorithm: str | None = None  # the backend's own choice
 
 
 def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> tuple[Any, ...]:
@@ -72,7 +71,7 @@ def prepare(
     if isinstance(padding, str):
         input, window = _named_padding(function, input, window, padding)
     checks.check_conv(function, input, weight, bias, window, groups)
-    settings = Convolution(window.stride, window.padding, window.dilation, groups, chosen_algorithm())
+    settings = Convolution(window.stride, window.padding, window.dilation, groups)
     return input, weight, bias, settings
 
 
