@@ -245,8 +245,9 @@ def configurations(name: str, algorithm: str) -> tuple[str, ...]:
 
 def tuned(op: str, *arguments: Any) -> tuning.Winner | None:
     """Return what `auto` takes for a call by the tuning tables, or None where they say nothing or are not asked."""
-    free = _choice.backend == "auto" and _choice.algorithm is None and not _choice.problem
-    return tuning.winner(op, arguments, _unusable) if free and isinstance(arguments[0], Tensor) else None
+    if _choice.backend != "auto" or _choice.algorithm or _choice.problem or not isinstance(arguments[0], Tensor):
+        return None
+    return tuning.winner(op, arguments, _unusable)
 
 
 def _unusable(name: str, algorithm: str | None) -> str:

@@ -22,6 +22,7 @@ ARGUMENTS = {
     "max_pool": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
 }
 _MULTIPLIES = ("conv_relu", "conv_relu_pool", "linear_relu")  # torch casts their arguments under autocast
+_OPERANDS = ("input", "weight", "bias")
 _NO_MATTER = ("alpha", "k")  # constants that no time depends on
 _PAIRS = ("stride", "padding", "dilation", "kernel_size", "pool_size", "pool_stride", "pool_padding")
 _STRIDE_OF = {"stride": "kernel_size", "pool_stride": "pool_size"}  # None means the window's size
@@ -48,20 +49,25 @@ class Call(NamedTuple):
     setting: int | str | None  # the number of threads on the CPU, how float32 is multiplied on a GPU
 
 
-def call_of(op: str, arguments: tuple[Any, ...], setting: int | str | None) -> Call:
-    """Summarise a call of an op's function in this process's present state."""
+def call_of(op: str, arguments: tuple[Any, ...], setting: int | str | None) -> tuple[Any, ...]:
+    """Summarise a call of an op's function in this process's present state: the fields of a `Call`.
+
+    In plain tuples: they are quicker to make, and all that Dynamo takes for constants.
+    """
     device = arguments[0].device
-    operands = [
-        Operand(each.shape, each.stride(), each.dtype, each.requires_grad) if isinstance(each, Tensor) else each
-        for each in arguments
-    ]
-    return Call(
+    autocast = torch.is_autocast_enabled(device.type)
+    return (
         op,
         device,
-        tuple(operands),
+        tuple(
+            [
+                (each.shape, each.stride(), each.dtype, each.requires_grad) if isinstance(each, Tensor) else each
+                for each in arguments
+            ]
+        ),
         torch.is_grad_enabled(),
         torch._C._are_functorch_transforms_active(),
-        torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None,
+        torch.get_autocast_dtype(device.type) if autocast else None,
         setting,
     )
 
@@ -74,22 +80,27 @@ def setting_of(op: str, device_type: str) -> int | str:
 def _precision(op: str) -> str:
     if op not in _MULTIPLIES:
         return "ieee"
-    product: Any = torch.backends.cuda.matmul if op == "linear_relu" else torch.backends.cudnn.conv
-    return product.fp32_precision
+    backends: Any = torch.backends
+    return (backends.cuda.matmul if op == "linear_relu" else backends.cudnn.conv).fp32_precision
 
 
-def describe(call: Call) -> dict[str, Any]:
+def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
     """Return the key of a call's entry: everything that its time depends on but the device, in JSON's types."""
+    call = Call(*summary)
+    arguments = dict(zip(ARGUMENTS[call.op], call.arguments, strict=True))
+    operands = {name: Operand(*arguments[name]) for name in _OPERANDS if arguments.get(name) is not None}
     key: dict[str, Any] = {"op": call.op}
-    for name, value in zip(ARGUMENTS[call.op], call.arguments, strict=True):
-        if name not in _NO_MATTER:
+    for name, value in arguments.items():
+        if name in _OPERANDS:
+            key[name] = list(operands[name].shape) if name != "bias" else value is not None
+        elif name not in _NO_MATTER:
             key[name] = _plain(name, value)
     for stride, size in _STRIDE_OF.items():
         if stride in key and key[stride] is None:
             key[stride] = key[size]
-    operands = [each for each in call.arguments if isinstance(each, Operand)]
-    training = call.transformed or (call.grad and any(each.requires_grad for each in operands))
-    key |= {"dtype": _dtype(call), "layout": _layout(operands), "mode": "training" if training else "inference"}
+    training = call.transformed or (call.grad and any(each.requires_grad for each in operands.values()))
+    key |= {"dtype": _dtype(call, operands["input"].dtype), "layout": _layout(operands)}
+    key["mode"] = "training" if training else "inference"
     if call.device.type == "cpu":
         key["threads"] = call.setting
     return key | {"versions": versions(call.device.type)}
@@ -97,21 +108,16 @@ def describe(call: Call) -> dict[str, Any]:
 
 def text(key: dict[str, Any]) -> str:
     """Return a key as text, by which entries are found and sorted."""
-    return json.dumps(key, sort_keys=True)
+    return json.dumps(key, sort_keys=True, default=str)
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name == "bias":
-        return value is not None
-    if isinstance(value, Operand):
-        return list(value.shape)
     if isinstance(value, tuple):
         return list(value) * (2 if len(value) == 1 else 1)
     return [value, value] if name in _PAIRS and isinstance(value, int) else value
 
 
-def _dtype(call: Call) -> str:
-    dtype = call.arguments[0].dtype
+def _dtype(call: Call, dtype: torch.dtype) -> str:
     if call.op in _MULTIPLIES and call.autocast and dtype.is_floating_point and dtype != torch.float64:
         dtype = call.autocast
     if dtype == torch.float32 and call.setting == "tf32":
@@ -119,13 +125,15 @@ def _dtype(call: Call) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _layout(operands: list[Operand]) -> str:
+def _layout(operands: dict[str, Operand]) -> str:
     """Name the memory format of the input, and of a weight where it has another one."""
-    formats = [_format(each) for each in operands[:2] if len(each.shape) == 4]
+    formats = [_format(operands[name]) for name in ("input", "weight") if name in operands]
     return "/".join(dict.fromkeys(formats))
 
 
 def _format(operand: Operand) -> str:
+    if len(operand.shape) != 4:
+        return "rows"
     like = torch.empty_strided(operand.shape, operand.strides, device="meta")
     format = memory_format(like)
     if not like.is_contiguous(memory_format=format):

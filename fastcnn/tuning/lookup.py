@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcnn.tuning.call import Call, call_of, describe, setting_of, text
+from fastcnn.tuning.call import call_of, describe, setting_of, text
 from fastcnn.tuning.device import device_name
 from fastcnn.tuning.table import Entries, load
 
@@ -36,7 +36,7 @@ class _Tables(dict[torch.device, Entries]):
 
 
 _tables = _Tables()
-_found: dict[Call, Winner | None] = {}
+_found: dict[tuple[Any, ...], Winner | None] = {}
 
 # Says why a backend with an algorithm cannot be had here, or returns an empty string.
 Problem = Callable[[str, str | None], str]
@@ -74,13 +74,13 @@ def winner(op: str, arguments: tuple[Any, ...], problem: Problem) -> Winner | No
     return found
 
 
-def _find(call: Call, entries: Entries, problem: Problem) -> Winner | None:
+def _find(call: tuple[Any, ...], entries: Entries, problem: Problem) -> Winner | None:
     entry = entries.get(text(describe(call)))
     if entry is None:
         return None
     found = Winner(entry["backend"], entry["algorithm"])
     if reason := problem(*found):
-        logger.warning("a tuning table names %s for %s, which is left out: %s", found, call.op, reason)
+        logger.warning("a tuning table names %s for %s, which is left out: %s", found, call[0], reason)
         return None
     return found
 
@@ -112,6 +112,6 @@ def _sizes(op: str, device: torch.device) -> tuple[int, ...]:
 
 
 @torch.compiler.assume_constant_result
-def _constant(call: Call, problem: Problem) -> str:
-    call = call._replace(setting=setting_of(call.op, call.device.type))
-    return str(_find(call, _tables[call.device], problem) or "")
+def _constant(call: tuple[Any, ...], problem: Problem) -> str:
+    op, device, *others, _ = call
+    return str(_find((op, device, *others, setting_of(op, device.type)), _tables[device], problem) or "")
