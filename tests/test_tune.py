@@ -343,11 +343,14 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
 # Tuning.
 
 
-def small_stages():
-    model = fastcnn.nn.Sequential(
+def small_model():
+    return fastcnn.nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.LocalResponseNorm(3), nn.MaxPool2d(2), nn.MaxPool2d(2)
     )
-    return tuner.stages_of(model.to("meta"), torch.empty(6, 2, 12, 12, device="meta"))
+
+
+def small_stages(channels_last=False):
+    return tuner.stages_of(small_model, (6, 2, 12, 12), CPU, torch.float32, channels_last=channels_last)
 
 
 def stub_timer(monkeypatch, seconds, again=None):
@@ -368,6 +371,16 @@ def test_stages_are_those_of_the_model():
     stages = small_stages()
     assert [stage.op for stage in stages] == ["conv_relu", "lrn_pool", "max_pool"]
     assert [str(stage) for stage in stages] == ["6x2x12x12 * 4x2x3x3", "6x4x12x12", "6x4x6x6"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_stages_have_the_keys_of_the_real_calls(channels_last, monkeypatch):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    list(tuner.tune(small_stages(channels_last), CPU))
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    model, x = small_model().to(memory_format=format), torch.randn(6, 2, 12, 12).to(memory_format=format)
+    ran = {"fastcnn.conv_relu.cpu", "fastcnn.lrn_pool_codes.cpu", "fastcnn.max_pool_codes.cpu"}
+    assert set(operators(lambda: model(x))) == ran
 
 
 def test_the_fastest_wins_and_is_stored(monkeypatch):
@@ -447,6 +460,18 @@ def test_a_candidate_that_does_not_serve_is_left_out(monkeypatch):
     results = list(tuner.tune(small_stages(), CPU))
     assert {result.trials[1].problem for result in results} == {"takes no such window"}
     assert {result.winner.candidate for result in results} == {STOCK}
+
+
+def test_a_stage_that_stock_cannot_run_is_reported_and_left_out(monkeypatch, caplog):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    integers = tuner.Stage(
+        "max_pool",
+        "max_pool2d",
+        {"input": call.Operand((2, 2, 4, 4), (32, 16, 4, 1), torch.bool, False)},
+        {"kernel_size": 2},
+    )
+    assert [result.stage.op for result in tuner.tune([integers, small_stages()[2]], CPU)] == ["max_pool"] * 2
+    assert "max_pool 2x2x4x4 is left out: stock torch cannot run it" in caplog.text
 
 
 def test_every_configuration_is_a_candidate(monkeypatch):

@@ -58,15 +58,16 @@ def tune(
     size = parse_input_size(input_size) or default_input_size(model)
     place = _device(device)
     _check_backend(backend, place)
-    like = torch.empty(batch_size, *size, dtype=getattr(torch, dtype), device="meta")
-    if channels_last:
-        like = like.to(memory_format=torch.channels_last)
-    with torch.device("meta"):
-        network = build_model(model, options=parse_options(option)).to(like.dtype)
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    options = parse_options(option)
+    shape = (batch_size, *size)
     try:
-        stages = stages_of(network, like)
+        stages = stages_of(
+            lambda: build_model(model, options=options),
+            shape,
+            place,
+            getattr(torch, dtype),
+            channels_last=channels_last,
+        )
     except RuntimeError as error:
         raise UserError(f"{model} does not take an input of {'x'.join(map(str, size))}: {error}") from error
     modes = MODES if train is None else (MODES[train],)

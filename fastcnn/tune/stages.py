@@ -1,6 +1,7 @@
 """The stages of a model: every call of a fused function in one pass, with the shapes of its tensors."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -8,9 +9,11 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcnn import functional as FF
-from fastcnn.tuning.call import call_of, describe, setting_of, text
+from fastcnn.backend import use_backend
+from fastcnn.tuning.call import Operand, call_of, describe, setting_of
 
 OPS = {  # by the name of the function
     "conv2d_relu": "conv_relu",
@@ -28,12 +31,12 @@ COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no
 class Stage(NamedTuple):
     """A call of a function of ``fastcnn.functional``.
 
-    `tensors` are those of the recorded call, without data: (shape, strides, dtype, requires_grad).
+    `tensors` are those of the recorded call, without their data.
     """
 
     op: str
     function: str
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Operand]
     settings: dict[str, Any]
 
     def call(self, tensors: dict[str, Tensor]) -> Tensor:
@@ -57,14 +60,14 @@ class Stage(NamedTuple):
         generator = torch.Generator(device).manual_seed(0)
         return {name: self._draw(name, like, generator, rounded) for name, like in self.tensors.items()}
 
-    def _draw(self, name: str, like: Tensor, generator: torch.Generator, rounded: bool) -> Tensor:
+    def _draw(self, name: str, like: Operand, generator: torch.Generator, rounded: bool) -> Tensor:
         values = torch.randn(like.shape, device=generator.device, generator=generator)
         if name != "input":
-            values /= max(like[0].numel(), 16) ** 0.5
+            values /= max(math.prod(like.shape[1:]), 16) ** 0.5
         if rounded:
             step = (COARSE if self.op.startswith("lrn") else GRID) * (1 if name == "input" else 4)
             values = (values * step).round().clamp(-4 * step, 4 * step) / step
-        placed = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=values.device).copy_(values)
+        placed = torch.empty_strided(like.shape, like.strides, dtype=like.dtype, device=values.device).copy_(values)
         return placed.requires_grad_(like.requires_grad)
 
     def key(self, tensors: dict[str, Tensor], *, training: bool) -> dict[str, Any]:
@@ -81,22 +84,45 @@ class Stage(NamedTuple):
         return " * ".join(shapes)
 
 
-def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
-    """Return the stages that a model runs on an input, each once.
+def stages_of(
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    channels_last: bool,
+) -> list[Stage]:
+    """Return the stages that a model runs on an input, each once, with the layouts that stock torch gives there.
 
     Args:
-        model: best on the device ``meta``, where nothing is computed.
-        input: what the model takes, (N, C, H, W), on the same device.
+        build: makes the model. It holds no memory here, and nothing is computed.
+        shape: of the input, (N, C, H, W).
+        device: where model and input are.
+        dtype: of parameters and input.
+        channels_last: the memory format of both.
 
     Example:
         >>> import torch, fastcnn
-        >>> with torch.device("meta"):
-        ...     [stage.op for stage in stages_of(fastcnn.MnistCNN(), torch.empty(8, 1, 28, 28))]
+        >>> cpu, shape = torch.device("cpu"), (8, 1, 28, 28)
+        >>> stages = stages_of(fastcnn.MnistCNN, shape, cpu, torch.float32, channels_last=False)
+        >>> [stage.op for stage in stages]
         ['conv_relu_pool', 'conv_relu_pool', 'linear_relu']
     """
     seen: dict[str, Stage] = {}
-    with _recorder(seen), torch.enable_grad():
-        model(input)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    with torch.device("meta"):
+        model = build().to(dtype).to(memory_format=format)
+    # Fake tensors say which layout a layer's output has on the device; meta tensors do not.
+    with FakeTensorMode(), use_backend("torch"), torch.enable_grad():
+        state = {
+            name: torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device).requires_grad_(
+                each.requires_grad
+            )
+            for name, each in (*model.named_parameters(), *model.named_buffers())
+        }
+        input = torch.empty(shape, dtype=dtype, device=device).to(memory_format=format)
+        with _recorder(seen):
+            torch.func.functional_call(model, state, (input,))
     return list(seen.values())
 
 
@@ -118,13 +144,10 @@ def _recording(op: str, name: str, function: Callable[..., Any], seen: dict[str,
         settings = {key: value for key, value in bound.arguments.items() if key not in TENSORS}
         tensors = {key: bound.arguments[key] for key in TENSORS if isinstance(bound.arguments.get(key), Tensor)}
         kept = {
-            key: torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta").requires_grad_(
-                each.requires_grad
-            )
+            key: Operand(tuple(each.shape), each.stride(), each.dtype, each.requires_grad)
             for key, each in tensors.items()
         }
-        stage = Stage(op, name, kept, settings)
-        seen.setdefault(text({"settings": settings, "tensors": [str(each) for each in kept.values()]}), stage)
+        seen.setdefault(str((op, settings, kept)), Stage(op, name, kept, settings))
         return function(*args, **kwargs)
 
     return record
