@@ -349,8 +349,13 @@ def small_model():
     )
 
 
+def laid_out(channels_last):
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return small_model().to(memory_format=format), torch.randn(6, 2, 12, 12).to(memory_format=format)
+
+
 def small_stages(channels_last=False):
-    return tuner.stages_of(small_model, (6, 2, 12, 12), CPU, torch.float32, channels_last=channels_last)
+    return tuner.stages_of(*laid_out(channels_last))
 
 
 def stub_timer(monkeypatch, seconds, again=None):
@@ -377,8 +382,7 @@ def test_stages_are_those_of_the_model():
 def test_stages_have_the_keys_of_the_real_calls(channels_last, monkeypatch):
     stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
     list(tuner.tune(small_stages(channels_last), CPU))
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    model, x = small_model().to(memory_format=format), torch.randn(6, 2, 12, 12).to(memory_format=format)
+    model, x = laid_out(channels_last)
     ran = {"fastcnn.conv_relu.cpu", "fastcnn.lrn_pool_codes.cpu", "fastcnn.max_pool_codes.cpu"}
     assert set(operators(lambda: model(x))) == ran
 
@@ -508,7 +512,11 @@ MISTAKES = {
     "unknown model": ("tune vgg61 --batch-size 2", 1, "no model is named 'vgg61'"),
     "unknown backend": ("tune mnist_cnn --batch-size 2 --backend cudnn", 1, "expected one of triton, cuda, cpu"),
     "device": ("tune mnist_cnn --batch-size 2 --device tpu", 1, "--device: expected cpu"),
-    "too small": ("tune alexnet --batch-size 2 --input-size 3,7,7", 1, "alexnet does not take an input of 3x7x7"),
+    "too small": (
+        "tune alexnet --batch-size 2 --input-size 3,7,7",
+        1,
+        "alexnet does not run in float32 on an input of 2x3x7x7",
+    ),
 }
 
 
@@ -523,12 +531,15 @@ def test_mistake_is_one_line(name, capsys):
 
 def test_table_says_what_failed():
     stage = small_stages()[0]
+    long = Winner("triton", "implicit_gemm:128x64x32w8s3")
     trials = [run.Trial(STOCK, 2e-3, 0.0), run.Trial(KERNEL, None, 9.0, refused="output: error 9, allowed 1")]
-    result = run.Result(stage, "training", trials, 0.01, trials[0], {})
+    trials.append(run.Trial(long, 0.12345, 0.42))
+    results = [run.Result(stage, mode, trials, 0.01, trials[0], {}) for mode in run.MODES]
     console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(report.table([result]))
+    console.print(report.table(results))
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert "FAILED" in text
+    assert "0.42" in text
     assert "error 9" in " ".join(text.split())
-    assert "PARITY FAILED for 1" in " ".join(report.summary([result]))
+    assert "PARITY FAILED for 1" in " ".join(report.summary(results))

@@ -58,18 +58,17 @@ def tune(
     size = parse_input_size(input_size) or default_input_size(model)
     place = _device(device)
     _check_backend(backend, place)
-    options = parse_options(option)
-    shape = (batch_size, *size)
+    with place:
+        network = build_model(model, options=parse_options(option))
+        images = torch.randn(batch_size, *size)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    kind: torch.dtype = getattr(torch, dtype)
     try:
-        stages = stages_of(
-            lambda: build_model(model, options=options),
-            shape,
-            place,
-            getattr(torch, dtype),
-            channels_last=channels_last,
-        )
+        stages = stages_of(network.to(kind).to(memory_format=format), images.to(kind).to(memory_format=format))
     except RuntimeError as error:
-        raise UserError(f"{model} does not take an input of {'x'.join(map(str, size))}: {error}") from error
+        shape = "x".join(map(str, (batch_size, *size)))
+        raise UserError(f"{model} does not run in {dtype} on an input of {shape}: {error}") from error
+    del network, images
     modes = MODES if train is None else (MODES[train],)
     console, path = Console(highlight=False), output or user_path(device_name(place))
     console.print(f"{model}, {dtype}, on {device_name(place)}: {len(stages)} stages", soft_wrap=True)

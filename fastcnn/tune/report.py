@@ -27,7 +27,7 @@ def table(results: Sequence[Result]) -> Group:
 def _stage(group: list[Result]) -> Iterator[RenderableType]:
     stage, trials = group[0].stage, group[0].trials
     yield f"[bold]{stage.op}[/] {stage}"
-    shown = Table(box=None, pad_edge=False, header_style="dim")
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     shown.add_column("", min_width=NAME_WIDTH, overflow="fold")
     for result in group:
         shown.add_column(result.mode, justify="right", no_wrap=True, min_width=TIME_WIDTH)

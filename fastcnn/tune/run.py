@@ -77,9 +77,8 @@ def tune(
 
     Example:
         >>> import fastcnn, torch
-        >>> cpu = torch.device("cpu")
-        >>> stages = stages_of(fastcnn.MnistCNN, (64, 1, 28, 28), cpu, torch.float32, channels_last=False)
-        >>> results = list(tune(stages, cpu))  # doctest: +SKIP
+        >>> stages = stages_of(fastcnn.MnistCNN(), torch.randn(64, 1, 28, 28))
+        >>> results = list(tune(stages, torch.device("cpu")))  # doctest: +SKIP
     """
     name = device_name(device)
     target = path or user_path(name)

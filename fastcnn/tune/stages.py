@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcnn import functional as FF
 from fastcnn.backend import use_backend
@@ -84,45 +83,21 @@ class Stage(NamedTuple):
         return " * ".join(shapes)
 
 
-def stages_of(
-    build: Callable[[], nn.Module],
-    shape: tuple[int, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    channels_last: bool,
-) -> list[Stage]:
-    """Return the stages that a model runs on an input, each once, with the layouts that stock torch gives there.
+def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
+    """Return the stages that a model runs on an input, each once.
 
-    Args:
-        build: makes the model. It holds no memory here, and nothing is computed.
-        shape: of the input, (N, C, H, W).
-        device: where model and input are.
-        dtype: of parameters and input.
-        channels_last: the memory format of both.
+    The model runs once on the stock layers, so that shapes and layouts are those that training and inference will see.
 
     Example:
         >>> import torch, fastcnn
-        >>> cpu, shape = torch.device("cpu"), (8, 1, 28, 28)
-        >>> stages = stages_of(fastcnn.MnistCNN, shape, cpu, torch.float32, channels_last=False)
-        >>> [stage.op for stage in stages]
+        >>> [stage.op for stage in stages_of(fastcnn.MnistCNN(), torch.randn(8, 1, 28, 28))]
         ['conv_relu_pool', 'conv_relu_pool', 'linear_relu']
     """
     seen: dict[str, Stage] = {}
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    with torch.device("meta"):
-        model = build().to(dtype).to(memory_format=format)
-    # Fake tensors say which layout a layer's output has on the device; meta tensors do not.
-    with FakeTensorMode(), use_backend("torch"), torch.enable_grad():
-        state = {
-            name: torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device).requires_grad_(
-                each.requires_grad
-            )
-            for name, each in (*model.named_parameters(), *model.named_buffers())
-        }
-        input = torch.empty(shape, dtype=dtype, device=device).to(memory_format=format)
-        with _recorder(seen):
-            torch.func.functional_call(model, state, (input,))
+    # Nobody asks for the gradient of this pass, so what it would save is dropped.
+    saves_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda nothing: nothing)
+    with use_backend("torch"), torch.enable_grad(), saves_nothing, _recorder(seen):
+        model(input)
     return list(seen.values())
 
 
