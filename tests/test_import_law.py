@@ -41,7 +41,9 @@ KERNEL_TESTS = {
     "test_codegen.py": {"triton", "shapes"},
     "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
+    "tables.py": {"tuning"},
     "test_tune.py": {"tuning"},
+    "test_tuning.py": {"tuning"},
 }
 # Importing the package needs torch alone; what else a layer needs it imports where it is used.
 OUTSIDE = {
