@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import chosen_algorithm
 from fastcnn.ops import autograd, checks
 from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
 
@@ -25,7 +24,7 @@ class Convolution(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
-    algorithm: str | None
+    algorithm: str | None = None  # the backend's own choice
 
     def arguments(self) -> tuple[tuple[int, ...], str | None]:
         """Return stride, padding, dilation and groups in one row, and the algorithm."""
@@ -77,7 +76,7 @@ def prepare(
         input, window = _named_padding(function, input, window, padding)
     if not _go_together(input, weight, bias, window, groups):
         checks.check_conv(function, input, weight, bias, window, groups)
-    settings = Convolution(window.stride, window.padding, window.dilation, groups, chosen_algorithm())
+    settings = Convolution(window.stride, window.padding, window.dilation, groups)
     return input, weight, bias, settings
 
 

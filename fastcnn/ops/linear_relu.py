@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
+from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.library import define
@@ -72,10 +72,11 @@ _apply = autograd.applier(LinearReLU)
 
 def linear_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.linear_relu``."""
-    if runs_stock("linear_relu", _NAME, arguments[0]):
+    winner = tuned("linear_relu", *arguments)
+    if runs_stock("linear_relu", _NAME, arguments[0], winner):
         return checks.run_stock(reference, _prepare, *arguments)
     input, weight, bias = _prepare(*arguments)
-    backend = choose("linear_relu", _NAME, input, lambda: refuse(input, weight, bias))
+    backend, _ = choose("linear_relu", _NAME, input, lambda: refuse(input, weight, bias), winner)
     if backend == "torch":
         return reference(*arguments)
     if bias is not None and bias.shape != weight.shape[:1]:

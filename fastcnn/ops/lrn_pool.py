@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
+from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks, lrn
 from fastcnn.ops import max_pool as pool
 from fastcnn.ops.codes import unpool
@@ -88,10 +88,11 @@ _apply = autograd.applier(LRNPool)
 def lrn_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
     input = arguments[0]
-    if runs_stock("lrn_pool", _NAME, input):
+    winner = tuned("lrn_pool", *arguments)
+    if runs_stock("lrn_pool", _NAME, input, winner):
         return checks.run_stock(reference, _prepare, *arguments)
     norm, window = _prepare(*arguments)
-    backend = choose("lrn_pool", _NAME, input, lambda: _refuse(input, norm, window))
+    backend, _ = choose("lrn_pool", _NAME, input, lambda: _refuse(input, norm, window), winner)
     if backend == "torch":
         return reference(*arguments)
     norm = lrn.kernel_norm(norm)

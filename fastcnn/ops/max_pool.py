@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
+from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.library import define
@@ -95,10 +95,11 @@ _apply = autograd.applier(MaxPool)
 def max_pool(*arguments: Any) -> Any:
     """Run ``fastcnn.functional.max_pool2d``."""
     input = arguments[0]
-    if runs_stock("max_pool", _NAME, input):
+    winner = tuned("max_pool", *arguments)
+    if runs_stock("max_pool", _NAME, input, winner):
         return checks.run_stock(reference, _prepare, *arguments)
     window = _prepare(*arguments)
-    backend = choose("max_pool", _NAME, input, lambda: refuse(input, window, "kernel_size"))
+    backend, _ = choose("max_pool", _NAME, input, lambda: refuse(input, window, "kernel_size"), winner)
     if backend == "torch":
         return reference(*arguments)
     return autograd.with_batch(_run, input, window, backend, arguments[-1])
