@@ -63,13 +63,19 @@ def play(calls):
 
 @pytest.fixture
 def played(monkeypatch):
-    """Capture on the CPU. One thread: the steps are tiny, and their number is what takes time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Capture on the CPU."""
     monkeypatch.setattr(PlayedCapture, "waits", [])
     monkeypatch.setattr(PlayedCapture, "recorded", 0)
     monkeypatch.setitem(graphed.CAPTURES, "cpu", PlayedCapture)
-    yield PlayedCapture
+    return PlayedCapture
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many tiny steps: sharing them out among threads takes longer than they do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(threads)
 
 

@@ -8,15 +8,18 @@ import doctest
 import functools
 import logging
 
+import played_graphs
 import pytest
 import torch
 import torch.nn.functional as F
 from played_graphs import network
 from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastcnn.train import GraphedStep, graphed
 
-pytest_plugins = ["played_graphs"]  # the fixture `played`
+played, one_thread = played_graphs.played, played_graphs.one_thread  # fixtures
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -112,10 +115,12 @@ def test_result_is_the_callers_own(played):
     assert not any(result.requires_grad for result in results)
 
 
-def test_loaded_optimizer_state_reaches_the_graph(played):
-    plain, captured = Training("adam"), Training("adam")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_loaded_optimizer_state_reaches_the_graph(optimizer, played):
+    plain, captured = Training(optimizer), Training(optimizer)
     graphed.make_capturable(plain.optimizer)
     step = captured.graphed()
+    run(plain.step), run(step)
     saved = copy.deepcopy((plain.model.state_dict(), plain.optimizer.state_dict()))
     expected = run(plain.step)
     assert_same_training(captured, plain, run(step), expected)
@@ -146,7 +151,7 @@ def test_step_without_optimizer(played):
 
 def fail_when_captured():
     """Fail as CUDA does where a step is recorded. Nothing has run by then: a played recording runs what it notes."""
-    if torch.utils._python_dispatch.is_in_torch_dispatch_mode():
+    if is_in_torch_dispatch_mode():
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
@@ -171,28 +176,22 @@ def test_failed_capture_does_no_harm(played, caplog):
 
 def test_failed_capture_puts_gradients_and_state_back(played):
     training = Training()
-    weight = next(training.model.parameters())
     training.step(*next(batches()))
-    gradient, buffer = weight.grad, training.optimizer.state[weight]["momentum_buffer"]
+    weight = next(training.model.parameters())
+    gradient, momentum = weight.grad, training.optimizer.state[weight]["momentum_buffer"]
+    found = []
 
-    def lose_them(*batch):
-        training.optimizer.zero_grad()
-        training.optimizer.state.clear()
-        fail_when_captured()
-        weight.grad, training.optimizer.state[weight]["momentum_buffer"] = gradient, buffer
-        if step.reason:  # the call after the failed capture has to find them
-            assert found == [gradient, buffer]
+    def step(*batch):
+        state = training.optimizer.state
+        found.append(weight.grad is gradient and state[weight].get("momentum_buffer") is momentum)
+        if is_in_torch_dispatch_mode():
+            training.optimizer.zero_grad()
+            state.clear()
+            raise RuntimeError("operation not permitted when stream is capturing")
         return torch.zeros(())
 
-    found = []
-    step = GraphedStep(lose_them, training.optimizer)
-    give_up = step._give_up
-    step._give_up = lambda reason: (
-        found.extend([weight.grad, training.optimizer.state[weight]["momentum_buffer"]]),
-        give_up(reason),
-    )
-    run(step)
-    assert "not permitted" in step.reason
+    run(GraphedStep(step, training.optimizer))
+    assert found == [True] * (8 + 1)
 
 
 def test_step_that_waits_is_not_captured(played, caplog):

@@ -130,6 +130,11 @@ class Lane:
             yield
         self._rng = self._rng_state()
 
+    def cuda_graphs(self) -> str:
+        """Say whether training runs as CUDA graphs: ``captured``, ``off``, or why it cannot."""
+        step = self._graphed.get("train")
+        return (step.reason or "captured") if step else "off"
+
     def autocast(self) -> torch.autocast:
         """Return the autocast context that --amp asks for."""
         return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp], enabled=self.amp != "off")
