@@ -95,6 +95,9 @@ def train(
     optimizer: Annotated[OptimizerName, typer.Option(help="sgd has momentum 0.9.")] = OptimizerName.adam,
     weight_decay: Annotated[float, typer.Option(min=0, help="Weight decay.")] = 0.0,
     amp: Annotated[AmpName, typer.Option(help="Mixed precision through torch.autocast.")] = AmpName.off,
+    graph: Annotated[
+        bool, typer.Option(help="On a GPU, capture whole training steps into CUDA graphs; the losses are the same.")
+    ] = True,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
     ] = None,
@@ -138,6 +141,7 @@ def train(
         weight_decay=weight_decay,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         amp=str(amp),
+        graph=graph,
         data=str(data) if data else None,
         seed=seed,
         workers=workers,
