@@ -299,9 +299,10 @@ def choose(
         raise RuntimeError(_choice.problem)
     if name == "auto":
         return _fastest(op, function, input, refusal, winner)
-    if reason := _wrong_device(name, input) or _forward_mode() or _wrong_precision(name, op, input) or refusal():
+    algorithm = _choice.algorithm
+    if reason := _wrong_device(name, input) or _forward_mode() or _wrong_precision(name, algorithm, input) or refusal():
         raise RuntimeError(f"{function}: backend {name!r} {reason}")
-    return name, _choice.algorithm
+    return name, algorithm
 
 
 def _fastest(
@@ -309,7 +310,8 @@ def _fastest(
 ) -> tuple[str, str | None]:
     reason = _forward_mode() or refusal()
     if winner:
-        fastest, reason = winner, _wrong_device(winner.backend, input) or reason
+        fastest = winner
+        reason = _wrong_device(winner.backend, input) or _wrong_precision(*winner, input) or reason
     else:
         entry = FASTEST[input.device.type, op]
         fastest = tuning.Winner(entry.backend, _choice.algorithm)
@@ -346,10 +348,10 @@ def _wrong_device(name: str, input: Tensor) -> str:
     return f"needs argument 'input' on a {wanted} device, got {input.device}"
 
 
-def _wrong_precision(name: str, op: str, input: Tensor) -> str:
-    if name != "cuda" or not op.startswith("conv") or not (_choice.algorithm or "").startswith("implicit_gemm"):
+def _wrong_precision(name: str, algorithm: str | None, input: Tensor) -> str:
+    if name != "cuda" or algorithm != "implicit_gemm" or input.dtype != torch.float32:
         return ""
-    if input.dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+    if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
         return ""
     return "multiplies float32 in TF32 by 'implicit_gemm', which torch.backends.cudnn.allow_tf32 forbids"
 
