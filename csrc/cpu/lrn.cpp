@@ -4,6 +4,8 @@
 // channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are summed
 // anew for each channel: nothing that slides could carry a NaN or a rounding error on.
 
+#include "lrn.h"
+
 #include "../math/power.h"
 #include "../ops.h"
 #include "threads.h"
@@ -213,26 +215,49 @@ FASTCNN_CLONES void backward(
   }
 }
 
-LRN make_norm(int64_t size, double alpha, double beta, double k) {
-  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
-}
-
-// Call run with the type and the formula that serve these arguments, as types.
+// Call run with the formula that serves beta, as a type.
 template <class Run>
-void with_formula(const Tensor& x, double beta, const Run& run) {
-  with_type("lrn", x, [&](auto type) {
-    switch (power_of(beta)) {
-      case Power::THREE_QUARTERS:
-        return run(type, std::integral_constant<Power, Power::THREE_QUARTERS>{});
-      case Power::ZERO:
-        return run(type, std::integral_constant<Power, Power::ZERO>{});
-      case Power::ANY:
-        return run(type, std::integral_constant<Power, Power::ANY>{});
-    }
-  });
+void with_formula(double beta, const Run& run) {
+  switch (power_of(beta)) {
+    case Power::THREE_QUARTERS:
+      return run(std::integral_constant<Power, Power::THREE_QUARTERS>{});
+    case Power::ZERO:
+      return run(std::integral_constant<Power, Power::ZERO>{});
+    case Power::ANY:
+      return run(std::integral_constant<Power, Power::ANY>{});
+  }
 }
 
 }  // namespace
+
+template <class T>
+void lrn_into(const T* x, T* y, const Layout& layout, const LRN& norm) {
+  const bool copies = layout.channels_last || !std::is_same_v<T, float>;
+  const Blocks blocks(layout, norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
+  with_formula(norm.beta, [&](auto power) {
+    parallel(blocks.count(), blocks.cost(), [&](int64_t begin, int64_t end) {
+      forward<T, power()>(x, y, blocks, norm, begin, end);
+    });
+  });
+}
+
+template <class T>
+void lrn_backward_into(const T* x, const T* grad, T* dx, const Layout& layout, const LRN& norm) {
+  const Blocks blocks(layout, norm, BLOCK_FLOATS);
+  with_formula(norm.beta, [&](auto power) {
+    parallel(blocks.count(), 3 * blocks.cost(), [&](int64_t begin, int64_t end) {
+      backward<T, power()>(x, grad, dx, blocks, norm, begin, end);
+    });
+  });
+}
+
+#define FASTCNN_LRN(T)                                                             \
+  template void lrn_into(const T*, T*, const Layout&, const LRN&);                 \
+  template void lrn_backward_into(const T*, const T*, T*, const Layout&, const LRN&)
+FASTCNN_LRN(float);
+FASTCNN_LRN(BFloat16);
+FASTCNN_LRN(Half);
+#undef FASTCNN_LRN
 
 Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double k) {
   STD_TORCH_CHECK(input.dim() >= 3, "lrn: expected (N, C, *), got ", input.dim(), " axes");
@@ -243,16 +268,9 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   if (y.numel() == 0) {
     return y;
   }
-  const LRN norm = make_norm(size, alpha, beta, k);
-  const bool copies = channels_last || x.scalar_type() != torch::headeronly::ScalarType::Float;
-  const Blocks blocks(layout(x, channels_last), norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
-  with_formula(x, beta, [&](auto type, auto power) {
+  with_type("lrn", x, [&](auto type) {
     using T = decltype(type);
-    const T* from = data<T>(x);
-    T* to = mutable_data<T>(y);
-    parallel(blocks.count(), blocks.cost(), [&](int64_t begin, int64_t end) {
-      forward<T, power()>(from, to, blocks, norm, begin, end);
-    });
+    lrn_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), make_norm(size, alpha, beta, k));
   });
   return y;
 }
@@ -269,15 +287,10 @@ Tensor lrn_backward(
   if (dx.numel() == 0) {
     return dx;
   }
-  const LRN norm = make_norm(size, alpha, beta, k);
-  const Blocks blocks(layout(x, channels_last), norm, BLOCK_FLOATS);
-  with_formula(x, beta, [&](auto type, auto power) {
+  with_type("lrn_backward", x, [&](auto type) {
     using T = decltype(type);
-    const T *values = data<T>(x), *gradient = data<T>(from);
-    T* to = mutable_data<T>(dx);
-    parallel(blocks.count(), 3 * blocks.cost(), [&](int64_t begin, int64_t end) {
-      backward<T, power()>(values, gradient, to, blocks, norm, begin, end);
-    });
+    const LRN norm = make_norm(size, alpha, beta, k);
+    lrn_backward_into(data<T>(x), data<T>(from), mutable_data<T>(dx), layout(x, channels_last), norm);
   });
   return dx;
 }

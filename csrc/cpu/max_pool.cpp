@@ -347,25 +347,24 @@ FASTCNN_CLONES void pool_pixels(
 }
 
 template <class T, bool CODES, bool RELU>
-void run_pool(const Tensor& x, Tensor& y, Tensor* codes, const Plane& plane, const Layout& layout, const Window& window) {
-  const T* from = data<T>(x);
-  T* to = mutable_data<T>(y);
-  uint8_t* code = CODES ? mutable_data<uint8_t>(*codes) : nullptr;
+void run_pool(const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout& layout, const Window& window) {
   if (layout.channels_last) {
     const int64_t cost = plane.out_width * layout.channels * window.rows.size * window.columns.size;
     parallel(layout.images * plane.out_height, cost, [&](int64_t begin, int64_t end) {
-      pool_pixels<T, CODES, RELU>(from, to, code, plane, layout.channels, window, begin, end);
+      pool_pixels<T, CODES, RELU>(x, y, codes, plane, layout.channels, window, begin, end);
     });
   } else {
     parallel(layout.images * layout.channels, layout.pixels, [&](int64_t begin, int64_t end) {
-      pool_planes<T, CODES, RELU>(from, to, code, plane, window, begin, end);
+      pool_planes<T, CODES, RELU>(x, y, codes, plane, window, begin, end);
     });
   }
 }
 
+}  // namespace
+
 template <class T>
-void choose_pool(const Tensor& x, Tensor& y, Tensor* codes, const Plane& plane, const Layout& layout,
-                 const Window& window, bool relu) {
+void pool_into(
+    const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout& layout, const Window& window, bool relu) {
   if (codes) {
     relu ? run_pool<T, true, true>(x, y, codes, plane, layout, window)
          : run_pool<T, true, false>(x, y, codes, plane, layout, window);
@@ -375,7 +374,12 @@ void choose_pool(const Tensor& x, Tensor& y, Tensor* codes, const Plane& plane, 
   }
 }
 
-}  // namespace
+#define FASTCNN_POOL(T) \
+  template void pool_into(const T*, T*, uint8_t*, const Plane&, const Layout&, const Window&, bool)
+FASTCNN_POOL(float);
+FASTCNN_POOL(BFloat16);
+FASTCNN_POOL(Half);
+#undef FASTCNN_POOL
 
 std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool relu, bool codes) {
   STD_TORCH_CHECK(input.dim() == 4, "max_pool: expected (N, C, H, W), got ", input.dim(), " axes");
@@ -388,7 +392,9 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
   Tensor code = codes ? new_tensor(x, sizes, torch::headeronly::ScalarType::Byte, channels_last) : y;
   if (y.numel() > 0) {
     with_type("max_pool", x, [&](auto type) {
-      choose_pool<decltype(type)>(x, y, codes ? &code : nullptr, plane, shape, window, relu);
+      using T = decltype(type);
+      uint8_t* places = codes ? mutable_data<uint8_t>(code) : nullptr;
+      pool_into(data<T>(x), mutable_data<T>(y), places, plane, shape, window, relu);
     });
   }
   return {y, code};

@@ -219,10 +219,6 @@ __device__ __forceinline__ Element element_at(const Layout& layout, int64_t i) {
 // The distance from a channel to the next.
 __device__ __forceinline__ int64_t step_of(const Layout& layout) { return layout.channels_last ? 1 : layout.pixels; }
 
-inline LRN make_norm(int64_t size, double alpha, double beta, double k) {
-  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
-}
-
 // Which path serves tensors of this layout; those given are read and written at the channels of a run.
 template <class T, class... Tensors>
 Path path_of(const Layout& layout, int64_t size, double beta, const Tensors&... tensors) {
