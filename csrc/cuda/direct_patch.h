@@ -136,8 +136,8 @@ __device__ __forceinline__ void stage_weights(T* to, const T* weight, const Dire
   }
 }
 
-// The patch whose first pixel is (row, column) of the image; zeros outside of the image, which is the padding. Warps take
-// turns at its rows.
+// The patch whose first pixel is (row, column) of the image; zeros outside of it, which is the padding. Warps take turns
+// at its rows.
 template <class T>
 __device__ __forceinline__ void stage_patch(
     Pixel<T>* patch, const T* image, const DirectShape& shape, int row, int column) {
