@@ -31,7 +31,7 @@ int64_t shared_bytes(const DirectShape& shape) {
   const int64_t weights = int64_t{shape.channels} * weight_pitch<T>(shape) * sizeof(T);
   const int64_t biases = MOST_CHANNELS<T> * sizeof(float), offsets = shape.padded_taps() * sizeof(int);
   const int64_t patch = int64_t{shape.patch_rows()} * shape.patch_pitch() * sizeof(Pixel<T>);
-  const int64_t results = Staged<T, MOST_CHANNELS<T>>::SIZE * sizeof(T);
+  const int64_t results = Results<T, MOST_CHANNELS<T>>::SIZE * sizeof(T);
   return weights + biases + offsets + std::max(patch, results);
 }
 
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(THREADS, 4) direct_kernel(
   float* biases = reinterpret_cast<float*>(weights + shape.channels * weight_pitch<T>(shape));
   int* offsets = reinterpret_cast<int*>(biases + MOST_CHANNELS<T>);
   auto* patch = reinterpret_cast<Pixel<T>*>(offsets + shape.padded_taps());
-  const Staged<T, CHANNELS> staged{reinterpret_cast<T*>(patch), output.channels_last};
+  const Results<T, CHANNELS> results{reinterpret_cast<T*>(patch), output.channels_last};
 
   stage_weights(weights, weight, shape, channel, count);
   stage_offsets(offsets, shape);
@@ -66,17 +66,17 @@ __global__ void __launch_bounds__(THREADS, 4) direct_kernel(
         column * shape.horizontal.stride - shape.horizontal.padding);
     __syncthreads();
     Sums<T, CHANNELS> sums;
-    sums.multiply({patch, offsets, weights, biases}, shape);
+    sums.multiply({patch, offsets, weights}, shape);
     __syncthreads();  // the patch has been read, its place is free
-    sums.stage(staged, biases, shape);
+    sums.stage(results, biases, shape);
     __syncthreads();
     const int shrink = shape.pool ? 2 : 1;
     const Origin origin{image, row / shrink, column / shrink, channel, count};
     if (output.vectors) {
-      shape.pool ? write_tile<WIDTH<T>, true>(output, staged, origin)
-                 : write_tile<WIDTH<T>, false>(output, staged, origin);
+      shape.pool ? write_tile<WIDTH<T>, true>(output, results, origin)
+                 : write_tile<WIDTH<T>, false>(output, results, origin);
     } else {
-      shape.pool ? write_tile<1, true>(output, staged, origin) : write_tile<1, false>(output, staged, origin);
+      shape.pool ? write_tile<1, true>(output, results, origin) : write_tile<1, false>(output, results, origin);
     }
     __syncthreads();  // the results have been read, their place is free
   }
@@ -100,16 +100,9 @@ auto kernel_for(int channels) {
   }
 }
 
-// How many blocks keep the GPU of the current device busy if each needs so much shared memory.
+// How many blocks keep the GPU busy if each needs so much shared memory.
 int64_t enough_blocks(int64_t shared_bytes) {
-#ifdef __CUDACC__
-  int device = 0, processors = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-#else
-  const int processors = 1;
-#endif
-  return processors * std::clamp<int64_t>(2 * MOST_SHARED_BYTES / shared_bytes, 1, 4);
+  return multiprocessors() * std::clamp<int64_t>(2 * MOST_SHARED_BYTES / shared_bytes, 1, 4);
 }
 
 constexpr int64_t MOST_INDEX = std::numeric_limits<int32_t>::max();

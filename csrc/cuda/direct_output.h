@@ -1,7 +1,7 @@
 #pragma once
 // What a block of the direct convolution writes: a tile of finished values from shared memory, pooled or as they are.
 
-#include "../math/window.h"
+#include "best.h"
 #include "direct_product.h"
 
 namespace fastcnn::cuda {
@@ -29,26 +29,23 @@ struct Origin {
   int channel, channels;
 };
 
-// The four values of N windows, [place][window]: the windows are neighbours in a row, or the same in neighbouring
-// channels.
+// The four values of N windows, a vector for each place: the windows are neighbours in a row, or the same in
+// neighbouring channels.
 template <int N, class T, int CHANNELS>
-__device__ __forceinline__ void load_windows(T (&values)[4][N], const Staged<T, CHANNELS>& staged, int window, int channel) {
-  if (staged.channels_last) {
+__device__ __forceinline__ void load_windows(
+    Vector<T, N> (&places)[4], const Results<T, CHANNELS>& results, int window, int channel) {
+  if (results.channels_last) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const auto places = *reinterpret_cast<const Vector<T, N>*>(staged.place(window * 4 + i, channel));
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        values[i][j] = places.at[j];
-      }
+      places[i] = load_packed<N>(results.place(window * 4 + i, channel));
     }
   } else {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const auto places = *reinterpret_cast<const Vector<T, 4>*>(staged.place((window + j) * 4, channel));
+      const Vector<T, 4> values = load_packed<4>(results.place((window + j) * 4, channel));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        values[i][j] = places.at[i];
+        places[i].at[j] = values.at[i];
       }
     }
   }
@@ -56,34 +53,22 @@ __device__ __forceinline__ void load_windows(T (&values)[4][N], const Staged<T, 
 
 template <int N, class T, int CHANNELS>
 __device__ __forceinline__ void write_windows(
-    const Output<T>& output, int64_t place, const Staged<T, CHANNELS>& staged, int window, int channel) {
-  T values[4][N];
-  load_windows(values, staged, window, channel);
-  Vector<T, N> best;
-  Vector<uint8_t, N> codes;
+    const Output<T>& output, int64_t at, const Results<T, CHANNELS>& results, int window, int channel) {
+  Vector<T, N> places[4];
+  load_windows(places, results, window, channel);
+  Best<T, N> best(0);
 #pragma unroll
-  for (int j = 0; j < N; ++j) {
-    float most = static_cast<float>(values[0][j]);
-    int code = 0;
-#pragma unroll
-    for (int i = 1; i < 4; ++i) {
-      const float value = static_cast<float>(values[i][j]);
-      const bool better = wins(value, most);
-      most = better ? value : most;
-      code = better ? i : code;
-    }
-    best.at[j] = static_cast<T>(most);
-    codes.at[j] = static_cast<uint8_t>(relu_off(most) ? RELU_OFF : code);
+  for (int i = 0; i < 4; ++i) {
+    best.template take<false>(places[i], i, {});
   }
-  *reinterpret_cast<Vector<T, N>*>(output.values + place) = best;
-  if (output.codes) {
-    *reinterpret_cast<Vector<uint8_t, N>*>(output.codes + place) = codes;
-  }
+  best.apply_relu();  // the values have it already: for the codes
+  best.store(output.values + at, output.codes == nullptr ? nullptr : output.codes + at);
 }
 
 // Write the tile, N neighbouring values a thread at a time.
 template <int N, bool POOL, class T, int CHANNELS>
-__device__ __forceinline__ void write_tile(const Output<T>& output, const Staged<T, CHANNELS>& staged, const Origin& origin) {
+__device__ __forceinline__ void write_tile(
+    const Output<T>& output, const Results<T, CHANNELS>& results, const Origin& origin) {
   constexpr int COLUMNS = POOL ? TILE_COLUMNS / 2 : TILE_COLUMNS, PIXELS = POOL ? TILE_PIXELS / 4 : TILE_PIXELS;
   const int64_t image = origin.image * (output.rows * output.columns) * output.channels;
 #pragma unroll 1
@@ -92,12 +77,11 @@ __device__ __forceinline__ void write_tile(const Output<T>& output, const Staged
     const int channel = output.channels_last ? i % (CHANNELS / N) * N : i / (PIXELS / N);
     const int row = origin.row + pixel / COLUMNS, column = origin.column + pixel % COLUMNS;
     if (channel < origin.channels && row < output.rows && column < output.columns) {
-      const int64_t place = image + output.place(origin.channel + channel, row, column);
+      const int64_t at = image + output.place(origin.channel + channel, row, column);
       if constexpr (POOL) {
-        write_windows<N>(output, place, staged, pixel, channel);
+        write_windows<N>(output, at, results, pixel, channel);
       } else {
-        *reinterpret_cast<Vector<T, N>*>(output.values + place) =
-            *reinterpret_cast<const Vector<T, N>*>(staged.place(pixel, channel));
+        store_packed(output.values + at, load_packed<N>(results.place(pixel, channel)));
       }
     }
   }

@@ -119,7 +119,7 @@ __device__ __forceinline__ void store_tap(T* channel, int tap, const Pixel<T>& w
 }
 
 // The weights of `count` output channels from `first`, zeros in what is left of the block's channels. A lane has a tap,
-// a warp every so manieth channel.
+// the warps take turns at the channels.
 template <class T>
 __device__ __forceinline__ void stage_weights(T* to, const T* weight, const DirectShape& shape, int first, int count) {
   for (int tap = threadIdx.x % WARP; tap < shape.padded_taps(); tap += WARP) {
@@ -136,8 +136,8 @@ __device__ __forceinline__ void stage_weights(T* to, const T* weight, const Dire
   }
 }
 
-// The patch whose first pixel is (row, column) of the image; zeros outside of the image, which is the padding. A warp has
-// every so manieth row.
+// The patch whose first pixel is (row, column) of the image; zeros outside of it, which is the padding. Warps take turns
+// at its rows.
 template <class T>
 __device__ __forceinline__ void stage_patch(
     Pixel<T>* patch, const T* image, const DirectShape& shape, int row, int column) {

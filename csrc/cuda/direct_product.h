@@ -11,17 +11,16 @@ namespace fastcnn::cuda {
 
 // What the products read of shared memory.
 template <class T>
-struct Factors {
+struct Operands {
   const Pixel<T>* patch;
   const int* offsets;
   const T* weights;
-  const float* bias;
 };
 
 // The tile's results, in the order of the output: [pixel][channel] or [channel][pixel]. Rows are 16 bytes longer than
 // their values, so that those of neighbouring rows lie in different banks.
 template <class T, int CHANNELS>
-struct Staged {
+struct Results {
   static constexpr int GAP = 16 / sizeof(T), SIZE = TILE_PIXELS * (CHANNELS + GAP);
   static_assert(CHANNELS <= TILE_PIXELS, "SIZE is that of the larger order");
   T* at;
@@ -54,23 +53,23 @@ struct Sums {
   }
 
   // Four taps a step, one a lane of four: its four channels are the lane's two registers of a row of A.
-  __device__ __forceinline__ void multiply(const Factors<T>& factors, const DirectShape& shape) {
+  __device__ __forceinline__ void multiply(const Operands<T>& operands, const DirectShape& shape) {
     const int lane = threadIdx.x % WARP, pitch = weight_pitch<T>(shape);
     int start[2 * M_TILES];
 #pragma unroll
     for (int i = 0; i < 2 * M_TILES; ++i) {
       start[i] = patch_start(shape, pixel(i));
     }
-    const T* row = factors.weights + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8;
+    const T* row = operands.weights + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8;
 #pragma unroll 1
     for (int step = 0; step < shape.padded_taps() / 4; ++step) {
-      const int offset = factors.offsets[step * 4 + lane % 4];
+      const int offset = operands.offsets[step * 4 + lane % 4];
       uint32_t a[M_TILES][4];
 #pragma unroll
       for (int i = 0; i < 2 * M_TILES; ++i) {
         Vector<uint32_t, 2> pairs{};  // zeros, not data, where there is no tap: zero times infinity is not zero
         if (offset >= 0) {
-          pairs = std::bit_cast<Vector<uint32_t, 2>>(factors.patch[start[i] + offset]);
+          pairs = std::bit_cast<Vector<uint32_t, 2>>(operands.patch[start[i] + offset]);
         }
         a[i / 2][i % 2] = pairs.at[0];
         a[i / 2][i % 2 + 2] = pairs.at[1];
@@ -89,7 +88,7 @@ struct Sums {
   }
 
   __device__ __forceinline__ void stage(
-      const Staged<T, CHANNELS>& staged, const float* bias, const DirectShape&) const {
+      const Results<T, CHANNELS>& results, const float* bias, const DirectShape&) const {
 #pragma unroll
     for (int n = 0; n < CHANNELS / 8; ++n) {
       const int channel = n * 8 + threadIdx.x % 4 * 2;
@@ -98,11 +97,11 @@ struct Sums {
       for (int i = 0; i < 2 * M_TILES; ++i) {
         const float* sums = at[i / 2][n] + i % 2 * 2;
         const Vector<T, 2> pair{finish<T>(sums[0], biases[0]), finish<T>(sums[1], biases[1])};
-        if (staged.channels_last) {
-          *reinterpret_cast<uint32_t*>(staged.place(pixel(i), channel)) = std::bit_cast<uint32_t>(pair);
+        if (results.channels_last) {
+          *reinterpret_cast<uint32_t*>(results.place(pixel(i), channel)) = std::bit_cast<uint32_t>(pair);
         } else {
-          *staged.place(pixel(i), channel) = pair.at[0];
-          *staged.place(pixel(i), channel + 1) = pair.at[1];
+          *results.place(pixel(i), channel) = pair.at[0];
+          *results.place(pixel(i), channel + 1) = pair.at[1];
         }
       }
     }
@@ -125,19 +124,19 @@ struct Sums<float, CHANNELS> {
 
   static __device__ __forceinline__ int first_channel() { return threadIdx.x / WARP * EACH; }
 
-  __device__ __forceinline__ void multiply(const Factors<float>& factors, const DirectShape& shape) {
+  __device__ __forceinline__ void multiply(const Operands<float>& operands, const DirectShape& shape) {
     if (first_channel() >= shape.channels) {
       return;
     }
     const int pitch = weight_pitch<float>(shape);
-    const float* weights = factors.weights + first_channel() * pitch;
+    const float* weights = operands.weights + first_channel() * pitch;
     const Pixel<float>* start[PIXELS];
 #pragma unroll
     for (int i = 0; i < PIXELS; ++i) {
-      start[i] = factors.patch + patch_start(shape, pixel(i, shape.pool));
+      start[i] = operands.patch + patch_start(shape, pixel(i, shape.pool));
     }
     for (int tap = 0; tap < shape.taps(); ++tap) {
-      const int offset = factors.offsets[tap];
+      const int offset = operands.offsets[tap];
       Pixel<float> x[PIXELS], w[EACH];
 #pragma unroll
       for (int i = 0; i < PIXELS; ++i) {
@@ -168,7 +167,7 @@ struct Sums<float, CHANNELS> {
   }
 
   __device__ __forceinline__ void stage(
-      const Staged<float, CHANNELS>& staged, const float* bias, const DirectShape& shape) const {
+      const Results<float, CHANNELS>& results, const float* bias, const DirectShape& shape) const {
     if (first_channel() >= shape.channels) {
       return;
     }
@@ -183,12 +182,12 @@ struct Sums<float, CHANNELS> {
           values.at[j] = finish<float>(at[i][n + j], bias[channel + j]);
         }
         const int pixel = this->pixel(i, shape.pool);
-        if (staged.channels_last) {
-          *reinterpret_cast<Vector<float, 4>*>(staged.place(pixel, channel)) = values;
+        if (results.channels_last) {
+          *reinterpret_cast<Vector<float, 4>*>(results.place(pixel, channel)) = values;
         } else {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            *staged.place(pixel, channel + j) = values.at[j];
+            *results.place(pixel, channel + j) = values.at[j];
           }
         }
       }
