@@ -1,5 +1,5 @@
-// The operators of this library, torch.ops.fastcnn.<name>.<backend>, and the functions that run them. Their schemas have
-// one home, fastcnn/ops/<stem>.py, which defines every backend's overload from one string.
+// The operators of this library, torch.ops.fastcnn.<name>.<backend>, and the functions that run them. Their schemas
+// have one home, fastcnn/ops/<stem>.py, which defines every backend's overload from one string.
 
 #include "ops.h"
 
@@ -23,8 +23,7 @@ auto with_window(Before... before, Sizes window) {
 }
 
 template <auto OPERATOR>
-auto with_convolution(
-    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes convolution,
+auto with_convolution(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes convolution,
     std::optional<std::string> algorithm) {
   check_length(convolution, 7);
   return OPERATOR(
@@ -32,14 +31,12 @@ auto with_convolution(
 }
 
 template <auto OPERATOR>
-auto with_both(
-    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes convolution,
+auto with_both(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes convolution,
     std::optional<std::string> algorithm, Sizes window) {
   check_length(convolution, 7);
   check_length(window, 9);
-  return OPERATOR(
-      input, weight, bias, pair(convolution, 0), pair(convolution, 1), pair(convolution, 2), convolution[6], algorithm,
-      pair(window, 0), pair(window, 1), pair(window, 2), pair(window, 3), window[8] != 0);
+  return OPERATOR(input, weight, bias, pair(convolution, 0), pair(convolution, 1), pair(convolution, 2), convolution[6],
+      algorithm, pair(window, 0), pair(window, 1), pair(window, 2), pair(window, 3), window[8] != 0);
 }
 
 using In = const Tensor&;
@@ -47,31 +44,26 @@ using In = const Tensor&;
 }  // namespace
 }  // namespace fastcnn
 
-#define FASTCNN_IMPLEMENT(library, backend)                                                                         \
-  library.impl("max_pool." #backend, TORCH_BOX((&with_window<&backend::max_pool, In>)));                            \
-  library.impl("max_pool_codes." #backend, TORCH_BOX((&with_window<&backend::max_pool_codes, In>)));                \
-  library.impl(                                                                                                     \
-      "max_pool_backward." #backend,                                                                                \
-      TORCH_BOX((&with_window<&backend::max_pool_backward, In, In, int64_t, int64_t>)));                            \
-  library.impl("lrn." #backend, TORCH_BOX(&backend::lrn));                                                          \
-  library.impl("lrn_backward." #backend, TORCH_BOX(&backend::lrn_backward));                                        \
-  library.impl(                                                                                                     \
-      "lrn_pool." #backend,                                                                                         \
-      TORCH_BOX((&with_window<&backend::lrn_pool, In, int64_t, double, double, double>)));                          \
-  library.impl(                                                                                                     \
-      "lrn_pool_codes." #backend,                                                                                   \
-      TORCH_BOX((&with_window<&backend::lrn_pool_codes, In, int64_t, double, double, double>)));                    \
-  library.impl(                                                                                                     \
-      "lrn_pool_backward." #backend,                                                                                \
-      TORCH_BOX((&with_window<&backend::lrn_pool_backward, In, In, In, int64_t, double, double, double>)));         \
-  library.impl("conv_relu." #backend, TORCH_BOX(&with_convolution<&backend::conv_relu>));                           \
-  library.impl("conv_relu_backward." #backend, TORCH_BOX(&backend::conv_relu_backward));                            \
-  library.impl("conv_relu_pool." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool>));                        \
-  library.impl("conv_relu_pool_codes." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool_codes>));            \
-  library.impl(                                                                                                     \
-      "conv_relu_pool_backward." #backend,                                                                          \
-      TORCH_BOX((&with_window<&backend::conv_relu_pool_backward, In, In, int64_t, int64_t, bool>)));                \
-  library.impl("linear_relu." #backend, TORCH_BOX(&backend::linear_relu));                                          \
+#define FASTCNN_IMPLEMENT(library, backend)                                                                      \
+  library.impl("max_pool." #backend, TORCH_BOX((&with_window<&backend::max_pool, In>)));                         \
+  library.impl("max_pool_codes." #backend, TORCH_BOX((&with_window<&backend::max_pool_codes, In>)));             \
+  library.impl("max_pool_backward." #backend,                                                                    \
+      TORCH_BOX((&with_window<&backend::max_pool_backward, In, In, int64_t, int64_t>)));                         \
+  library.impl("lrn." #backend, TORCH_BOX(&backend::lrn));                                                       \
+  library.impl("lrn_backward." #backend, TORCH_BOX(&backend::lrn_backward));                                     \
+  library.impl(                                                                                                  \
+      "lrn_pool." #backend, TORCH_BOX((&with_window<&backend::lrn_pool, In, int64_t, double, double, double>))); \
+  library.impl("lrn_pool_codes." #backend,                                                                       \
+      TORCH_BOX((&with_window<&backend::lrn_pool_codes, In, int64_t, double, double, double>)));                 \
+  library.impl("lrn_pool_backward." #backend,                                                                    \
+      TORCH_BOX((&with_window<&backend::lrn_pool_backward, In, In, In, int64_t, double, double, double>)));      \
+  library.impl("conv_relu." #backend, TORCH_BOX(&with_convolution<&backend::conv_relu>));                        \
+  library.impl("conv_relu_backward." #backend, TORCH_BOX(&backend::conv_relu_backward));                         \
+  library.impl("conv_relu_pool." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool>));                     \
+  library.impl("conv_relu_pool_codes." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool_codes>));         \
+  library.impl("conv_relu_pool_backward." #backend,                                                              \
+      TORCH_BOX((&with_window<&backend::conv_relu_pool_backward, In, In, int64_t, int64_t, bool>)));             \
+  library.impl("linear_relu." #backend, TORCH_BOX(&backend::linear_relu));                                       \
   library.impl("linear_relu_backward." #backend, TORCH_BOX(&backend::linear_relu_backward))
 
 using namespace fastcnn;

@@ -1,8 +1,8 @@
 // Local response normalisation across channels, forward and backward, in one pass over memory.
 //
 // A block of pixels of one image is brought to float32: NCHW as lines of pixels, one a channel; NHWC as lines of
-// channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are summed
-// anew for each channel: nothing that slides could carry a NaN or a rounding error on.
+// channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are
+// summed anew for each channel: nothing that slides could carry a NaN or a rounding error on.
 
 #include "lrn.h"
 
@@ -74,9 +74,8 @@ struct Same {
 
 // total[i] = the sum of term(values[i + j * step]) for j from 0 to size - 1.
 template <class Term>
-FASTCNN_HOST_DEVICE void window_sum(
-    const float* __restrict values, int64_t size, int64_t step, int64_t count, const Term& term,
-    float* __restrict total) {
+FASTCNN_HOST_DEVICE void window_sum(const float* __restrict values, int64_t size, int64_t step, int64_t count,
+    const Term& term, float* __restrict total) {
   if (size == 5) {
     for (int64_t i = 0; i < count; ++i) {
       total[i] = term(values[i]) + term(values[i + step]) + term(values[i + 2 * step]) + term(values[i + 3 * step]) +
@@ -160,7 +159,8 @@ FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& n
     }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
-      const float* __restrict own = copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
+      const float* __restrict own =
+          copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
       if (!copy) {
         prefetch(near.first + near.size * near.step, count);
       }
@@ -193,7 +193,7 @@ FASTCNN_CLONES void backward(
         prefetch(near.first + near.size * near.step, count);
         prefetch(from + blocks.layout.pixels, count);
       }
-      float *__restrict factor = factors.data() + at, *__restrict term = terms.data() + at;
+      float* __restrict factor = factors.data() + at, * __restrict term = terms.data() + at;
       window_sum(near.first, near.size, near.step, count, Square{}, sum);
       for (int64_t i = 0; i < count; ++i) {
         const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
@@ -235,9 +235,8 @@ void lrn_into(const T* x, T* y, const Layout& layout, const LRN& norm) {
   const bool copies = layout.channels_last || !std::is_same_v<T, float>;
   const Blocks blocks(layout, norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
   with_formula(norm.beta, [&](auto power) {
-    parallel(blocks.count(), blocks.cost(), [&](int64_t begin, int64_t end) {
-      forward<T, power()>(x, y, blocks, norm, begin, end);
-    });
+    parallel(blocks.count(), blocks.cost(),
+        [&](int64_t begin, int64_t end) { forward<T, power()>(x, y, blocks, norm, begin, end); });
   });
 }
 
@@ -245,14 +244,13 @@ template <class T>
 void lrn_backward_into(const T* x, const T* grad, T* dx, const Layout& layout, const LRN& norm) {
   const Blocks blocks(layout, norm, BLOCK_FLOATS);
   with_formula(norm.beta, [&](auto power) {
-    parallel(blocks.count(), 3 * blocks.cost(), [&](int64_t begin, int64_t end) {
-      backward<T, power()>(x, grad, dx, blocks, norm, begin, end);
-    });
+    parallel(blocks.count(), 3 * blocks.cost(),
+        [&](int64_t begin, int64_t end) { backward<T, power()>(x, grad, dx, blocks, norm, begin, end); });
   });
 }
 
-#define FASTCNN_LRN(T)                                                             \
-  template void lrn_into(const T*, T*, const Layout&, const LRN&);                 \
+#define FASTCNN_LRN(T)                                             \
+  template void lrn_into(const T*, T*, const Layout&, const LRN&); \
   template void lrn_backward_into(const T*, const T*, T*, const Layout&, const LRN&)
 FASTCNN_LRN(float);
 FASTCNN_LRN(BFloat16);
@@ -275,10 +273,9 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   return y;
 }
 
-Tensor lrn_backward(
-    const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta, double k) {
+Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta, double k) {
   STD_TORCH_CHECK(input.dim() >= 3 && grad.dim() == input.dim() && grad.numel() == input.numel(),
-                  "lrn_backward: expected a gradient of the input's shape, (N, C, *)");
+      "lrn_backward: expected a gradient of the input's shape, (N, C, *)");
   STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_backward: gradient and input differ in dtype");
   STD_TORCH_CHECK(size > 0, "lrn_backward: expected a positive size, got ", size);
   const bool channels_last = is_channels_last(input);

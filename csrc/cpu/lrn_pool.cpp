@@ -1,5 +1,5 @@
-// LRN + max-pool. Where there are as many images as threads, a thread does one after the other, and what lies between LRN
-// and pool is one image in its cache; otherwise the threads share the images and it is a tensor.
+// LRN + max-pool. Where there are as many images as threads, a thread does one after the other, and what lies between
+// LRN and pool is one image in its cache; otherwise the threads share the images and it is a tensor.
 
 #include <memory>
 
@@ -59,23 +59,21 @@ std::tuple<Tensor, Tensor> run_lrn_pool(const Tensor& input, const LRN& norm, co
 
 }  // namespace
 
-Tensor lrn_pool(
-    const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size, Sizes pool_stride,
-    Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
+Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size,
+    Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
   const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
   return std::get<0>(run_lrn_pool(input, make_norm(size, alpha, beta, k), window, false));
 }
 
-std::tuple<Tensor, Tensor> lrn_pool_codes(
-    const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size, Sizes pool_stride,
-    Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
+std::tuple<Tensor, Tensor> lrn_pool_codes(const Tensor& input, int64_t size, double alpha, double beta, double k,
+    Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
   const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
   return run_lrn_pool(input, make_norm(size, alpha, beta, k), window, true);
 }
 
-Tensor lrn_pool_backward(
-    const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha, double beta, double k,
-    Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
+Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha,
+    double beta, double k, Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation,
+    bool pool_ceil_mode) {
   STD_TORCH_CHECK(input.dim() == 4 && grad.dim() == 4 && codes.dim() == 4, "lrn_pool_backward: expected (N, C, H, W)");
   STD_TORCH_CHECK(size > 0, "lrn_pool_backward: expected a positive size, got ", size);
   STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_pool_backward: gradient and input differ in dtype");
@@ -86,7 +84,7 @@ Tensor lrn_pool_backward(
   const Plane plane = make_plane(window, x.size(2), x.size(3));
   const int64_t image = shape.channels * shape.pixels, pooled = shape.channels * plane.out_height * plane.out_width;
   STD_TORCH_CHECK(from.numel() == shape.images * pooled && code.numel() == from.numel(),
-                  "lrn_pool_backward: gradient and codes do not fit the input");
+      "lrn_pool_backward: gradient and codes do not fit the input");
   Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
   if (dx.numel() == 0) {
     return dx;
@@ -99,8 +97,7 @@ Tensor lrn_pool_backward(
     T* to = mutable_data<T>(dx);
     each_image<T>(shape, [&](int64_t first, int64_t images, T* unpooled) {
       const Layout part{images, shape.channels, shape.pixels, channels_last};
-      pool_backward_into<T>(
-          gradient + first * pooled, places + first * pooled, unpooled, nullptr, plane, part, window);
+      pool_backward_into<T>(gradient + first * pooled, places + first * pooled, unpooled, nullptr, plane, part, window);
       lrn_backward_into<T>(values + first * image, unpooled, to + first * image, part, norm);
     });
   });

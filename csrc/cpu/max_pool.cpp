@@ -193,9 +193,9 @@ FASTCNN_HOST_DEVICE void finish(
 
 // Reduce the rows of one output row's windows: whole vectors, so `output` and `code` have room for `rows.count()`.
 template <class T, bool CODES, bool RELU>
-FASTCNN_HOST_DEVICE void pool_row(
-    const Rows<T, CODES>& rows, const Axis& axis, int32_t columns, int64_t window, int64_t height,
-    float* __restrict best, int32_t* __restrict winner, T* __restrict output, uint8_t* __restrict code) {
+FASTCNN_HOST_DEVICE void pool_row(const Rows<T, CODES>& rows, const Axis& axis, int32_t columns, int64_t window,
+    int64_t height, float* __restrict best, int32_t* __restrict winner, T* __restrict output,
+    uint8_t* __restrict code) {
   const int64_t begin = first_place(axis, window), end = end_place(axis, window, height);
   const int64_t first = first_pixel(axis, window);
   const int64_t count = round_up(rows.count(), LANES);
@@ -258,8 +258,7 @@ FASTCNN_CLONES void pool_planes(
     for (int64_t o = 0; o < plane.out_height; ++o) {
       const int64_t first = first_pixel(axis, o);
       rows.reduce(
-          x + p * plane.height * plane.width, std::max<int64_t>(first, 0),
-          std::min(first + span(axis), plane.height));
+          x + p * plane.height * plane.width, std::max<int64_t>(first, 0), std::min(first + span(axis), plane.height));
       pool_row<T, CODES, RELU>(
           rows, axis, columns, o, plane.height, best.data(), winner.data(), output.data(), code.data());
       const int64_t at = (p * plane.out_height + o) * plane.out_width;
@@ -305,9 +304,8 @@ FASTCNN_HOST_DEVICE void take_square(
 
 // Pool the output rows [begin, end), counted over all images, of an NHWC tensor.
 template <class T, bool CODES, bool RELU>
-FASTCNN_CLONES void pool_pixels(
-    const T* x, T* y, uint8_t* codes, const Plane& plane, int64_t channels, const Window& window, int64_t begin,
-    int64_t end) {
+FASTCNN_CLONES void pool_pixels(const T* x, T* y, uint8_t* codes, const Plane& plane, int64_t channels,
+    const Window& window, int64_t begin, int64_t end) {
   const Axis &rows = window.rows, &columns = window.columns;
   const bool close = rows.dilation == 1 && columns.dilation == 1;
   const int64_t square = close && rows.size == columns.size ? rows.size : 0;
@@ -334,8 +332,7 @@ FASTCNN_CLONES void pool_pixels(
         for (int64_t r = r0; r < r1; ++r) {
           for (int64_t s = s0; s < s1; ++s) {
             const int64_t pixel = (top + r * rows.dilation) * plane.width + left + s * columns.dilation;
-            take_pixel<T, CODES>(
-                from + pixel * channels, code_of(r, s, columns), channels, best.data(), winner.data());
+            take_pixel<T, CODES>(from + pixel * channels, code_of(r, s, columns), channels, best.data(), winner.data());
           }
         }
       }
@@ -354,9 +351,8 @@ void run_pool(const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout
       pool_pixels<T, CODES, RELU>(x, y, codes, plane, layout.channels, window, begin, end);
     });
   } else {
-    parallel(layout.images * layout.channels, layout.pixels, [&](int64_t begin, int64_t end) {
-      pool_planes<T, CODES, RELU>(x, y, codes, plane, window, begin, end);
-    });
+    parallel(layout.images * layout.channels, layout.pixels,
+        [&](int64_t begin, int64_t end) { pool_planes<T, CODES, RELU>(x, y, codes, plane, window, begin, end); });
   }
 }
 

@@ -21,8 +21,7 @@ template <class T>
 void pool_into(
     const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout& layout, const Window& window, bool relu);
 template <class T>
-void pool_backward_into(
-    const T* grad, const uint8_t* codes, T* dx, float* sums, const Plane& plane, const Layout& layout,
-    const Window& window);
+void pool_backward_into(const T* grad, const uint8_t* codes, T* dx, float* sums, const Plane& plane,
+    const Layout& layout, const Window& window);
 
 }  // namespace fastcnn::cpu

@@ -38,8 +38,8 @@ int64_t shared_bytes(const DirectShape& shape) {
 // One block: up to shape.channels output channels of a group, every work.blocks-th tile of TILE_ROWS x TILE_COLUMNS
 // pixels of the convolution's output.
 template <class T, int CHANNELS>
-__global__ void __launch_bounds__(THREADS, 4) direct_kernel(
-    DirectShape shape, Work work, const T* input, const T* weight, const T* bias, Output<T> output) {
+__global__ void __launch_bounds__(THREADS, 4)
+    direct_kernel(DirectShape shape, Work work, const T* input, const T* weight, const T* bias, Output<T> output) {
   const int part = blockIdx.x / work.blocks;
   const int group = part / shape.parts(), first = part % shape.parts() * shape.channels;
   const int count = first + shape.channels < shape.outputs ? shape.channels : shape.outputs - first;
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(THREADS, 4) direct_kernel(
     const int line = tile / work.tiles_across, column = tile % work.tiles_across * TILE_COLUMNS;
     const int64_t image = line / work.tiles_down;
     const int row = line % work.tiles_down * TILE_ROWS;
-    stage_patch(
-        patch, group_input + image * shape.input.outer, shape, row * shape.vertical.stride - shape.vertical.padding,
+    stage_patch(patch, group_input + image * shape.input.outer, shape,
+        row * shape.vertical.stride - shape.vertical.padding,
         column * shape.horizontal.stride - shape.horizontal.padding);
     __syncthreads();
     Sums<T, CHANNELS> sums;
@@ -113,17 +113,15 @@ Strides strides(const char* argument, const Tensor& tensor) {
   for (int axis = 1; axis < 4; ++axis) {
     last += (tensor.size(axis) - 1) * tensor.stride(axis);
   }
-  STD_TORCH_CHECK(
-      last <= MOST_INDEX, "backend 'cuda' by 'direct' takes argument '", argument, "' with up to ", MOST_INDEX,
-      " elements from the first to the last of one image, got ", last);
+  STD_TORCH_CHECK(last <= MOST_INDEX, "backend 'cuda' by 'direct' takes argument '", argument, "' with up to ",
+      MOST_INDEX, " elements from the first to the last of one image, got ", last);
   const auto stride = [&](int64_t axis) { return static_cast<int>(std::min(tensor.stride(axis), MOST_INDEX)); };
   return {tensor.stride(0), stride(1), stride(2), stride(3)};
 }
 
 Side side(const Axis& axis) {
   constexpr int64_t MOST = 1 << 14;  // more could only be refused for shared memory, after overflowing
-  return {
-      static_cast<int>(std::min(axis.size, MOST)), static_cast<int>(std::min(axis.stride, MOST)),
+  return {static_cast<int>(std::min(axis.size, MOST)), static_cast<int>(std::min(axis.stride, MOST)),
       static_cast<int>(axis.padding), static_cast<int>(std::min(axis.dilation, MOST))};
 }
 
@@ -140,12 +138,11 @@ void choose_channels(DirectShape& shape) {
   }
   shape.channels = split(shape.channels);
   const int64_t bytes = shared_bytes<T>(shape);
-  STD_TORCH_CHECK(
-      bytes <= MOST_SHARED_BYTES, "backend 'cuda' by 'direct' takes argument 'weight' with a window that, for ",
-      TILE_ROWS, " x ", TILE_COLUMNS, " pixels, needs up to ", MOST_SHARED_BYTES, " bytes of shared memory, got ",
-      shape.vertical.size, " x ", shape.horizontal.size, " with stride ", shape.vertical.stride, " x ",
-      shape.horizontal.stride, " and dilation ", shape.vertical.dilation, " x ", shape.horizontal.dilation,
-      ", which need ", bytes);
+  STD_TORCH_CHECK(bytes <= MOST_SHARED_BYTES,
+      "backend 'cuda' by 'direct' takes argument 'weight' with a window that, for ", TILE_ROWS, " x ", TILE_COLUMNS,
+      " pixels, needs up to ", MOST_SHARED_BYTES, " bytes of shared memory, got ", shape.vertical.size, " x ",
+      shape.horizontal.size, " with stride ", shape.vertical.stride, " x ", shape.horizontal.stride, " and dilation ",
+      shape.vertical.dilation, " x ", shape.horizontal.dilation, ", which need ", bytes);
 }
 
 template <class T>
@@ -155,47 +152,44 @@ void run(const Convolution& convolution, DirectShape shape, Output<T> output) {
   const Device device(convolution.input);
   const int64_t down = ceil_div(shape.rows, TILE_ROWS), across = ceil_div(shape.columns, TILE_COLUMNS);
   const int64_t tiles = convolution.input.size(0) * down * across;
-  STD_TORCH_CHECK(tiles <= std::numeric_limits<int32_t>::max() / 2, "backend 'cuda' by 'direct' takes argument 'input' "
-                  "with up to 2 ** 30 tiles of the output, got ", tiles);
+  STD_TORCH_CHECK(tiles <= std::numeric_limits<int32_t>::max() / 2,
+      "backend 'cuda' by 'direct' takes argument 'input' "
+      "with up to 2 ** 30 tiles of the output, got ",
+      tiles);
   const int64_t bytes = shared_bytes<T>(shape), parts = int64_t{shape.groups} * shape.parts();
   const int64_t blocks = std::clamp<int64_t>(ceil_div(enough_blocks(bytes), parts), 1, tiles);
-  const Work work{
-      static_cast<int>(tiles), static_cast<int>(down), static_cast<int>(across), static_cast<int>(blocks)};
+  const Work work{static_cast<int>(tiles), static_cast<int>(down), static_cast<int>(across), static_cast<int>(blocks)};
   const T* bias = convolution.bias ? data<T>(*convolution.bias) : nullptr;
-  device.launch(
-      kernel_for<T>(shape.channels), parts * blocks, THREADS, bytes, shape, work, data<T>(convolution.input),
+  device.launch(kernel_for<T>(shape.channels), parts * blocks, THREADS, bytes, shape, work, data<T>(convolution.input),
       data<T>(convolution.weight), bias, output);
 }
 
 void check(const Convolution& convolution) {
   const Tensor &input = convolution.input, &weight = convolution.weight;
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "direct: expected input and weight of four axes");
-  STD_TORCH_CHECK(
-      weight.size(1) <= MOST_INPUTS, "backend 'cuda' by 'direct' takes argument 'input' with up to ", MOST_INPUTS,
-      " channels per group, got ", weight.size(1));
-  STD_TORCH_CHECK(
-      input.size(1) == weight.size(1) * convolution.groups && weight.size(0) % convolution.groups == 0,
+  STD_TORCH_CHECK(weight.size(1) <= MOST_INPUTS, "backend 'cuda' by 'direct' takes argument 'input' with up to ",
+      MOST_INPUTS, " channels per group, got ", weight.size(1));
+  STD_TORCH_CHECK(input.size(1) == weight.size(1) * convolution.groups && weight.size(0) % convolution.groups == 0,
       "direct: input, weight and groups do not agree");
   STD_TORCH_CHECK(weight.scalar_type() == input.scalar_type(), "direct: input and weight differ in dtype");
   if (convolution.bias) {
     const Tensor& bias = *convolution.bias;
-    STD_TORCH_CHECK(
-        bias.dim() == 1 && bias.size(0) == weight.size(0) && bias.scalar_type() == input.scalar_type(),
+    STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == weight.size(0) && bias.scalar_type() == input.scalar_type(),
         "direct: expected a bias (C_out,) of the input's dtype");
   }
   constexpr int64_t MOST_LENGTH = 1 << 30;
-  for (const auto& [axis, length] : {std::pair(convolution.window.rows, input.size(2)),
-                                     std::pair(convolution.window.columns, input.size(3))}) {
-    STD_TORCH_CHECK(
-        length + 2 * axis.padding < MOST_LENGTH, "backend 'cuda' by 'direct' takes argument 'input' with less than ",
-        MOST_LENGTH, " rows and columns, padded, got ", length + 2 * axis.padding);
+  for (const auto& [axis, length] :
+      {std::pair(convolution.window.rows, input.size(2)), std::pair(convolution.window.columns, input.size(3))}) {
+    STD_TORCH_CHECK(length + 2 * axis.padding < MOST_LENGTH,
+        "backend 'cuda' by 'direct' takes argument 'input' with less than ", MOST_LENGTH,
+        " rows and columns, padded, got ", length + 2 * axis.padding);
   }
 }
 
 DirectShape make_shape(const Convolution& convolution, const Plane& plane, bool pool) {
-  STD_TORCH_CHECK(
-      plane.out_height * plane.out_width <= MOST_INDEX, "backend 'cuda' by 'direct' takes argument 'input' with up to ",
-      MOST_INDEX, " pixels of the output an image, got ", plane.out_height * plane.out_width);
+  STD_TORCH_CHECK(plane.out_height * plane.out_width <= MOST_INDEX,
+      "backend 'cuda' by 'direct' takes argument 'input' with up to ", MOST_INDEX,
+      " pixels of the output an image, got ", plane.out_height * plane.out_width);
   const auto needed = [&](int64_t length) { return static_cast<int>(pool ? length / 2 * 2 : length); };
   return {
       .inputs = static_cast<int>(convolution.weight.size(1)),
@@ -221,8 +215,7 @@ std::pair<Tensor, Tensor> direct(const Convolution& convolution, Fused fused) {
   check(convolution);
   const Tensor &input = convolution.input, &weight = convolution.weight;
   const bool pool = fused != Fused::RELU, channels_last = gives_channels_last(convolution);
-  const DirectShape shape =
-      make_shape(convolution, make_plane(convolution.window, input.size(2), input.size(3)), pool);
+  const DirectShape shape = make_shape(convolution, make_plane(convolution.window, input.size(2), input.size(3)), pool);
   const int rows = pool ? shape.rows / 2 : shape.rows, columns = pool ? shape.columns / 2 : shape.columns;
   const std::vector<int64_t> sizes{input.size(0), weight.size(0), rows, columns}, no_sizes{0};
   Tensor values = new_tensor(input, sizes, input.scalar_type(), channels_last);
@@ -232,10 +225,9 @@ std::pair<Tensor, Tensor> direct(const Convolution& convolution, Fused fused) {
   if (values.numel() > 0) {
     with_type("direct", input, [&](auto type) {
       using T = decltype(type);
-      run<T>(
-          convolution, shape,
+      run<T>(convolution, shape,
           {mutable_data<T>(values), wants_codes ? mutable_data<uint8_t>(codes) : nullptr, rows, columns,
-           static_cast<int>(weight.size(0)), channels_last, false});
+              static_cast<int>(weight.size(0)), channels_last, false});
     });
   }
   return {values, codes};

@@ -130,14 +130,13 @@ __device__ __forceinline__ void stage_weights(T* to, const T* weight, const Dire
     for (int channel = threadIdx.x / WARP; channel < shape.channels; channel += THREADS / WARP) {
       const int inputs = filler || channel >= count ? 0 : shape.inputs;
       const T* from = weight + (first + channel) * shape.weight.outer;
-      store_tap(
-          to + channel * weight_pitch<T>(shape), tap, load_pixel(from, offset, shape.weight.channel, inputs));
+      store_tap(to + channel * weight_pitch<T>(shape), tap, load_pixel(from, offset, shape.weight.channel, inputs));
     }
   }
 }
 
-// The patch whose first pixel is (row, column) of the image; zeros outside of it, which is the padding. Warps take turns
-// at its rows.
+// The patch whose first pixel is (row, column) of the image; zeros outside of it, which is the padding. Warps take
+// turns at its rows.
 template <class T>
 __device__ __forceinline__ void stage_patch(
     Pixel<T>* patch, const T* image, const DirectShape& shape, int row, int column) {

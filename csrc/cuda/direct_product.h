@@ -155,8 +155,7 @@ struct Sums<float, CHANNELS> {
     }
   }
 
-  __device__ __forceinline__ void add_products(
-      const Pixel<float> (&x)[PIXELS], const Pixel<float> (&w)[EACH], int c) {
+  __device__ __forceinline__ void add_products(const Pixel<float> (&x)[PIXELS], const Pixel<float> (&w)[EACH], int c) {
 #pragma unroll
     for (int i = 0; i < PIXELS; ++i) {
 #pragma unroll

@@ -213,7 +213,7 @@ __device__ __forceinline__ Element element_at(const Layout& layout, int64_t i) {
   const uint64_t line = static_cast<uint64_t>(i) / inner, image = line / outer;
   const uint64_t place = static_cast<uint64_t>(i) - line * inner, row = line - image * outer;
   return {static_cast<int64_t>(image), static_cast<uint32_t>(layout.channels_last ? row : place),
-          static_cast<int64_t>(layout.channels_last ? place : row)};
+      static_cast<int64_t>(layout.channels_last ? place : row)};
 }
 
 // The distance from a channel to the next.
