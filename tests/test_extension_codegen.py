@@ -52,6 +52,13 @@ def test_matrix_products_run_on_tensor_cores(code):
         assert counts["LDSM"] >= 8, name
 
 
+def test_first_layers_in_half_precision_run_on_tensor_cores(code):
+    for name, counts in named(code, "direct_kernel<BFloat16", "direct_kernel<Half").items():
+        assert counts["HMMA"] >= 4, name
+        assert counts["LDSM"], name
+        assert counts["STG.E.128"], name
+
+
 def test_whole_chunks_are_copied_asynchronously(code):
     whole = {name: counts for name, counts in named(code, "implicit_gemm_kernel").items() if not name.endswith(", 1>")}
     assert whole
