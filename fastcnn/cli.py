@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import fastcnn
+from fastcnn.bench.command import bench
 from fastcnn.train import checkpoint, environment
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import Interrupted, UserError, require
@@ -57,6 +58,7 @@ class AmpName(enum.StrEnum):
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
+app.add_typer(bench, name="bench")
 
 InputSize = Annotated[
     str | None, typer.Option(metavar="C,H,W", help="Size of one input; by default what the model is made for.")
