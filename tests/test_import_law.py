@@ -27,10 +27,11 @@ MAY_IMPORT = {
     "backend": {"shapes"},
     "shapes": set(),
     "train": {"train", *PUBLIC},
-    "cli": {"cli", "train", *PUBLIC},
+    "bench": {"bench", "train", *PUBLIC},
+    "cli": {"cli", "bench", "train", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
-TESTS_MAY_IMPORT = {"train", "cli", *PUBLIC}
+TESTS_MAY_IMPORT = {"train", "bench", "cli", *PUBLIC}
 # Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
@@ -42,6 +43,7 @@ KERNEL_TESTS = {
 OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
+    "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},
 }
 
