@@ -51,7 +51,7 @@ class Cell(NamedTuple):
     @property
     def model(self) -> str:
         """The model; of a stage, the one that its case begins with."""
-        return self.subject if self.is_model else self.case.split()[0]
+        return self.subject if self.is_model else " ".join(self.case.split()[:1])
 
     @property
     def layer(self) -> str:

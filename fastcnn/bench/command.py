@@ -79,15 +79,11 @@ def _read(places: list[Path] | None, *, may_be_empty: bool) -> Results:
 
 def _write(results: Results, folder: Path) -> None:
     images: dict[str, bytes] = {}
-    blocks = content.report(results, _charts(images))
-    files = {
-        **images,
-        "report.md": document.markdown(blocks).encode(),
-        "report.html": document.page(blocks, images).encode(),
-    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
+        folder.mkdir(parents=True, exist_ok=True)  # before drawing, which takes a while
+        blocks = content.report(results, _charts(images))
+        texts = {"report.md": document.markdown(blocks), "report.html": document.page(blocks, images)}
+        for name, data in (images | {name: each.encode() for name, each in texts.items()}).items():
             atomic_write(folder / name, functools.partial(_put, data))
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written: {error.strerror}") from error

@@ -179,6 +179,8 @@ def _row(line: dict[str, Any], run: Run) -> Row:
         values["seconds"] = Seconds(*times)
     if line["floor_seconds"] is not None:
         _positive("floor_seconds", line["floor_seconds"])
+    if line["peak_bytes"]:  # a call may take none
+        _positive("peak_bytes", line["peak_bytes"])
     return Row(**{**values, "run": run})
 
 
