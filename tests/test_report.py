@@ -318,6 +318,15 @@ def test_stale_readme_is_rewritten(folder: Path, tmp_path: Path, capsys: pytest.
     assert path.read_text() == text
 
 
+def test_quick_cells_give_way_to_those_of_whole_groups(tmp_path: Path) -> None:
+    quick = write(
+        tmp_path / "quick.jsonl", CPU, row("eager", 0.003, group="quick"), row("fastcnn", 0.001, group="quick")
+    )
+    whole = write(tmp_path / "alexnet.jsonl", CPU, *rows_of("alexnet"))
+    assert line_with(readme.block(read([quick])), "alexnet, batch 16")[2] == "3.00x"
+    assert line_with(readme.block(read([quick, whole])), "alexnet, batch 16")[2] == "1.50x"
+
+
 def test_readme_comments_must_be_there_once() -> None:
     with pytest.raises(UserError, match="once each and in this order"):
         readme.replaced(f"{readme.END}\n{readme.BEGIN}", "", "README.md")

@@ -18,7 +18,7 @@ from fastcnn.bench.cells import EAGER, FASTCNN, FASTER, SLOWER, Cell, Unit, is_o
 from fastcnn.bench.content import Charts
 from fastcnn.bench.document import Image
 
-WIDTH, DOTS_PER_INCH, COLOURS = 8.0, 140, 64
+WIDTH, DOTS_PER_INCH, COLOURS = 8.0, 140, 256
 LINE_HEIGHT, FRAME_HEIGHT = 0.5, 1.5  # inches: of a cell's line, and of what stands around the lines
 GREY, ORANGE, BLUE, LIGHT_BLUE, RED, LIGHT_RED = "#76808a", "#e08a1e", "#1b5f9e", "#9cc4e6", "#b23a12", "#eeb09a"
 # A ratio and its colours when faster, when slower: the two bars of a cell.
@@ -60,7 +60,7 @@ def _kept(images: dict[str, bytes], name: str, figure: Figure | None, alt: str) 
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):  # which matplotlib brings along
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
     small = io.BytesIO()
-    PIL.Image.open(png).convert("RGB").quantize(COLOURS).save(small, format="png", optimize=True)  # a third of the size
+    PIL.Image.open(png).convert("RGB").quantize(COLOURS).save(small, format="png", optimize=True)  # far smaller
     images[f"{name}.png"] = small.getvalue()
     return Image(f"{name}.png", alt)
 

@@ -32,9 +32,7 @@ def bench_command() -> None:
 def report(
     places: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[FOLDER|FILES]...", help="Result files, or folders of them.", show_default=str(RESULTS)
-        ),
+        typer.Argument(metavar="FOLDER|FILES", help="Result files, or folders of them.", show_default=str(RESULTS)),
     ] = None,
     output: Annotated[
         Path | None,
