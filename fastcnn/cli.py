@@ -1,4 +1,4 @@
-"""The command ``fastcnn``: train, tune, summary, doctor."""
+"""The command ``fastcnn``: train, tune, bench, summary, doctor."""
 
 import contextlib
 import datetime
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import fastcnn
+from fastcnn.bench.command import bench
 from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.train import checkpoint, environment
 from fastcnn.train.build import build_model, default_input_size
@@ -59,6 +60,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.command()(tune)
+app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)

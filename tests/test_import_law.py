@@ -30,11 +30,12 @@ MAY_IMPORT = {
     "shapes": set(),
     "train": {"train", *PUBLIC},
     "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
+    "bench": {"bench", "train", *PUBLIC},
     "cli_options": set(),
-    "cli": {"cli", "cli_options", "train", "tune", *PUBLIC},
+    "cli": {"cli", "cli_options", "train", "tune", "bench", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
-TESTS_MAY_IMPORT = {"train", "tune", "cli", *PUBLIC}
+TESTS_MAY_IMPORT = {"train", "tune", "bench", "cli", *PUBLIC}
 # Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
@@ -50,6 +51,7 @@ OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
     "tune": {"torch", "typer", "rich"},
+    "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},
     "cli_options": {"typer"},
 }

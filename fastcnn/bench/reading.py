@@ -1,0 +1,195 @@
+"""Result files: one JSON object a line, checked as it is read; a line that is not as expected is skipped and told."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
+
+from fastcnn.train.errors import UserError
+
+TEXT, OPTIONAL_TEXT, NUMBER, OPTIONAL_NUMBER = (str,), (str, NoneType), (int, float), (int, float, NoneType)
+# What rows were measured on; rows whose runs differ in any of these are not compared.
+SURROUNDINGS: dict[str, tuple[type, ...]] = {
+    "device": TEXT,
+    "driver": OPTIONAL_TEXT,
+    "torch": TEXT,
+    "triton": OPTIONAL_TEXT,
+    "cuda": OPTIONAL_TEXT,
+    "fastcnn": TEXT,
+    "commit": TEXT,
+    "python": TEXT,
+    "threads": (int,),
+    "tf32": TEXT,
+}
+FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "run": {"id": TEXT, **SURROUNDINGS, "ceilings": (dict,)},
+    "row": {
+        **dict.fromkeys(("run", "group", "subject", "case", "mode", "dtype", "layout", "method"), TEXT),
+        "seconds": (dict, NoneType),
+        "iterations": (int,),
+        "rounds": (int,),
+        "peak_bytes": OPTIONAL_NUMBER,
+        "floor_seconds": OPTIONAL_NUMBER,
+        "error": OPTIONAL_TEXT,
+    },
+}
+QUANTILES = ("p20", "median", "p80")
+
+
+class Run(NamedTuple):
+    """One start of the benchmarks: what was measured on, and the ceilings measured then."""
+
+    id: str
+    surroundings: tuple[tuple[str, Any], ...]
+    ceilings: tuple[tuple[str, float], ...]
+
+    @property
+    def device(self) -> str:
+        """The name of the GPU or CPU."""
+        return dict(self.surroundings)["device"]
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it ran on a GPU: only there does torch's CUDA version count."""
+        return dict(self.surroundings)["cuda"] is not None
+
+
+class Seconds(NamedTuple):
+    """The time of a call: 20th percentile, median and 80th percentile over the rounds."""
+
+    p20: float
+    median: float
+    p80: float
+
+
+class Row(NamedTuple):
+    """One method of one cell: a time or an error."""
+
+    run: Run
+    group: str
+    subject: str
+    case: str
+    mode: str
+    dtype: str
+    layout: str
+    method: str
+    seconds: Seconds | None
+    peak_bytes: float | None
+    floor_seconds: float | None
+    error: str | None
+
+
+class Problem(NamedTuple):
+    """A line that was skipped, and why."""
+
+    path: Path
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+
+class Results(NamedTuple):
+    """What files hold: rows in their order, and the lines that were skipped."""
+
+    rows: list[Row]
+    problems: list[Problem]
+
+
+class _Unreadable(ValueError):
+    """Why a line is skipped."""
+
+
+def read(places: Iterable[Path]) -> Results:
+    """Read result files, and those in folders (`*.jsonl`, at any depth).
+
+    Raises:
+        UserError: a place is not there or cannot be read.
+
+    Example:
+        >>> read([]).rows
+        []
+    """
+    results = Results([], [])
+    for path in dict.fromkeys(found for place in places for found in _files(place)):
+        _read_file(path, results)
+    return results
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.exists():
+        raise UserError(f"{place}: no such file or folder of benchmark results")
+    return sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]
+
+
+def _read_file(path: Path, results: Results) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    runs: dict[str, Run] = {}
+    for number, text in enumerate(content.split(b"\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            results.rows.extend(_parse(text, runs))
+        except _Unreadable as problem:
+            results.problems.append(Problem(path, number, str(problem)))
+
+
+def _parse(text: bytes, runs: dict[str, Run]) -> Iterator[Row]:
+    """Give the row of a line; of one that opens a run give nothing, and note the run."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Unreadable(f"not JSON: {error}") from error
+    kind = line.get("kind") if isinstance(line, dict) else line
+    if not isinstance(kind, str) or kind not in FIELDS:
+        raise _Unreadable(f"kind: expected 'run' or 'row', got {_short(kind)}")
+    _check(line, FIELDS[kind])
+    if kind == "run":
+        ceilings = tuple((name, _positive(f"ceilings.{name}", value)) for name, value in line["ceilings"].items())
+        runs[line["id"]] = Run(line["id"], tuple((name, line[name]) for name in SURROUNDINGS), ceilings)
+    elif line["run"] in runs:
+        yield _row(line, runs[line["run"]])
+    else:
+        raise _Unreadable(f"run: expected one that this file opens, got {_short(line['run'])}")
+
+
+def _check(line: dict[str, Any], fields: dict[str, tuple[type, ...]]) -> None:
+    for name, kinds in fields.items():
+        if name not in line:
+            raise _Unreadable(f"{name}: expected in a {line['kind']!r} line, got none")
+        if not isinstance(line[name], kinds) or isinstance(line[name], bool):
+            expected = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise _Unreadable(f"{name}: expected {expected}, got {_short(line[name])}")
+
+
+def _row(line: dict[str, Any], run: Run) -> Row:
+    if (line["seconds"] is None) == (line["error"] is None):
+        raise _Unreadable("seconds, error: expected one of them, got " + ("none" if line["error"] is None else "both"))
+    values = {name: line[name] for name in Row._fields if name in line}
+    if line["seconds"] is not None:
+        times = [_positive(f"seconds.{name}", line["seconds"].get(name)) for name in QUANTILES]
+        if times != sorted(times):
+            raise _Unreadable(f"seconds: expected p20 <= median <= p80, got {_short(line['seconds'])}")
+        values["seconds"] = Seconds(*times)
+    if line["floor_seconds"] is not None:
+        _positive("floor_seconds", line["floor_seconds"])
+    if line["peak_bytes"]:  # a call may take none
+        _positive("peak_bytes", line["peak_bytes"])
+    return Row(**{**values, "run": run})
+
+
+def _positive(name: str, value: object) -> float:
+    if not isinstance(value, NUMBER) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+        raise _Unreadable(f"{name}: expected a positive number, got {_short(value)}")
+    return float(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
