@@ -1,6 +1,6 @@
-"""Build fastcnn._C, the compiled kernels: for the CPU where torch and a C++ compiler are there, for CUDA where nvcc is too.
+"""Build fastcnn._C, the compiled kernels: for the CPU where torch and a C++ compiler are, for CUDA where nvcc is too.
 
-FASTCNN_BUILD_CUDA=auto|0|1 chooses whether CUDA is built; TORCH_CUDA_ARCH_LIST for which GPUs; MAX_JOBS how much at once.
+FASTCNN_BUILD_CUDA=auto|0|1: whether CUDA is built; TORCH_CUDA_ARCH_LIST: for which GPUs; MAX_JOBS: how much at once.
 One build serves Python >= 3.11 (limited API) and torch >= 2.11 (ABI-stable LibTorch).
 """
 
@@ -19,7 +19,7 @@ TORCH = (2, 11)
 CUDA = (12, 8)
 ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
 FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]
-CPU_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch has unused ones
+CPU_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch has them
 CUDA_FLAGS = ["-O3", "-std=c++20", "-Xcompiler=-fvisibility=hidden"]
 
 
@@ -71,7 +71,9 @@ def no_cuda(toolkit: Path | None) -> str:
     if version < CUDA:
         return f"nvcc {version[0]}.{version[1]} is too old: install CUDA {CUDA[0]}.{CUDA[1]} or later"
     if version[0] != int(wanted):
-        return f"nvcc is of CUDA {version[0]}, torch of CUDA {wanted}: install the CUDA {wanted} toolkit, or set CUDA_HOME"
+        return (
+            f"nvcc is of CUDA {version[0]}, torch of CUDA {wanted}: install the CUDA {wanted} toolkit, or set CUDA_HOME"
+        )
     return ""
 
 

@@ -16,20 +16,20 @@ constexpr const char *CUDA = nullptr, *ARCHITECTURES = nullptr;
 #endif
 
 PyObject* built_with(PyObject*, PyObject*) {
-  return Py_BuildValue(
-      "{s:s,s:s,s:z,s:z}", "torch", STRING(FASTCNN_TORCH), "compiler", "g++ " __VERSION__, "cuda", CUDA,
-      "architectures", ARCHITECTURES);
+  return Py_BuildValue("{s:s,s:s,s:z,s:z}", "torch", STRING(FASTCNN_TORCH), "compiler", "g++ " __VERSION__, "cuda",
+      CUDA, "architectures", ARCHITECTURES);
 }
 
 PyMethodDef methods[] = {
     {"built_with", built_with, METH_NOARGS,
-     "Return what this build holds: the oldest torch it runs with, its compiler, and its CUDA version and architectures "
-     "or None."},
+        "Return what this build holds: the oldest torch it runs with, its compiler, and its CUDA version and "
+        "architectures "
+        "or None."},
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "fastcnn's compiled kernels.", -1, methods,
-                      nullptr,               nullptr, nullptr,                    nullptr};
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", "fastcnn's compiled kernels.", -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

@@ -1,25 +1,69 @@
-// The operators of this library, torch.ops.fastcnn.<name>.<backend>, and the functions that run them. Their schemas have
-// one home, fastcnn/ops/<stem>.py, which defines every backend's overload from one string.
+// The operators of this library, torch.ops.fastcnn.<name>.<backend>, and the functions that run them. Their schemas
+// have one home, fastcnn/ops/<stem>.py, which defines every backend's overload from one string.
 
 #include "ops.h"
 
 #include <torch/csrc/stable/library.h>
 
-#define FASTCNN_IMPLEMENT(library, backend)                                                         \
-  library.impl("max_pool." #backend, TORCH_BOX(&backend::max_pool));                                \
-  library.impl("max_pool_codes." #backend, TORCH_BOX(&backend::max_pool_codes));                    \
-  library.impl("max_pool_backward." #backend, TORCH_BOX(&backend::max_pool_backward));              \
-  library.impl("lrn." #backend, TORCH_BOX(&backend::lrn));                                          \
-  library.impl("lrn_backward." #backend, TORCH_BOX(&backend::lrn_backward));                        \
-  library.impl("lrn_pool." #backend, TORCH_BOX(&backend::lrn_pool));                                \
-  library.impl("lrn_pool_codes." #backend, TORCH_BOX(&backend::lrn_pool_codes));                    \
-  library.impl("lrn_pool_backward." #backend, TORCH_BOX(&backend::lrn_pool_backward));              \
-  library.impl("conv_relu." #backend, TORCH_BOX(&backend::conv_relu));                              \
-  library.impl("conv_relu_backward." #backend, TORCH_BOX(&backend::conv_relu_backward));            \
-  library.impl("conv_relu_pool." #backend, TORCH_BOX(&backend::conv_relu_pool));                    \
-  library.impl("conv_relu_pool_codes." #backend, TORCH_BOX(&backend::conv_relu_pool_codes));        \
-  library.impl("conv_relu_pool_backward." #backend, TORCH_BOX(&backend::conv_relu_pool_backward));  \
-  library.impl("linear_relu." #backend, TORCH_BOX(&backend::linear_relu));                          \
+namespace fastcnn {
+namespace {
+
+// In a schema a window is one list, of size, stride, padding, dilation and ceil_mode, and a convolution's settings are
+// another, of stride, padding, dilation and groups: every list costs a call half a microsecond.
+Sizes pair(Sizes numbers, int64_t i) { return {numbers.data() + 2 * i, 2}; }
+
+void check_length(Sizes numbers, size_t length) {
+  STD_TORCH_CHECK(numbers.size() == length, "fastcnn: expected ", length, " numbers, got ", numbers.size());
+}
+
+template <auto OPERATOR, class... Before>
+auto with_window(Before... before, Sizes window) {
+  check_length(window, 9);
+  return OPERATOR(before..., pair(window, 0), pair(window, 1), pair(window, 2), pair(window, 3), window[8] != 0);
+}
+
+template <auto OPERATOR>
+auto with_convolution(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes convolution,
+    std::optional<std::string> algorithm) {
+  check_length(convolution, 7);
+  return OPERATOR(
+      input, weight, bias, pair(convolution, 0), pair(convolution, 1), pair(convolution, 2), convolution[6], algorithm);
+}
+
+template <auto OPERATOR>
+auto with_both(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes convolution,
+    std::optional<std::string> algorithm, Sizes window) {
+  check_length(convolution, 7);
+  check_length(window, 9);
+  return OPERATOR(input, weight, bias, pair(convolution, 0), pair(convolution, 1), pair(convolution, 2), convolution[6],
+      algorithm, pair(window, 0), pair(window, 1), pair(window, 2), pair(window, 3), window[8] != 0);
+}
+
+using In = const Tensor&;
+
+}  // namespace
+}  // namespace fastcnn
+
+#define FASTCNN_IMPLEMENT(library, backend)                                                                      \
+  library.impl("max_pool." #backend, TORCH_BOX((&with_window<&backend::max_pool, In>)));                         \
+  library.impl("max_pool_codes." #backend, TORCH_BOX((&with_window<&backend::max_pool_codes, In>)));             \
+  library.impl("max_pool_backward." #backend,                                                                    \
+      TORCH_BOX((&with_window<&backend::max_pool_backward, In, In, int64_t, int64_t>)));                         \
+  library.impl("lrn." #backend, TORCH_BOX(&backend::lrn));                                                       \
+  library.impl("lrn_backward." #backend, TORCH_BOX(&backend::lrn_backward));                                     \
+  library.impl(                                                                                                  \
+      "lrn_pool." #backend, TORCH_BOX((&with_window<&backend::lrn_pool, In, int64_t, double, double, double>))); \
+  library.impl("lrn_pool_codes." #backend,                                                                       \
+      TORCH_BOX((&with_window<&backend::lrn_pool_codes, In, int64_t, double, double, double>)));                 \
+  library.impl("lrn_pool_backward." #backend,                                                                    \
+      TORCH_BOX((&with_window<&backend::lrn_pool_backward, In, In, In, int64_t, double, double, double>)));      \
+  library.impl("conv_relu." #backend, TORCH_BOX(&with_convolution<&backend::conv_relu>));                        \
+  library.impl("conv_relu_backward." #backend, TORCH_BOX(&backend::conv_relu_backward));                         \
+  library.impl("conv_relu_pool." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool>));                     \
+  library.impl("conv_relu_pool_codes." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool_codes>));         \
+  library.impl("conv_relu_pool_backward." #backend,                                                              \
+      TORCH_BOX((&with_window<&backend::conv_relu_pool_backward, In, In, int64_t, int64_t, bool>)));             \
+  library.impl("linear_relu." #backend, TORCH_BOX(&backend::linear_relu));                                       \
   library.impl("linear_relu_backward." #backend, TORCH_BOX(&backend::linear_relu_backward))
 
 using namespace fastcnn;

@@ -108,13 +108,11 @@ T* mutable_data(Tensor& tensor) {
 }
 
 inline Window make_window(Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  return {
-      {size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
+  return {{size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
 }
 
 inline Plane make_plane(const Window& window, int64_t height, int64_t width) {
-  return {
-      height, width, output_size(window.rows, height, window.ceil_mode),
+  return {height, width, output_size(window.rows, height, window.ceil_mode),
       output_size(window.columns, width, window.ceil_mode)};
 }
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastcnn import tuning
+
 logger = logging.getLogger("fastcnn")
 
 BACKENDS = ("auto", "torch", "triton", "cuda", "cpu")
@@ -25,6 +27,8 @@ ALGORITHMS = {
     "implicit_gemm": ("triton", "cuda"),
     "direct": ("cuda",),
 }
+# Algorithms with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.
+_CONFIGURED = {("triton", "implicit_gemm"): ("conv_relu", "CONFIGS")}
 
 
 class Fastest(NamedTuple):
@@ -150,7 +154,8 @@ def _build(name: str) -> str:
     if name == "cpu" and held:
         return f"{held['compiler']}, torch {held['torch']} or later"
     if name == "cuda" and held.get("cuda"):
-        return f"CUDA {held['cuda']} for {(held['architectures'] or '').replace(':', ', ')}, torch {held['torch']} or later"
+        architectures = (held["architectures"] or "").replace(":", ", ")
+        return f"CUDA {held['cuda']} for {architectures}, torch {held['torch']} or later"
     return ""
 
 
@@ -179,7 +184,8 @@ class use_backend:
         name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
         algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution,
             then one pass of ours), ``implicit_gemm`` (the convolution is ours too) or ``direct`` (ours, for up to four
-            input channels). ``None`` leaves the choice to the backend.
+            input channels). ``None`` leaves the choice to the backend. An algorithm with several configurations
+            takes one of them by name: ``implicit_gemm:128x64x32w8s3``.
 
     Raises:
         ValueError: an unknown name.
@@ -209,13 +215,17 @@ class use_backend:
 def _validate(name: str, algorithm: str | None) -> None:
     if name not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    if algorithm is not None and algorithm not in ALGORITHMS:
+    bare, colon, configuration = (algorithm or "").partition(":")
+    if algorithm is not None and bare not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)} or None, got {algorithm!r}")
-    if name in _KERNELS and algorithm is not None and name not in ALGORITHMS[algorithm]:
+    if name in _KERNELS and algorithm is not None and name not in ALGORITHMS[bare]:
         able = ", ".join(repr(each) for each, backends in ALGORITHMS.items() if name in backends)
         raise ValueError(f"algorithm: backend {name!r} has {able}, got {algorithm!r}")
     if reason := _MISSING[name]():
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
+    if colon and configuration not in (held := configurations(name, bare)):
+        able = f"one of {', '.join(held)}" if held else "none, as it has no configurations"
+        raise ValueError(f"algorithm: expected of {bare!r} under backend {name!r} {able}, got {algorithm!r}")
 
 
 def _read_environment() -> None:
@@ -228,17 +238,35 @@ def _read_environment() -> None:
 _read_environment()
 
 
-def chosen_algorithm() -> str | None:
-    """Return the convolution algorithm asked for, or None where the backend is free to choose."""
-    return _choice.algorithm
+def configurations(name: str, algorithm: str) -> tuple[str, ...]:
+    """Return the names of the configurations of a backend's algorithm, if it has several."""
+    where = _CONFIGURED.get((name, algorithm))
+    return tuple(config.name for config in kernel(name, *where)) if where else ()  # type: ignore[attr-defined]
 
 
-def runs_stock(op: str, function: str, input: object) -> bool:
+def tuned(op: str, *arguments: Any) -> tuning.Winner | None:
+    """Return what `auto` takes for a call by the tuning tables, or None where they say nothing or are not asked."""
+    if _choice.backend != "auto" or _choice.algorithm or _choice.problem or not isinstance(arguments[0], Tensor):
+        return None
+    return tuning.winner(op, arguments, _unusable)
+
+
+def _unusable(name: str, algorithm: str | None) -> str:
+    try:
+        _validate(name, algorithm)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
+def runs_stock(op: str, function: str, input: object, winner: tuning.Winner | None) -> bool:
     """Whether a call runs the stock layers whatever its arguments are, so that torch itself checks them."""
     if _choice.backend == "torch":
         return True
     if _choice.backend != "auto" or _choice.problem or not isinstance(input, Tensor):
         return False
+    if winner:
+        return winner.backend == "torch"
     entry = FASTEST.get((input.device.type, op))
     if entry is None or input.dtype not in entry.dtypes:
         reason = _unmeasured(input)
@@ -251,14 +279,17 @@ def runs_stock(op: str, function: str, input: object) -> bool:
     return bool(reason)
 
 
-def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
-    """Return the backend of a call that `runs_stock` has let through: one with kernels, or under `auto` ``torch``.
+def choose(
+    op: str, function: str, input: Tensor, refusal: Callable[[], str], winner: tuning.Winner | None
+) -> tuple[str, str | None]:
+    """Return backend and algorithm of a call that `runs_stock` has let through; under `auto` that may be ``torch``.
 
     Args:
         op: the op's stem.
         function: the public function's name, for messages.
         input: the tensor whose device and dtype decide, after autocast.
         refusal: says why no kernel of any backend serves these arguments, or an empty string.
+        winner: what `tuned` has said of the call.
 
     Raises:
         RuntimeError: an explicit backend cannot serve the call.
@@ -267,21 +298,29 @@ def choose(op: str, function: str, input: Tensor, refusal: Callable[[], str]) ->
     if _choice.problem:
         raise RuntimeError(_choice.problem)
     if name == "auto":
-        return _fastest(op, function, input, refusal)
-    if reason := _wrong_device(name, input) or _forward_mode() or _wrong_precision(name, op, input) or refusal():
+        return _fastest(op, function, input, refusal, winner)
+    algorithm = _choice.algorithm
+    if reason := _wrong_device(name, input) or _forward_mode() or _wrong_precision(name, algorithm, input) or refusal():
         raise RuntimeError(f"{function}: backend {name!r} {reason}")
-    return name
+    return name, algorithm
 
 
-def _fastest(op: str, function: str, input: Tensor, refusal: Callable[[], str]) -> str:
-    entry = FASTEST[input.device.type, op]
+def _fastest(
+    op: str, function: str, input: Tensor, refusal: Callable[[], str], winner: tuning.Winner | None
+) -> tuple[str, str | None]:
     reason = _forward_mode() or refusal()
-    if input.dtype not in entry.dtypes:  # autocast has changed it
-        reason = _unmeasured(input)
+    if winner:
+        fastest = winner
+        reason = _wrong_device(winner.backend, input) or _wrong_precision(*winner, input) or reason
+    else:
+        entry = FASTEST[input.device.type, op]
+        fastest = tuning.Winner(entry.backend, _choice.algorithm)
+        if input.dtype not in entry.dtypes:  # autocast has changed it
+            reason = _unmeasured(input)
     if not reason:
-        return entry.backend
+        return fastest
     _say_once(function, reason, input.device.type)
-    return "torch"
+    return "torch", None
 
 
 def _unmeasured(input: Tensor) -> str:
@@ -295,18 +334,24 @@ def _say_once(*said: str) -> None:
         logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
 
 
+_RUNS_ON = {
+    "cpu": "cpu",
+    "triton": "cpu" if INTERPRETING else "cuda",
+    "cuda": "cpu" if _PLAYED else "cuda",
+}
+
+
 def _wrong_device(name: str, input: Tensor) -> str:
-    on_cpu = {"cpu": True, "triton": INTERPRETING, "cuda": bool(_PLAYED)}
-    wanted = "cpu" if on_cpu[name] else "cuda"
+    wanted = _RUNS_ON[name]
     if input.device.type == wanted:
         return ""
     return f"needs argument 'input' on a {wanted} device, got {input.device}"
 
 
-def _wrong_precision(name: str, op: str, input: Tensor) -> str:
-    if name != "cuda" or not op.startswith("conv") or _choice.algorithm not in ("implicit_gemm",):
+def _wrong_precision(name: str, algorithm: str | None, input: Tensor) -> str:
+    if name != "cuda" or algorithm != "implicit_gemm" or input.dtype != torch.float32:
         return ""
-    if input.dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+    if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
         return ""
     return "multiplies float32 in TF32 by 'implicit_gemm', which torch.backends.cudnn.allow_tf32 forbids"
 

@@ -1,6 +1,5 @@
-"""The command ``fastcnn``: train, summary, doctor."""
+"""The command ``fastcnn``: train, tune, summary, doctor."""
 
-import ast
 import contextlib
 import datetime
 import enum
@@ -11,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -21,6 +20,7 @@ from rich.table import Table
 
 import fastcnn
 from fastcnn.bench.command import bench
+from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.train import checkpoint, environment
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import Interrupted, UserError, require
@@ -28,6 +28,7 @@ from fastcnn.train.loop import DEFAULT_LR
 from fastcnn.train.progress import say
 from fastcnn.train.run import train as run_training
 from fastcnn.train.settings import Settings, resumed
+from fastcnn.tune.command import tune
 
 DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolder": "alexnet"}
 
@@ -59,19 +60,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.add_typer(bench, name="bench")
-
-InputSize = Annotated[
-    str | None, typer.Option(metavar="C,H,W", help="Size of one input; by default what the model is made for.")
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        metavar="KEY=VALUE",
-        help="Argument of the model's builder, a Python literal: lrn=False. Repeatable.",
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+app.command()(tune)
 
 
 @app.callback(invoke_without_command=True)
@@ -108,6 +97,9 @@ def train(
     optimizer: Annotated[OptimizerName, typer.Option(help="sgd has momentum 0.9.")] = OptimizerName.adam,
     weight_decay: Annotated[float, typer.Option(min=0, help="Weight decay.")] = 0.0,
     amp: Annotated[AmpName, typer.Option(help="Mixed precision through torch.autocast.")] = AmpName.off,
+    graph: Annotated[
+        bool, typer.Option(help="On a GPU, capture whole training steps into CUDA graphs; the losses are the same.")
+    ] = True,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
     ] = None,
@@ -140,8 +132,8 @@ def train(
     asked = Settings(
         dataset=str(dataset),
         model=model_name,
-        input_size=_parse_input_size(input_size) or default_input_size(model_name),
-        options=_parse_options(option),
+        input_size=parse_input_size(input_size) or default_input_size(model_name),
+        options=parse_options(option),
         compare=compare,
         backend=backend,
         epochs=epochs,
@@ -151,6 +143,7 @@ def train(
         weight_decay=weight_decay,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         amp=str(amp),
+        graph=graph,
         data=str(data) if data else None,
         seed=seed,
         workers=workers,
@@ -182,9 +175,9 @@ def summary(
     require("train", "torchinfo")
     import torchinfo
 
-    size = _parse_input_size(input_size) or default_input_size(model)
+    size = parse_input_size(input_size) or default_input_size(model)
     with torch.device("meta"):  # shapes alone: no memory, no arithmetic
-        network = build_model(model, options=_parse_options(option))
+        network = build_model(model, options=parse_options(option))
     try:
         table = torchinfo.summary(
             network,
@@ -250,27 +243,6 @@ def _notes(console: Console) -> Iterator[None]:
 def _given(context: typer.Context, *names: str) -> set[str]:
     sources = {name: context.get_parameter_source(name) for name in names}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
-def _parse_input_size(text: str | None) -> tuple[int, int, int] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"--input-size: expected three sizes C,H,W such as 3,224,224, got {text!r}")
-    channels, height, width = map(int, parts)
-    return channels, height, width
-
-
-def _parse_options(texts: list[str] | None) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for text in texts or []:
-        key, _, value = text.partition("=")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            raise typer.BadParameter(f"--option: expected KEY=VALUE such as lrn=False, got {text!r}") from error
-    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

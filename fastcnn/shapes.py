@@ -24,6 +24,8 @@ def pair(function: str, name: str, value: Size) -> Pair:
         TypeError: not integers.
         RuntimeError: neither one nor two of them.
     """
+    if type(value) is int:
+        return value, value
     values = value if isinstance(value, (tuple, list)) else (value,)
     if any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
         raise TypeError(f"{function}: argument {name!r}: expected an int or two of them, got {value!r}")
@@ -53,7 +55,24 @@ class Window(NamedTuple):
         """Return the window of an operator's arguments, which come as lists; Triton's constants must be hashable."""
         height, width = size
         return cls(
-            (height, width), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), ceil_mode
+            (height, width),
+            (stride[0], stride[1]),
+            (padding[0], padding[1]),
+            (dilation[0], dilation[1]),
+            bool(ceil_mode),
+        )
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return size, stride, padding, dilation and ceil_mode in one row, as operators take a window."""
+        return (*self.size, *self.stride, *self.padding, *self.dilation, int(self.ceil_mode))
+
+    def fits(self, height: int, width: int) -> bool:
+        """Return whether every number is in its range and a window fits into the padded image, which has pixels."""
+        (rows, columns), (down, right), (top, left), (row_step, column_step), _ = self
+        return (
+            (rows > 0 and columns > 0 and down > 0 and right > 0)
+            and (top >= 0 and left >= 0 and row_step > 0 and column_step > 0 and height > 0 and width > 0)
+            and (height + 2 * top > row_step * (rows - 1) and width + 2 * left > column_step * (columns - 1))
         )
 
     def span(self, axis: int) -> int:

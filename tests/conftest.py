@@ -10,6 +10,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The user's tuning tables stay out of the tests.
+os.environ["FASTCNN_CACHE"] = os.devnull
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:

@@ -61,8 +61,13 @@ def instructions(architecture: str) -> dict[str, Counter[str]]:
 
 def kernel_name(demangled: str) -> str:
     """Return the kernel's name and template arguments, without namespaces and parameters."""
-    name = re.sub(r"\([^<>]*\)$", "", demangled.strip().removeprefix("void "))
-    return re.sub(r"\w+::|\(anonymous namespace\)::", "", name)
+    name = re.sub(r"\(anonymous namespace\)::|\w+::", "", demangled.strip().removeprefix("void "))
+    depth = 0
+    for i, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            return name[:i]
+    return name
 
 
 def main() -> None:

@@ -49,6 +49,14 @@ def test_first_derivatives_go_through_kernels_and_equal_stock(stage):
 
 
 @each_stage
+def test_a_plain_call_takes_the_cheap_function(stage):
+    """One whose forward takes the context: torch reads the other kind's signature at every call."""
+    function = stage.ours(*stage.tensors()).grad_fn._forward_cls
+    assert function.setup_context is torch.autograd.Function.setup_context
+    assert function.__name__ in ("ConvReLU", "ConvReLUPool", "LinearReLU", "LocalResponseNorm", "LRNPool", "MaxPool")
+
+
+@each_stage
 def test_gradient_penalty(stage):
     def penalty(loss, tensors):
         gradients = torch.autograd.grad(loss(*tensors), tensors, create_graph=True)

@@ -49,7 +49,9 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["summary"], ["doctor"]], ids=lambda command: " ".join(command))
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["tune"], ["summary"], ["doctor"]], ids=lambda command: " ".join(command)
+)
 def test_every_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     output = plain(capsys.readouterr().out)

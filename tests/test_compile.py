@@ -216,8 +216,8 @@ def test_exported_program_holds_the_operators(strict):
 
 # Arguments of every operator, its tensors made in one layout. A backward is given what its forward returns.
 
-CONV = [[1, 1], [1, 1], [1, 1], 1]
-POOL, PIXELWISE = [[3, 2], [2, 2], [1, 0], [1, 1], False], [[1, 1], [1, 1], [0, 0], [1, 1], False]
+CONV = [1, 1, 1, 1, 1, 1, 1]
+POOL, PIXELWISE = [3, 2, 2, 2, 1, 0, 1, 1, 0], [1, 1, 1, 1, 0, 0, 1, 1, 0]
 LAYOUTS = {
     "contiguous": lambda tensor: tensor,
     "channels_last": lambda tensor: tensor.to(memory_format=torch.channels_last),
@@ -230,7 +230,7 @@ LAYOUTS = {
 }
 
 
-KERNEL_BACKENDS = ("triton", "cpu")
+KERNEL_BACKENDS = ("triton", "cuda", "cpu")
 each_kernel_backend = pytest.mark.parametrize("backend", ["triton", *(name for name, _ in COMPILED)])
 
 
@@ -242,11 +242,11 @@ def op(name, backend="triton"):
 def calls(layout, with_bias=True, algorithm=None):
     """Return the arguments of every operator for one image in a layout."""
     image, bias = LAYOUTS[layout](randn(2, 3, 5, 4)), randn(4) if with_bias else None
-    conv = (image, randn(4, image.shape[1], 1, 1), bias, *CONV, algorithm)
+    conv = (image, randn(4, image.shape[1], 1, 1), bias, CONV, algorithm)
     window = POOL if min(image.shape[2:]) > 1 else PIXELWISE
     output = op("conv_relu")(*conv)
-    conv_codes = op("conv_relu_pool_codes")(*conv, *window)[1]
-    codes, lrn_codes = op("max_pool_codes")(image, *window)[1], op("lrn_pool_codes")(image, *NORM, *window)[1]
+    conv_codes = op("conv_relu_pool_codes")(*conv, window)[1]
+    codes, lrn_codes = op("max_pool_codes")(image, window)[1], op("lrn_pool_codes")(image, *NORM, window)[1]
     rows, matrix = image.flatten(0, 2), randn(4, image.shape[-1])
     linear = op("linear_relu")(rows, matrix, bias)
 
@@ -256,17 +256,17 @@ def calls(layout, with_bias=True, algorithm=None):
     return {
         "conv_relu": conv,
         "conv_relu_backward": (grad(output), output, bias is not None),
-        "conv_relu_pool": (*conv, *window),
-        "conv_relu_pool_codes": (*conv, *window),
-        "conv_relu_pool_backward": (grad(conv_codes), conv_codes, *output.shape[2:], bias is not None, *window),
-        "max_pool": (image, *window),
-        "max_pool_codes": (image, *window),
-        "max_pool_backward": (grad(codes), codes, *image.shape[2:], *window),
+        "conv_relu_pool": (*conv, window),
+        "conv_relu_pool_codes": (*conv, window),
+        "conv_relu_pool_backward": (grad(conv_codes), conv_codes, *output.shape[2:], bias is not None, window),
+        "max_pool": (image, window),
+        "max_pool_codes": (image, window),
+        "max_pool_backward": (grad(codes), codes, *image.shape[2:], window),
         "lrn": (image, *NORM),
         "lrn_backward": (grad(image), image, *NORM),
-        "lrn_pool": (image, *NORM, *window),
-        "lrn_pool_codes": (image, *NORM, *window),
-        "lrn_pool_backward": (grad(lrn_codes), lrn_codes, image, *NORM, *window),
+        "lrn_pool": (image, *NORM, window),
+        "lrn_pool_codes": (image, *NORM, window),
+        "lrn_pool_backward": (grad(lrn_codes), lrn_codes, image, *NORM, window),
         "linear_relu": (rows, matrix, bias),
         "linear_relu_backward": (grad(linear), linear, bias is not None),
     }
@@ -286,6 +286,12 @@ each_operator = pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_is_listed_here():
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")}
     assert registered == {f"fastcnn::{name}.{backend}" for name in OPERATORS for backend in KERNEL_BACKENDS}
+
+
+@pytest.mark.skipif(not COMPILED, reason="no compiled kernels here")
+def test_compiled_operator_counts_the_numbers_of_a_window():
+    with pytest.raises(RuntimeError, match="expected 9 numbers, got 4"):
+        op("max_pool", COMPILED[0][0])(randn(*IMAGE), [2, 2, 2, 2])
 
 
 @each_kernel_backend

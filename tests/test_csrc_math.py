@@ -13,6 +13,7 @@ from fastcnn.shapes import MAX_WINDOW_PLACES, RELU_OFF, Window
 MATH = Path(__file__).parents[1] / "csrc" / "math"
 SOURCE = """
 #include "lrn.h"
+#include "power.h"
 #include "select.h"
 #include "window.h"
 using namespace fastcnn;
@@ -33,6 +34,7 @@ int64_t place(Axis axis, int64_t window, int64_t pixel) { return place_at(axis, 
 bool value_wins(float value, float best) { return wins(value, best); }
 float relu_of(float value) { return relu(value); }
 float factor(float scale) { return lrn_factors<Power::THREE_QUARTERS>(LRN{5, 0, 0.75f, 0}, scale).factor; }
+float multiplied(float scale) { return multiplied_factor(scale); }
 float next_factor(float scale) { return lrn_factors<Power::THREE_QUARTERS>(LRN{5, 0, 0.75f, 0}, scale).next; }
 float any_factor(float scale, float beta) { return lrn_factors<Power::ANY>(LRN{5, 0, beta, 0}, scale).factor; }
 }
@@ -61,7 +63,7 @@ def library(tmp_path_factory):
         getattr(loaded, name).restype = ctypes.c_int64
     for name in ("end_of_inside", "from_window", "to_window", "place", "max_window_places"):
         getattr(loaded, name).restype = ctypes.c_int64
-    for name in ("relu_of", "factor", "next_factor", "any_factor"):
+    for name in ("relu_of", "factor", "next_factor", "any_factor", "multiplied"):
         getattr(loaded, name).restype = ctypes.c_float
     loaded.value_wins.restype = ctypes.c_bool
     return loaded
@@ -159,3 +161,11 @@ def test_lrn_factors_are_powers_of_the_scale(library):
     assert library.factor(real(INF)) == library.next_factor(real(INF)) == 0
     assert math.isnan(library.factor(real(NAN)))
     assert library.factor(real(0.0)) == INF
+
+
+def test_multiplied_factor(library):
+    """Within 2.5 units of 2 ** -24 of scale ** -0.75, over every binade that kernels hand it."""
+    for step in range(-99 * 64, 127 * 64):
+        scale = ctypes.c_float(2 ** (step / 64)).value
+        assert library.multiplied(real(scale)) == pytest.approx(scale**-0.75, rel=2.5 * 2**-24)
+    assert math.isnan(library.multiplied(real(NAN)))

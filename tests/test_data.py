@@ -1,5 +1,6 @@
 """Damaged files are named, batches are the same whoever asks, splits are fair."""
 
+import doctest
 import gzip
 import struct
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcnn.train.data import CLASSES, Feed, TensorData, load_idx_dataset, stratified_split
+from fastcnn.train import data as data_module
+from fastcnn.train.data import CLASSES, Feed, TensorData, blocks, load_idx_dataset, stratified_split
 from fastcnn.train.errors import UserError
 from fastcnn.train.folder import FolderData
 from fastcnn.train.idx import Labelled, read_idx
@@ -149,6 +151,48 @@ def test_images_are_normalised() -> None:
     assert images.shape == (NUM_IMAGES, 1, 4, 4)
     assert images.mean().abs() < 1e-5
     assert (images.std() - 1).abs() < 1e-4
+
+
+def test_images_lie_on_the_device_as_bytes_and_become_the_floats_of_the_formula() -> None:
+    images = torch.arange(NUM_IMAGES * 16).remainder(256).to(torch.uint8).reshape(NUM_IMAGES, 1, 4, 4)
+    data = tensor_data()
+    resident = [value for value in vars(data).values() if isinstance(value, torch.Tensor)]
+    assert sum(value.nbytes for value in resident) == 2 * NUM_IMAGES * (16 + 8) + 4  # pixels, labels, one number
+    normalised = (images / 255 - (images / 255).mean()) / (images / 255).std()
+    torch.testing.assert_close(torch.cat([x for x, _ in data.test_batches()]), normalised)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 100])
+@pytest.mark.parametrize("first_step", [0, 3, 6, 7])
+def test_several_steps_drawn_at_once_are_the_same_batches(steps: int, first_step: int) -> None:
+    data = tensor_data()
+    drawn = [draw for draws in data.train_draws(1, first_step, steps) for draw in zip(*draws)]
+    expected = list(data.train_batches(1))[first_step:]
+    assert len(drawn) == 7 - first_step
+    for draw, batch in zip(drawn, expected, strict=True):
+        torch.testing.assert_close(data.batch(*draw), batch, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "shapes"),
+    [
+        (12, 2, [(2, 4), (1, 4)]),
+        (13, 5, [(3, 4), (1, 1)]),
+        (3, 5, [(1, 3)]),
+        (0, 5, []),
+    ],
+)
+def test_blocks_hold_every_index_once(count: int, steps: int, shapes: list[tuple[int, int]]) -> None:
+    cut = list(blocks(torch.arange(count), 4, steps))
+    assert [tuple(block.shape) for block in cut] == shapes
+    assert [index for block in cut for index in block.flatten().tolist()] == list(range(count))
+
+
+def test_examples_run() -> None:
+    pytest.importorskip("mlxtend")
+    result = doctest.testmod(data_module)
+    assert result.attempted
+    assert not result.failed
 
 
 def test_images_are_fitted_to_the_network() -> None:

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "fastcnn"
 STEMS = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# functional -> ops -> backend, and fuse -> nn; shapes is a leaf. The backend finds kernels by name, when first used.
+# functional -> ops -> backend -> tuning, and fuse -> nn; shapes is a leaf. The backend finds kernels by name, when
+# first used.
 PUBLIC = {"fastcnn", "functional", "nn", "models"}
 MAY_IMPORT = {
     "fastcnn": {"backend", "functional", "fuse", "models", "nn"},
@@ -24,27 +25,35 @@ MAY_IMPORT = {
     "functional": {"ops", "shapes"},
     "ops": {"ops", "backend", "shapes"},
     "triton": {"triton", "shapes"},
-    "backend": {"shapes"},
+    "backend": {"shapes", "tuning"},
+    "tuning": {"tuning", "shapes"},
     "shapes": set(),
     "train": {"train", *PUBLIC},
-    "bench": {"bench", "train", *PUBLIC},
-    "cli": {"cli", "bench", "train", *PUBLIC},
+    "bench": {"bench", "train", "cli_options", *PUBLIC},
+    "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
+    "cli_options": set(),
+    "cli": {"cli", "cli_options", "bench", "train", "tune", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
-TESTS_MAY_IMPORT = {"train", "bench", "cli", *PUBLIC}
+TESTS_MAY_IMPORT = {"train", "bench", "tune", "cli", *PUBLIC}
 # Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
     "test_codegen.py": {"triton", "shapes"},
     "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
+    "tables.py": {"tuning"},
+    "test_tune.py": {"tuning"},
+    "test_tuning.py": {"tuning"},
 }
 # Importing the package needs torch alone; what else a layer needs it imports where it is used.
 OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
     "bench": {"typer", "matplotlib", "PIL"},
+    "tune": {"torch", "typer", "rich"},
     "cli": {"torch", "typer", "rich"},
+    "cli_options": {"typer"},
 }
 
 

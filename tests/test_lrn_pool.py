@@ -21,7 +21,6 @@ from parity import (
 from test_lrn import stock as stock_lrn
 
 import fastcnn.functional as FF
-from fastcnn.ops import lrn_pool
 
 # input, LRN's settings, pool's settings
 CASES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
@@ -102,14 +101,16 @@ DILATED = {
 def test_dilated_pool(format: torch.memory_format, case: Any, backend: Any) -> None:
     shape, size, kernel, dilation = case
     norm, window = (size, 2.0, 0.75, 1.0), (kernel, (2, 1), (1, 1), dilation, False)
+    numbers = [*kernel, 2, 1, 1, 1, *dilation, 0]
+    ours = torch.ops.fastcnn
     x = new(*shape, dtype=torch.float32, format=format).requires_grad_()
     expected = F.max_pool2d(F.local_response_norm(x, *norm), *window)
     cotangent = torch.randn_like(expected)
     (gradient,) = torch.autograd.grad(expected, x, cotangent)
-    values, codes = lrn_pool._codes[backend[0]](x.detach(), *norm, *window)
+    values, codes = getattr(ours.lrn_pool_codes, backend[0])(x.detach(), *norm, numbers)
     torch.testing.assert_close(values, expected.detach())
-    torch.testing.assert_close(lrn_pool._values[backend[0]](x.detach(), *norm, *window), values)
-    back = lrn_pool._backward[backend[0]](cotangent, codes, x.detach(), *norm, *window)
+    torch.testing.assert_close(getattr(ours.lrn_pool, backend[0])(x.detach(), *norm, numbers), values)
+    back = getattr(ours.lrn_pool_backward, backend[0])(cotangent, codes, x.detach(), *norm, numbers)
     torch.testing.assert_close(back, gradient, rtol=1e-5, atol=1e-5)
 
 
@@ -133,3 +134,11 @@ def test_values_that_round_to_the_same_are_equal(backend: Any) -> None:
     x = torch.tensor([2046 / 1024, 2047 / 1024], dtype=torch.float16, device=DEVICE).view(1, 1, 1, 2)
     halved = {"size": 1, "alpha": 0.0, "beta": 1.0, "k": 1.99828}  # to 0.9999 and 1.0004: both are 1 in float16
     assert_same(*both(halved, {"kernel_size": (1, 2)}), (x,), backend)
+
+
+@each_backend
+@each_format
+def test_gradient_of_a_window_of_negative_infinities(format: torch.memory_format, backend: Any) -> None:
+    # float16 overflows where the normalised value is larger than the value
+    x = torch.full((1, 24, 2, 4), -6e4, dtype=torch.float16, device=DEVICE).to(memory_format=format)
+    assert_same(*both({"size": 5, "alpha": 0.0, "k": 0.1}, {"kernel_size": 2}), (x,), backend)

@@ -86,6 +86,8 @@ def test_special_values_go_through_as_in_torch(format: torch.memory_format, back
     assert_same(*both(kernel_size=3, stride=2, padding=1), (x,), backend)
     everything_low = torch.full((1, 2, 4, 4), float("-inf"), device=DEVICE)
     assert_same(*both(kernel_size=2), (everything_low,), backend)
+    assert_same(*both(kernel_size=3, padding=1), (everything_low.to(memory_format=format),), backend)
+    assert_same(*both(kernel_size=(3, 2), padding=1), (everything_low.to(memory_format=format),), backend)
 
 
 @each_backend

@@ -51,7 +51,7 @@ MODELS = {
     "vgg19_bn": VGG,
 }
 TOP = {
-    "BackendStatus": "(available, reason='')",
+    "BackendStatus": "(available, reason='', build='')",
     "backends": "()",
     "fuse": "(model)",
     "unfuse": "(model)",

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import pytest
 import torch
+from played_graphs import PlayedCapture
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from fastcnn.models import MODELS, ModelEntry
 from fastcnn.train import Interrupted, Run, Settings, UserError, checkpoint, loop
 from fastcnn.train import run as run_module
 from fastcnn.train.data import CLASSES, Feed, TensorData, epoch_order
+from fastcnn.train.graphed import CAPTURES
 from fastcnn.train.idx import Labelled
 from fastcnn.train.memory import peak_memory
 from fastcnn.train.report import table
@@ -146,6 +148,28 @@ def test_resumed_run_gives_the_losses_of_an_uninterrupted_one(
     for lane, expected in zip(rest.lanes, whole.lanes, strict=True):
         assert [epoch.test_accuracy for epoch in lane.epochs] == [epoch.test_accuracy for epoch in expected.epochs]
         torch.testing.assert_close(lane.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stop", [2, 9])
+def test_run_with_graphs_gives_the_losses_of_one_without_and_resumes(
+    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CAPTURES, "cpu", PlayedCapture)
+    monkeypatch.setattr(loop, "STEPS_PER_GRAPH", 2)
+    settings = replace(SETTINGS, compare=True, epochs=6)
+    plain = train(replace(settings, graph=False), tmp_path / "plain")
+    whole = train(settings, tmp_path / "whole")
+    assert losses(whole) == losses(plain)
+    assert {lane.cuda_graphs() for lane in whole.lanes} == {"captured"}
+    assert {lane.cuda_graphs() for lane in plain.lanes} == {"off"}
+    with monkeypatch.context() as patch:
+        evaluated = itertools.count(1)
+        evaluate = loop.evaluate
+        patch.setattr(loop, "evaluate", lambda *args: evaluate(*args) if next(evaluated) < stop else None)
+        with pytest.raises(Interrupted):
+            train(settings, tmp_path / "cut")
+    rest = train(replace(settings, graph=False), tmp_path / "cut", resume=checkpoint.load(tmp_path / "cut"))
+    assert losses(rest) == losses(plain)
 
 
 def test_run_can_be_extended(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-// Convolution + ReLU: torch's convolution, then ReLU in place; backward masks the gradient and sums the bias gradient in
-// one pass. linear_relu shares both passes: its rows are the pixels of an image whose channels are contiguous.
+// Convolution + ReLU: torch's convolution, then ReLU in place; backward masks the gradient and sums the bias gradient
+// in one pass. linear_relu shares both passes: its rows are the pixels of an image whose channels are contiguous.
 
 #include "conv_relu.h"
 
-#include "../convolution.h"
 #include "../math/select.h"
 #include "../ops.h"
+#include "convolution.h"
 #include "sums.h"
 #include "threads.h"
 
@@ -26,7 +26,7 @@ template <class T>
 FASTCNN_CLONES void mask_planes(
     const T* grad, const T* y, T* dx, float* sums, int64_t pixels, int64_t begin, int64_t end) {
   for (int64_t p = begin; p < end; ++p) {
-    const T *__restrict from = grad + p * pixels, *__restrict output = y + p * pixels;
+    const T* __restrict from = grad + p * pixels, * __restrict output = y + p * pixels;
     T* __restrict to = dx + p * pixels;
     for (int64_t i = 0; i < pixels; ++i) {
       const float value = static_cast<float>(from[i]);
@@ -46,7 +46,7 @@ FASTCNN_CLONES void mask_pixels(
     float* __restrict sum = sums ? sums + line * channels : nullptr;
     const int64_t last = std::min((line + 1) * LINES_A_SUM, pixels);
     for (int64_t p = line * LINES_A_SUM; p < last; ++p) {
-      const T *__restrict from = grad + p * channels, *__restrict output = y + p * channels;
+      const T* __restrict from = grad + p * channels, * __restrict output = y + p * channels;
       T* __restrict to = dx + p * channels;
       for (int64_t c = 0; c < channels; ++c) {
         const float value = static_cast<float>(from[c]);
@@ -69,13 +69,11 @@ void run_mask(const Tensor& grad, const Tensor& y, Tensor& dx, Tensor& bias, con
   std::vector<float> partial(bias_grad ? lines * channels : 0);
   float* sums = bias_grad ? partial.data() : nullptr;
   if (layout.channels_last) {
-    parallel(lines, LINES_A_SUM * channels, [&](int64_t begin, int64_t end) {
-      mask_pixels(from, output, to, sums, pixels, channels, begin, end);
-    });
+    parallel(lines, LINES_A_SUM * channels,
+        [&](int64_t begin, int64_t end) { mask_pixels(from, output, to, sums, pixels, channels, begin, end); });
   } else {
-    parallel(layout.images * channels, layout.pixels, [&](int64_t begin, int64_t end) {
-      mask_planes(from, output, to, sums, layout.pixels, begin, end);
-    });
+    parallel(layout.images * channels, layout.pixels,
+        [&](int64_t begin, int64_t end) { mask_planes(from, output, to, sums, layout.pixels, begin, end); });
   }
   if (bias_grad) {
     add_partial_sums(sums, lines, channels, mutable_data<T>(bias));
@@ -86,15 +84,13 @@ std::tuple<Tensor, Tensor> mask(const Tensor& grad, const Tensor& output, const 
   const std::vector<int64_t> bias_sizes{bias_grad ? layout.channels : 0};
   Tensor dx = new_tensor(output, output.sizes(), output.scalar_type(), output.dim() == 4 && layout.channels_last);
   Tensor bias = new_tensor(output, bias_sizes, output.scalar_type(), false);
-  with_type("conv_relu_backward", output, [&](auto type) {
-    run_mask<decltype(type)>(grad, output, dx, bias, layout);
-  });
+  with_type("conv_relu_backward", output, [&](auto type) { run_mask<decltype(type)>(grad, output, dx, bias, layout); });
   return {dx, bias};
 }
 
 void check_gradient(const Tensor& grad, const Tensor& output) {
   STD_TORCH_CHECK(grad.dim() == output.dim() && grad.scalar_type() == output.scalar_type(),
-                  "conv_relu_backward: gradient and output differ in rank or dtype");
+      "conv_relu_backward: gradient and output differ in rank or dtype");
   for (int64_t axis = 0; axis < output.dim(); ++axis) {
     STD_TORCH_CHECK(grad.size(axis) == output.size(axis), "conv_relu_backward: gradient and output differ in shape");
   }
@@ -109,9 +105,8 @@ void relu_in_place(Tensor& y) {
   });
 }
 
-Tensor conv_relu(
-    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
-    int64_t groups, std::optional<std::string>) {
+Tensor conv_relu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes stride, Sizes padding,
+    Sizes dilation, int64_t groups, std::optional<std::string>) {
   Tensor y = convolution(input, weight, bias, stride, padding, dilation, groups);
   relu_in_place(y);
   return y;

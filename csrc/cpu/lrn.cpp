@@ -1,10 +1,12 @@
 // Local response normalisation across channels, forward and backward, in one pass over memory.
 //
 // A block of pixels of one image is brought to float32: NCHW as lines of pixels, one a channel; NHWC as lines of
-// channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are summed
-// anew for each channel: nothing that slides could carry a NaN or a rounding error on.
+// channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are
+// summed anew for each channel: nothing that slides could carry a NaN or a rounding error on.
 
+#include "lrn.h"
 
+#include "../math/power.h"
 #include "../ops.h"
 #include "threads.h"
 
@@ -72,9 +74,8 @@ struct Same {
 
 // total[i] = the sum of term(values[i + j * step]) for j from 0 to size - 1.
 template <class Term>
-FASTCNN_HOST_DEVICE void window_sum(
-    const float* __restrict values, int64_t size, int64_t step, int64_t count, const Term& term,
-    float* __restrict total) {
+FASTCNN_HOST_DEVICE void window_sum(const float* __restrict values, int64_t size, int64_t step, int64_t count,
+    const Term& term, float* __restrict total) {
   if (size == 5) {
     for (int64_t i = 0; i < count; ++i) {
       total[i] = term(values[i]) + term(values[i + step]) + term(values[i + 2 * step]) + term(values[i + 3 * step]) +
@@ -117,6 +118,35 @@ bool needs_scratch(const Blocks& blocks) {
   return blocks.layout.channels_last || !std::is_same_v<T, float>;
 }
 
+// y = x * factor, for one line.
+template <class T, Power POWER>
+FASTCNN_HOST_DEVICE void normalise(
+    const float* __restrict x, const float* __restrict sum, int64_t count, const LRN& norm, T* __restrict y) {
+  if (POWER == Power::THREE_QUARTERS && may_multiply(norm)) {
+    int32_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float scale = lrn_scale(norm, sum[i]);
+      largest = std::max(largest, bits_of(scale));
+      y[i] = static_cast<T>(x[i] * multiplied_factor(scale));
+    }
+    if (largest < INFINITE) {
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
+  }
+}
+
+// Ask for the next line of a tensor: what lies a plane further on no processor foresees.
+template <class T>
+FASTCNN_HOST_DEVICE void prefetch(const T* line, int64_t count) {
+  constexpr int64_t CACHE_LINE = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += CACHE_LINE) {
+    __builtin_prefetch(line + i);
+  }
+}
+
 template <class T, Power POWER>
 FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
   const bool copy = needs_scratch<T>(blocks);
@@ -129,13 +159,13 @@ FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& n
     }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
-      const float* __restrict own = copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
-      T* __restrict out = y + blocks.begin(block) + blocks.line_begin(line);
-      float* __restrict sum = total.data();
-      window_sum(near.first, near.size, near.step, count, Square{}, sum);
-      for (int64_t i = 0; i < count; ++i) {
-        out[i] = static_cast<T>(own[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
+      const float* __restrict own =
+          copy ? values.data() + blocks.scratch_begin(line) : direct + blocks.line_begin(line);
+      if (!copy) {
+        prefetch(near.first + near.size * near.step, count);
       }
+      window_sum(near.first, near.size, near.step, count, Square{}, total.data());
+      normalise<T, POWER>(own, total.data(), count, norm, y + blocks.begin(block) + blocks.line_begin(line));
     }
   }
 }
@@ -144,7 +174,7 @@ template <class T, Power POWER>
 FASTCNN_CLONES void backward(
     const T* x, const T* grad, T* dx, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
   const bool copy = needs_scratch<T>(blocks);
-  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), through(blocks.size());
+  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), terms(blocks.size());
   std::vector<float> total(std::max(blocks.pixels, blocks.layout.channels));
   const int64_t after = (norm.size - 1) / 2 * blocks.step();
   float* __restrict sum = total.data();
@@ -159,12 +189,16 @@ FASTCNN_CLONES void backward(
       const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
       const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
-      float *__restrict factor = factors.data() + at, *__restrict hand_on = through.data() + at;
+      if (!copy) {
+        prefetch(near.first + near.size * near.step, count);
+        prefetch(from + blocks.layout.pixels, count);
+      }
+      float* __restrict factor = factors.data() + at, * __restrict term = terms.data() + at;
       window_sum(near.first, near.size, near.step, count, Square{}, sum);
       for (int64_t i = 0; i < count; ++i) {
         const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
         factor[i] = powers.factor;
-        hand_on[i] = static_cast<float>(from[i]) * own[i] * powers.next;
+        term[i] = static_cast<float>(from[i]) * own[i] * powers.next;
       }
     }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
@@ -173,7 +207,7 @@ FASTCNN_CLONES void backward(
       const float* __restrict factor = factors.data() + at;
       const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
       T* __restrict out = dx + blocks.begin(block) + blocks.line_begin(line);
-      window_sum(through.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
+      window_sum(terms.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
       for (int64_t i = 0; i < count; ++i) {
         out[i] = static_cast<T>(lrn_gradient(norm, static_cast<float>(from[i]), own[i], factor[i], sum[i]));
       }
@@ -181,26 +215,47 @@ FASTCNN_CLONES void backward(
   }
 }
 
-LRN make_norm(int64_t size, double alpha, double beta, double k) {
-  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
-}
-
-// Call run with the type and the formula that serve these arguments, as types.
+// Call run with the formula that serves beta, as a type.
 template <class Run>
-void with_formula(const Tensor& x, double beta, const Run& run) {
-  with_type("lrn", x, [&](auto type) {
-    switch (power_of(beta)) {
-      case Power::THREE_QUARTERS:
-        return run(type, std::integral_constant<Power, Power::THREE_QUARTERS>{});
-      case Power::ZERO:
-        return run(type, std::integral_constant<Power, Power::ZERO>{});
-      case Power::ANY:
-        return run(type, std::integral_constant<Power, Power::ANY>{});
-    }
-  });
+void with_formula(double beta, const Run& run) {
+  switch (power_of(beta)) {
+    case Power::THREE_QUARTERS:
+      return run(std::integral_constant<Power, Power::THREE_QUARTERS>{});
+    case Power::ZERO:
+      return run(std::integral_constant<Power, Power::ZERO>{});
+    case Power::ANY:
+      return run(std::integral_constant<Power, Power::ANY>{});
+  }
 }
 
 }  // namespace
+
+template <class T>
+void lrn_into(const T* x, T* y, const Layout& layout, const LRN& norm) {
+  const bool copies = layout.channels_last || !std::is_same_v<T, float>;
+  const Blocks blocks(layout, norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
+  with_formula(norm.beta, [&](auto power) {
+    parallel(blocks.count(), blocks.cost(),
+        [&](int64_t begin, int64_t end) { forward<T, power()>(x, y, blocks, norm, begin, end); });
+  });
+}
+
+template <class T>
+void lrn_backward_into(const T* x, const T* grad, T* dx, const Layout& layout, const LRN& norm) {
+  const Blocks blocks(layout, norm, BLOCK_FLOATS);
+  with_formula(norm.beta, [&](auto power) {
+    parallel(blocks.count(), 3 * blocks.cost(),
+        [&](int64_t begin, int64_t end) { backward<T, power()>(x, grad, dx, blocks, norm, begin, end); });
+  });
+}
+
+#define FASTCNN_LRN(T)                                             \
+  template void lrn_into(const T*, T*, const Layout&, const LRN&); \
+  template void lrn_backward_into(const T*, const T*, T*, const Layout&, const LRN&)
+FASTCNN_LRN(float);
+FASTCNN_LRN(BFloat16);
+FASTCNN_LRN(Half);
+#undef FASTCNN_LRN
 
 Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double k) {
   STD_TORCH_CHECK(input.dim() >= 3, "lrn: expected (N, C, *), got ", input.dim(), " axes");
@@ -211,24 +266,16 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   if (y.numel() == 0) {
     return y;
   }
-  const LRN norm = make_norm(size, alpha, beta, k);
-  const bool copies = channels_last || x.scalar_type() != torch::headeronly::ScalarType::Float;
-  const Blocks blocks(layout(x, channels_last), norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
-  with_formula(x, beta, [&](auto type, auto power) {
+  with_type("lrn", x, [&](auto type) {
     using T = decltype(type);
-    const T* from = data<T>(x);
-    T* to = mutable_data<T>(y);
-    parallel(blocks.count(), blocks.cost(), [&](int64_t begin, int64_t end) {
-      forward<T, power()>(from, to, blocks, norm, begin, end);
-    });
+    lrn_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), make_norm(size, alpha, beta, k));
   });
   return y;
 }
 
-Tensor lrn_backward(
-    const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta, double k) {
+Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta, double k) {
   STD_TORCH_CHECK(input.dim() >= 3 && grad.dim() == input.dim() && grad.numel() == input.numel(),
-                  "lrn_backward: expected a gradient of the input's shape, (N, C, *)");
+      "lrn_backward: expected a gradient of the input's shape, (N, C, *)");
   STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_backward: gradient and input differ in dtype");
   STD_TORCH_CHECK(size > 0, "lrn_backward: expected a positive size, got ", size);
   const bool channels_last = is_channels_last(input);
@@ -237,15 +284,10 @@ Tensor lrn_backward(
   if (dx.numel() == 0) {
     return dx;
   }
-  const LRN norm = make_norm(size, alpha, beta, k);
-  const Blocks blocks(layout(x, channels_last), norm, BLOCK_FLOATS);
-  with_formula(x, beta, [&](auto type, auto power) {
+  with_type("lrn_backward", x, [&](auto type) {
     using T = decltype(type);
-    const T *values = data<T>(x), *gradient = data<T>(from);
-    T* to = mutable_data<T>(dx);
-    parallel(blocks.count(), 3 * blocks.cost(), [&](int64_t begin, int64_t end) {
-      backward<T, power()>(values, gradient, to, blocks, norm, begin, end);
-    });
+    const LRN norm = make_norm(size, alpha, beta, k);
+    lrn_backward_into(data<T>(x), data<T>(from), mutable_data<T>(dx), layout(x, channels_last), norm);
   });
   return dx;
 }

@@ -1,30 +1,107 @@
-// LRN + max-pool: one pass each. The normalised values live only between the two.
+// LRN + max-pool. Where there are as many images as threads, a thread does one after the other, and what lies between
+// LRN and pool is one image in its cache; otherwise the threads share the images and it is a tensor.
+
+#include <memory>
 
 #include "../ops.h"
+#include "lrn.h"
 #include "max_pool.h"
+#include "threads.h"
 
 namespace fastcnn::cpu {
+namespace {
 
-Tensor lrn_pool(
-    const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size, Sizes pool_stride,
-    Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  return pool(lrn(input, size, alpha, beta, k), window, false, false).first;
+// Call run(first, images, scratch) for all images: several times with one, or once with all of them. The scratch memory
+// has room for as many images.
+template <class T, class Run>
+void each_image(const Layout& layout, const Run& run) {
+  const int64_t size = layout.channels * layout.pixels;
+  if (layout.images < static_cast<int64_t>(torch::stable::get_num_threads())) {
+    const std::unique_ptr<T[]> scratch(new T[layout.images * size]);
+    return run(0, layout.images, scratch.get());
+  }
+  parallel(layout.images, size * 8, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> scratch(new T[size]);
+    for (int64_t image = begin; image < end; ++image) {
+      run(image, 1, scratch.get());
+    }
+  });
 }
 
-std::tuple<Tensor, Tensor> lrn_pool_codes(
-    const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size, Sizes pool_stride,
-    Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  return pool(lrn(input, size, alpha, beta, k), window, false, true);
+std::tuple<Tensor, Tensor> run_lrn_pool(const Tensor& input, const LRN& norm, const Window& window, bool codes) {
+  STD_TORCH_CHECK(input.dim() == 4, "lrn_pool: expected (N, C, H, W), got ", input.dim(), " axes");
+  STD_TORCH_CHECK(norm.size > 0, "lrn_pool: expected a positive size, got ", norm.size);
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  const Layout shape = layout(x, channels_last);
+  const Plane plane = make_plane(window, x.size(2), x.size(3));
+  const std::vector<int64_t> sizes{shape.images, shape.channels, plane.out_height, plane.out_width};
+  Tensor y = new_tensor(x, sizes, x.scalar_type(), channels_last);
+  Tensor code = codes ? new_tensor(x, sizes, torch::headeronly::ScalarType::Byte, channels_last) : y;
+  if (y.numel() == 0) {
+    return {y, code};
+  }
+  const int64_t size = shape.channels * shape.pixels, pooled = y.numel() / shape.images;
+  with_type("lrn_pool", x, [&](auto type) {
+    using T = decltype(type);
+    const T* from = data<T>(x);
+    T* to = mutable_data<T>(y);
+    uint8_t* places = codes ? mutable_data<uint8_t>(code) : nullptr;
+    each_image<T>(shape, [&](int64_t first, int64_t images, T* normalised) {
+      const Layout part{images, shape.channels, shape.pixels, channels_last};
+      lrn_into(from + first * size, normalised, part, norm);
+      uint8_t* their_places = places ? places + first * pooled : nullptr;
+      pool_into<T>(normalised, to + first * pooled, their_places, plane, part, window, false);
+    });
+  });
+  return {y, code};
 }
 
-Tensor lrn_pool_backward(
-    const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha, double beta, double k,
+}  // namespace
+
+Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size,
+    Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
+  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+  return std::get<0>(run_lrn_pool(input, make_norm(size, alpha, beta, k), window, false));
+}
+
+std::tuple<Tensor, Tensor> lrn_pool_codes(const Tensor& input, int64_t size, double alpha, double beta, double k,
     Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
   const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  const Tensor unpooled = pool_backward(grad, codes, input.size(2), input.size(3), window, false).first;
-  return lrn_backward(unpooled, input, size, alpha, beta, k);
+  return run_lrn_pool(input, make_norm(size, alpha, beta, k), window, true);
+}
+
+Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha,
+    double beta, double k, Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation,
+    bool pool_ceil_mode) {
+  STD_TORCH_CHECK(input.dim() == 4 && grad.dim() == 4 && codes.dim() == 4, "lrn_pool_backward: expected (N, C, H, W)");
+  STD_TORCH_CHECK(size > 0, "lrn_pool_backward: expected a positive size, got ", size);
+  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_pool_backward: gradient and input differ in dtype");
+  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last), from = dense(grad, channels_last), code = dense(codes, channels_last);
+  const Layout shape = layout(x, channels_last);
+  const Plane plane = make_plane(window, x.size(2), x.size(3));
+  const int64_t image = shape.channels * shape.pixels, pooled = shape.channels * plane.out_height * plane.out_width;
+  STD_TORCH_CHECK(from.numel() == shape.images * pooled && code.numel() == from.numel(),
+      "lrn_pool_backward: gradient and codes do not fit the input");
+  Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
+  if (dx.numel() == 0) {
+    return dx;
+  }
+  const LRN norm = make_norm(size, alpha, beta, k);
+  with_type("lrn_pool_backward", x, [&](auto type) {
+    using T = decltype(type);
+    const T *values = data<T>(x), *gradient = data<T>(from);
+    const uint8_t* places = data<uint8_t>(code);
+    T* to = mutable_data<T>(dx);
+    each_image<T>(shape, [&](int64_t first, int64_t images, T* unpooled) {
+      const Layout part{images, shape.channels, shape.pixels, channels_last};
+      pool_backward_into<T>(gradient + first * pooled, places + first * pooled, unpooled, nullptr, plane, part, window);
+      lrn_backward_into<T>(values + first * image, unpooled, to + first * image, part, norm);
+    });
+  });
+  return dx;
 }
 
 }  // namespace fastcnn::cpu

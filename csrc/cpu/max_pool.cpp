@@ -193,9 +193,9 @@ FASTCNN_HOST_DEVICE void finish(
 
 // Reduce the rows of one output row's windows: whole vectors, so `output` and `code` have room for `rows.count()`.
 template <class T, bool CODES, bool RELU>
-FASTCNN_HOST_DEVICE void pool_row(
-    const Rows<T, CODES>& rows, const Axis& axis, int32_t columns, int64_t window, int64_t height,
-    float* __restrict best, int32_t* __restrict winner, T* __restrict output, uint8_t* __restrict code) {
+FASTCNN_HOST_DEVICE void pool_row(const Rows<T, CODES>& rows, const Axis& axis, int32_t columns, int64_t window,
+    int64_t height, float* __restrict best, int32_t* __restrict winner, T* __restrict output,
+    uint8_t* __restrict code) {
   const int64_t begin = first_place(axis, window), end = end_place(axis, window, height);
   const int64_t first = first_pixel(axis, window);
   const int64_t count = round_up(rows.count(), LANES);
@@ -258,8 +258,7 @@ FASTCNN_CLONES void pool_planes(
     for (int64_t o = 0; o < plane.out_height; ++o) {
       const int64_t first = first_pixel(axis, o);
       rows.reduce(
-          x + p * plane.height * plane.width, std::max<int64_t>(first, 0),
-          std::min(first + span(axis), plane.height));
+          x + p * plane.height * plane.width, std::max<int64_t>(first, 0), std::min(first + span(axis), plane.height));
       pool_row<T, CODES, RELU>(
           rows, axis, columns, o, plane.height, best.data(), winner.data(), output.data(), code.data());
       const int64_t at = (p * plane.out_height + o) * plane.out_width;
@@ -305,9 +304,8 @@ FASTCNN_HOST_DEVICE void take_square(
 
 // Pool the output rows [begin, end), counted over all images, of an NHWC tensor.
 template <class T, bool CODES, bool RELU>
-FASTCNN_CLONES void pool_pixels(
-    const T* x, T* y, uint8_t* codes, const Plane& plane, int64_t channels, const Window& window, int64_t begin,
-    int64_t end) {
+FASTCNN_CLONES void pool_pixels(const T* x, T* y, uint8_t* codes, const Plane& plane, int64_t channels,
+    const Window& window, int64_t begin, int64_t end) {
   const Axis &rows = window.rows, &columns = window.columns;
   const bool close = rows.dilation == 1 && columns.dilation == 1;
   const int64_t square = close && rows.size == columns.size ? rows.size : 0;
@@ -334,8 +332,7 @@ FASTCNN_CLONES void pool_pixels(
         for (int64_t r = r0; r < r1; ++r) {
           for (int64_t s = s0; s < s1; ++s) {
             const int64_t pixel = (top + r * rows.dilation) * plane.width + left + s * columns.dilation;
-            take_pixel<T, CODES>(
-                from + pixel * channels, code_of(r, s, columns), channels, best.data(), winner.data());
+            take_pixel<T, CODES>(from + pixel * channels, code_of(r, s, columns), channels, best.data(), winner.data());
           }
         }
       }
@@ -347,27 +344,24 @@ FASTCNN_CLONES void pool_pixels(
 }
 
 template <class T, bool CODES, bool RELU>
-void run_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, const Layout& layout, const Window& window) {
-  const T* from = data<T>(x);
-  T* to = mutable_data<T>(y);
-  uint8_t* code = CODES ? mutable_data<uint8_t>(codes) : nullptr;
+void run_pool(const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout& layout, const Window& window) {
   if (layout.channels_last) {
     const int64_t cost = plane.out_width * layout.channels * window.rows.size * window.columns.size;
     parallel(layout.images * plane.out_height, cost, [&](int64_t begin, int64_t end) {
-      pool_pixels<T, CODES, RELU>(from, to, code, plane, layout.channels, window, begin, end);
+      pool_pixels<T, CODES, RELU>(x, y, codes, plane, layout.channels, window, begin, end);
     });
   } else {
-    parallel(layout.images * layout.channels, layout.pixels, [&](int64_t begin, int64_t end) {
-      pool_planes<T, CODES, RELU>(from, to, code, plane, window, begin, end);
-    });
+    parallel(layout.images * layout.channels, layout.pixels,
+        [&](int64_t begin, int64_t end) { pool_planes<T, CODES, RELU>(x, y, codes, plane, window, begin, end); });
   }
 }
 
+}  // namespace
+
 template <class T>
-void choose_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, const Layout& layout,
-                 const Window& window, bool relu) {
-  const bool with_codes = codes.numel() > 0;
-  if (with_codes) {
+void pool_into(
+    const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout& layout, const Window& window, bool relu) {
+  if (codes) {
     relu ? run_pool<T, true, true>(x, y, codes, plane, layout, window)
          : run_pool<T, true, false>(x, y, codes, plane, layout, window);
   } else {
@@ -376,7 +370,12 @@ void choose_pool(const Tensor& x, Tensor& y, Tensor& codes, const Plane& plane, 
   }
 }
 
-}  // namespace
+#define FASTCNN_POOL(T) \
+  template void pool_into(const T*, T*, uint8_t*, const Plane&, const Layout&, const Window&, bool)
+FASTCNN_POOL(float);
+FASTCNN_POOL(BFloat16);
+FASTCNN_POOL(Half);
+#undef FASTCNN_POOL
 
 std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool relu, bool codes) {
   STD_TORCH_CHECK(input.dim() == 4, "max_pool: expected (N, C, H, W), got ", input.dim(), " axes");
@@ -386,12 +385,12 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
   const Plane plane = make_plane(window, x.size(2), x.size(3));
   const std::vector<int64_t> sizes{shape.images, shape.channels, plane.out_height, plane.out_width};
   Tensor y = new_tensor(x, sizes, x.scalar_type(), channels_last);
-  const std::vector<int64_t> none{0};
-  Tensor code = codes ? new_tensor(x, sizes, torch::headeronly::ScalarType::Byte, channels_last)
-                      : new_tensor(x, none, torch::headeronly::ScalarType::Byte, false);
+  Tensor code = codes ? new_tensor(x, sizes, torch::headeronly::ScalarType::Byte, channels_last) : y;
   if (y.numel() > 0) {
     with_type("max_pool", x, [&](auto type) {
-      choose_pool<decltype(type)>(x, y, code, plane, shape, window, relu);
+      using T = decltype(type);
+      uint8_t* places = codes ? mutable_data<uint8_t>(code) : nullptr;
+      pool_into(data<T>(x), mutable_data<T>(y), places, plane, shape, window, relu);
     });
   }
   return {y, code};

@@ -15,4 +15,13 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
 std::pair<Tensor, Tensor> pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad);
 
+// The same on dense memory, for lrn_pool. Inside a parallel section they run in the calling thread. codes may be null;
+// sums, if not null, gets partial sums for a bias gradient.
+template <class T>
+void pool_into(
+    const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout& layout, const Window& window, bool relu);
+template <class T>
+void pool_backward_into(const T* grad, const uint8_t* codes, T* dx, float* sums, const Plane& plane,
+    const Layout& layout, const Window& window);
+
 }  // namespace fastcnn::cpu

@@ -16,9 +16,8 @@ namespace {
 
 // Add each gradient of the planes [begin, end) to its winner's, and all of a plane's into `sums` if it is not null.
 template <class T>
-FASTCNN_CLONES void unpool_planes(
-    const T* grad, const uint8_t* codes, T* dx, float* sums, const Plane& plane, const Window& window, int64_t begin,
-    int64_t end) {
+FASTCNN_CLONES void unpool_planes(const T* grad, const uint8_t* codes, T* dx, float* sums, const Plane& plane,
+    const Window& window, int64_t begin, int64_t end) {
   constexpr bool WIDE = sizeof(T) < sizeof(float);  // gradients that meet are added in float32
   const int64_t pixels = plane.height * plane.width, outputs = plane.out_height * plane.out_width;
   std::vector<float> wide(WIDE ? pixels : 0), flowing(sums ? outputs : 0);
@@ -66,9 +65,8 @@ FASTCNN_CLONES void widen(const T* __restrict from, float* __restrict to, int64_
 
 // Gather the gradients of the input rows [begin, end), counted over all images, of an NHWC tensor.
 template <class T>
-FASTCNN_CLONES void unpool_pixels(
-    const float* grad, const uint8_t* codes, T* dx, const Plane& plane, int64_t channels, const Window& window,
-    int64_t begin, int64_t end) {
+FASTCNN_CLONES void unpool_pixels(const float* grad, const uint8_t* codes, T* dx, const Plane& plane, int64_t channels,
+    const Window& window, int64_t begin, int64_t end) {
   const Axis &rows = window.rows, &columns = window.columns;
   std::vector<float> total(channels);
   float* __restrict sum = total.data();
@@ -103,8 +101,8 @@ FASTCNN_CLONES void unpool_pixels(
 }
 
 // The sums of the gradients that flow, by output row, of an NHWC tensor: sums is (rows, C).
-FASTCNN_CLONES void sum_pixels(
-    const float* grad, const uint8_t* codes, float* sums, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+FASTCNN_CLONES void sum_pixels(const float* grad, const uint8_t* codes, float* sums, int64_t pixels, int64_t channels,
+    int64_t begin, int64_t end) {
   for (int64_t line = begin; line < end; ++line) {
     float* __restrict sum = sums + line * channels;
     std::memset(sum, 0, channels * sizeof(float));
@@ -118,46 +116,46 @@ FASTCNN_CLONES void sum_pixels(
   }
 }
 
-template <class T>
-void run_pool_backward(
-    const Tensor& grad, const Tensor& codes, Tensor& dx, Tensor& bias, const Plane& plane, const Layout& layout,
-    const Window& window) {
-  const T* from = data<T>(grad);
-  const uint8_t* code = data<uint8_t>(codes);
-  T* to = mutable_data<T>(dx);
-  const int64_t channels = layout.channels;
-  const bool bias_grad = bias.numel() > 0;
-  const int64_t lines = layout.images * (layout.channels_last ? plane.out_height : 1);
-  std::vector<float> sums(bias_grad ? lines * channels : 0);
-  if (layout.channels_last) {
-    std::vector<float> wide(std::is_same_v<T, float> ? 0 : grad.numel());
-    parallel(static_cast<int64_t>(wide.size()), 1, [&](int64_t begin, int64_t end) {
-      widen(from, wide.data(), begin, end);
-    });
-    const float* gradient = wide.empty() ? reinterpret_cast<const float*>(from) : wide.data();
-    parallel(layout.images * plane.height, plane.width * channels * 4, [&](int64_t begin, int64_t end) {
-      unpool_pixels(gradient, code, to, plane, channels, window, begin, end);
-    });
-    if (bias_grad) {
-      parallel(lines, plane.out_width * channels, [&](int64_t begin, int64_t end) {
-        sum_pixels(gradient, code, sums.data(), plane.out_width, channels, begin, end);
-      });
-    }
-  } else {
-    parallel(layout.images * channels, layout.pixels, [&](int64_t begin, int64_t end) {
-      unpool_planes(from, code, to, bias_grad ? sums.data() : nullptr, plane, window, begin, end);
-    });
-  }
-  if (bias_grad) {
-    add_partial_sums(sums.data(), lines, channels, mutable_data<T>(bias));
-  }
+// How many partial sums of each channel pool_backward_into leaves.
+int64_t sums_of(const Plane& plane, const Layout& layout) {
+  return layout.images * (layout.channels_last ? plane.out_height : 1);
 }
 
 }  // namespace
 
+template <class T>
+void pool_backward_into(const T* grad, const uint8_t* codes, T* dx, float* sums, const Plane& plane,
+    const Layout& layout, const Window& window) {
+  const int64_t channels = layout.channels;
+  if (!layout.channels_last) {
+    parallel(layout.images * channels, layout.pixels,
+        [&](int64_t begin, int64_t end) { unpool_planes(grad, codes, dx, sums, plane, window, begin, end); });
+    return;
+  }
+  const int64_t count = layout.images * plane.out_height * plane.out_width * channels;
+  std::vector<float> wide(std::is_same_v<T, float> ? 0 : count);
+  parallel(
+      static_cast<int64_t>(wide.size()), 1, [&](int64_t begin, int64_t end) { widen(grad, wide.data(), begin, end); });
+  const float* gradient = wide.empty() ? reinterpret_cast<const float*>(grad) : wide.data();
+  parallel(layout.images * plane.height, plane.width * channels * 4,
+      [&](int64_t begin, int64_t end) { unpool_pixels(gradient, codes, dx, plane, channels, window, begin, end); });
+  if (sums) {
+    parallel(sums_of(plane, layout), plane.out_width * channels,
+        [&](int64_t begin, int64_t end) { sum_pixels(gradient, codes, sums, plane.out_width, channels, begin, end); });
+  }
+}
+
+#define FASTCNN_POOL(T) \
+  template void pool_backward_into(const T*, const uint8_t*, T*, float*, const Plane&, const Layout&, const Window&)
+FASTCNN_POOL(float);
+FASTCNN_POOL(BFloat16);
+FASTCNN_POOL(Half);
+#undef FASTCNN_POOL
+
 std::pair<Tensor, Tensor> pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad) {
-  STD_TORCH_CHECK(codes.dim() == 4 && grad.dim() == 4, "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
+  STD_TORCH_CHECK(
+      codes.dim() == 4 && grad.dim() == 4, "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
   for (int64_t axis = 0; axis < 4; ++axis) {
     STD_TORCH_CHECK(grad.size(axis) == codes.size(axis), "max_pool_backward: gradients and codes differ in shape");
   }
@@ -170,14 +168,19 @@ std::pair<Tensor, Tensor> pool_backward(
   Tensor dx = new_tensor(grad, sizes, grad.scalar_type(), channels_last);
   Tensor bias = new_tensor(grad, bias_sizes, grad.scalar_type(), false);
   with_type("max_pool_backward", from, [&](auto type) {
-    run_pool_backward<decltype(type)>(from, code, dx, bias, plane, shape, window);
+    using T = decltype(type);
+    std::vector<float> sums(bias_grad ? sums_of(plane, shape) * channels : 0);
+    pool_backward_into(data<T>(from), data<uint8_t>(code), mutable_data<T>(dx), bias_grad ? sums.data() : nullptr,
+        plane, shape, window);
+    if (bias_grad) {
+      add_partial_sums(sums.data(), sums_of(plane, shape), channels, mutable_data<T>(bias));
+    }
   });
   return {dx, bias};
 }
 
-Tensor max_pool_backward(
-    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Sizes size, Sizes stride, Sizes padding,
-    Sizes dilation, bool ceil_mode) {
+Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Sizes size,
+    Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
   const Window window = make_window(size, stride, padding, dilation, ceil_mode);
   return pool_backward(grad, codes, height, width, window, false).first;
 }

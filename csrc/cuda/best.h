@@ -61,8 +61,8 @@ inline uint32_t mask_of(bool low, bool high) { return (low ? 0xffffu : 0u) | (hi
 
 template <class T>
 uint32_t pairs_that_win(uint32_t value, uint32_t best) {
-  return mask_of(wins(element_of<T>(value, 0), element_of<T>(best, 0)),
-                 wins(element_of<T>(value, 1), element_of<T>(best, 1)));
+  return mask_of(
+      wins(element_of<T>(value, 0), element_of<T>(best, 0)), wins(element_of<T>(value, 1), element_of<T>(best, 1)));
 }
 
 template <class T>

@@ -129,8 +129,7 @@ void with_vectors(const Layout& layout, bool aligned, int64_t depth, const Run& 
   }
 }
 
-std::tuple<Tensor, Tensor> mask_gradient(
-    const Tensor& grad, const Tensor& y, const Layout& layout, bool bias_grad) {
+std::tuple<Tensor, Tensor> mask_gradient(const Tensor& grad, const Tensor& y, const Layout& layout, bool bias_grad) {
   const Device device(y);
   Tensor dx = new_tensor(y, y.sizes(), y.scalar_type(), y.dim() == 4 && layout.channels_last);
   const bool aligned = are_aligned({&grad, &y, &dx});
@@ -141,8 +140,8 @@ std::tuple<Tensor, Tensor> mask_gradient(
       constexpr int N = n(), M = along_channels() ? N : 1;
       Partials partials = new_partials(y, walks, bias_grad);
       device.launch(mask_kernel<T, N, along_channels()>, walks.blocks(), walks.threads,
-                    bias_grad ? shared_bytes_of_sums(walks, M) : 0, data<T>(grad), data<T>(y), mutable_data<T>(dx),
-                    bias_grad ? mutable_data<float>(partials.sums) : nullptr, walks);
+          bias_grad ? shared_bytes_of_sums(walks, M) : 0, data<T>(grad), data<T>(y), mutable_data<T>(dx),
+          bias_grad ? mutable_data<float>(partials.sums) : nullptr, walks);
       bias = add_partials(device, partials, y, bias_grad);
     });
   });
@@ -151,7 +150,7 @@ std::tuple<Tensor, Tensor> mask_gradient(
 
 void check_gradient(const Tensor& grad, const Tensor& output) {
   STD_TORCH_CHECK(grad.dim() == output.dim() && grad.scalar_type() == output.scalar_type(),
-                  "conv_relu_backward: gradient and output differ in rank or dtype");
+      "conv_relu_backward: gradient and output differ in rank or dtype");
   for (int64_t axis = 0; axis < output.dim(); ++axis) {
     STD_TORCH_CHECK(grad.size(axis) == output.size(axis), "conv_relu_backward: gradient and output differ in shape");
   }
@@ -168,14 +167,13 @@ void bias_relu_in_place(Tensor& y, const std::optional<Tensor>& bias) {
     using T = decltype(type);
     with_vectors<T>(shape, aligned, BIAS_DEPTH, [&](auto n, auto along_channels, const Walks& walks) {
       device.launch(bias_relu_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads, 0, mutable_data<T>(y),
-                    added ? data<T>(*added) : nullptr, walks);
+          added ? data<T>(*added) : nullptr, walks);
     });
   });
 }
 
-Tensor conv_relu(
-    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes stride, Sizes padding, Sizes dilation,
-    int64_t groups, std::optional<std::string> algorithm) {
+Tensor conv_relu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes stride, Sizes padding,
+    Sizes dilation, int64_t groups, std::optional<std::string> algorithm) {
   if (algorithm == "implicit_gemm" || algorithm == "direct") {
     const auto run = algorithm == "direct" ? direct : implicit_gemm;
     return run(make_convolution(input, weight, bias, stride, padding, dilation, groups), Fused::RELU).first;
@@ -196,8 +194,7 @@ std::tuple<Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& 
 std::tuple<Tensor, Tensor> linear_relu_backward(const Tensor& grad, const Tensor& output, bool bias_grad) {
   STD_TORCH_CHECK(output.dim() == 2, "linear_relu_backward: expected (N, features), got ", output.dim(), " axes");
   check_gradient(grad, output);
-  return mask_gradient(
-      dense(grad, false), dense(output, false), {output.size(0), output.size(1), 1, true}, bias_grad);
+  return mask_gradient(dense(grad, false), dense(output, false), {output.size(0), output.size(1), 1, true}, bias_grad);
 }
 
 }  // namespace fastcnn::cuda

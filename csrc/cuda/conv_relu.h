@@ -13,7 +13,7 @@ inline std::optional<Tensor> dense_bias(const std::optional<Tensor>& bias, const
     return std::nullopt;
   }
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == y.size(1) && bias->scalar_type() == y.scalar_type(),
-                  "fastcnn: expected a bias of ", y.size(1), " elements in the input's dtype");
+      "fastcnn: expected a bias of ", y.size(1), " elements in the input's dtype");
   return torch::stable::contiguous(*bias);
 }
 

@@ -16,9 +16,8 @@ struct Convolution {
   int64_t groups;
 };
 
-inline Convolution make_convolution(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Sizes stride, Sizes padding,
-    Sizes dilation, int64_t groups) {
+inline Convolution make_convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+    Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
   const std::vector<int64_t> size{weight.size(2), weight.size(3)};
   return {input, weight, bias, make_window(size, stride, padding, dilation, false), groups};
 }
@@ -35,7 +34,8 @@ enum class Fused {
   RELU_POOL_CODES,  // and its codes
 };
 
-// Whether a kernel's epilogue can have this pool, given the convolution's output. (A partial window of ceil_mode cannot.)
+// Whether a kernel's epilogue can have this pool, given the convolution's output. (A partial window of ceil_mode
+// cannot.)
 inline bool fits_epilogue(const Window& pool, const Plane& plane) {
   const auto fits = [](const Axis& axis) {
     return axis.size == 2 && axis.stride == 2 && axis.padding == 0 && axis.dilation == 1;

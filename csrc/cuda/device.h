@@ -43,11 +43,11 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool vali
   const int source_bytes = valid ? BYTES : 0;
   if constexpr (BYTES == 16 && !AGAIN) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(source_bytes)
-                 : "memory");
+        : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES),
-                 "r"(source_bytes)
-                 : "memory");
+        "r"(source_bytes)
+        : "memory");
   }
 }
 
@@ -64,17 +64,17 @@ __device__ __forceinline__ void wait_for_copies() {
 // bytes, aligned; it gets from each matrix the 4 bytes at row l / 4, byte l % 4 * 4.
 __device__ __forceinline__ void load_matrices(uint32_t (&values)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
-               : "r"(shared_address(row))
-               : "memory");
+      : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
+      : "r"(shared_address(row))
+      : "memory");
 }
 
 // The same for 16-bit elements, each matrix transposed: rows l % 4 * 2 and the next, column l / 4.
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&values)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
-               : "r"(shared_address(row))
-               : "memory");
+      : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
+      : "r"(shared_address(row))
+      : "memory");
 }
 
 // float32 rounded to the nearest TF32, ties away from zero, as bits.
@@ -96,12 +96,12 @@ inline int multiprocessors() {
 template <class T>
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
-#define FASTCNN_MMA(T, INSTRUCTION)                                                                         \
-  template <>                                                                                               \
-  __device__ __forceinline__ void mma<T>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {   \
-    asm volatile(INSTRUCTION " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                       \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                           \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                       \
+#define FASTCNN_MMA(T, INSTRUCTION)                                                                       \
+  template <>                                                                                             \
+  __device__ __forceinline__ void mma<T>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile(INSTRUCTION " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                     \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                  \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                              \
   }
 FASTCNN_MMA(BFloat16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
 FASTCNN_MMA(Half, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")

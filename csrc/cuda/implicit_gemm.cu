@@ -45,7 +45,7 @@ using SMALL = Tile<64, 64, 2, 2, 4, 4>;
 
 Steps steps(const Axis& axis) {
   return {static_cast<int>(axis.size), static_cast<int>(axis.stride), static_cast<int>(axis.padding),
-          static_cast<int>(axis.dilation)};
+      static_cast<int>(axis.dilation)};
 }
 
 template <class T, class TILE, int CHUNK>
@@ -55,7 +55,7 @@ void launch(const Device& device, Gemm<T>& gemm) {
   const int64_t depth = static_cast<int64_t>(gemm.rows.size) * gemm.columns.size * gemm.group_in;
   const int64_t deep = ceil_div(depth, TILE::ROW_BYTES / static_cast<int64_t>(sizeof(T)));
   device.launch(implicit_gemm_kernel<T, TILE, CHUNK>, ceil_div(rows, TILE::M) * gemm.groups * gemm.tiles_n,
-                TILE::THREADS, TILE::SHARED_BYTES, gemm, static_cast<int>(deep));
+      TILE::THREADS, TILE::SHARED_BYTES, gemm, static_cast<int>(deep));
 }
 
 // Whether there are two tiles for each multiprocessor, with no more idle channels than the smallest tiles have.
@@ -92,7 +92,7 @@ int slice(int64_t channels) {
 
 template <class T>
 void run(const Convolution& convolution, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-         const Plane& places, Tensor& y, Tensor& codes, Fused fused, bool channels_last) {
+    const Plane& places, Tensor& y, Tensor& codes, Fused fused, bool channels_last) {
   const int64_t channels = weight.size(0), group_out = channels / convolution.groups;
   Gemm<T> gemm{};
   gemm.input = data<T>(x);
@@ -114,8 +114,8 @@ void run(const Convolution& convolution, const Tensor& x, const Tensor& weight, 
   gemm.places = x.size(0) * places.out_height * places.out_width;
   gemm.pooled = fused != Fused::RELU;
   gemm.channels_last = channels_last;
-  gemm.wide_stores = channels_last && group_out % WIDTH<T> == 0 && is_aligned(gemm.output, 16) &&
-                     is_aligned(gemm.codes, WIDTH<T>);
+  gemm.wide_stores =
+      channels_last && group_out % WIDTH<T> == 0 && is_aligned(gemm.output, 16) && is_aligned(gemm.codes, WIDTH<T>);
   choose_tile(Device(x), gemm);
 }
 
@@ -137,9 +137,9 @@ void check(const Convolution& convolution) {
   const auto& bias = convolution.bias;
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4 && input.scalar_type() == weight.scalar_type() &&
                       input.size(1) == weight.size(1) * convolution.groups && weight.size(0) % convolution.groups == 0,
-                  "implicit_gemm: input and weight do not fit each other");
+      "implicit_gemm: input and weight do not fit each other");
   STD_TORCH_CHECK(!bias || (bias->numel() == weight.size(0) && bias->scalar_type() == weight.scalar_type()),
-                  "implicit_gemm: weight and bias do not fit each other");
+      "implicit_gemm: weight and bias do not fit each other");
 }
 
 }  // namespace
@@ -160,12 +160,11 @@ std::pair<Tensor, Tensor> implicit_gemm(const Convolution& convolution, Fused fu
   Tensor codes = wants_codes ? new_tensor(input, shape, byte, channels_last) : new_tensor(input, none, byte, false);
   if (y.numel() > 0) {
     STD_TORCH_CHECK(fits(convolution, plane, side * side),
-                    "implicit_gemm: expected images and a weight of fewer than 2**30 elements");
+        "implicit_gemm: expected images and a weight of fewer than 2**30 elements");
     const Tensor x = dense(input, true), weight = dense(convolution.weight, true);
     const auto bias = convolution.bias ? std::optional(dense(*convolution.bias, false)) : std::nullopt;
-    with_type("implicit_gemm", x, [&](auto type) {
-      run<decltype(type)>(convolution, x, weight, bias, plane, y, codes, fused, channels_last);
-    });
+    with_type("implicit_gemm", x,
+        [&](auto type) { run<decltype(type)>(convolution, x, weight, bias, plane, y, codes, fused, channels_last); });
   }
   return {y, codes};
 }

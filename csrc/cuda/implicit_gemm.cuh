@@ -168,7 +168,7 @@ class Operands {
     const int channel = walk_.slice + walk_.channel;
     const int down = walk_.row * gemm_.rows.dilation, right = walk_.column * gemm_.columns.dilation;
     return {walk_.slice < gemm_.group_in, down, right, (down * gemm_.width + right) * gemm_.channels + channel,
-            (walk_.row * gemm_.columns.size + walk_.column) * gemm_.group_in + channel};
+        (walk_.row * gemm_.columns.size + walk_.column) * gemm_.group_in + channel};
   }
 
   __device__ __forceinline__ bool has_pixel(const Here& here, int i) const {
@@ -188,7 +188,7 @@ class Operands {
 #pragma unroll
     for (int i = 0; i < TILE::COPIES_N; ++i) {
       copy_async<16>(to + (TILE::M + i * TILE::THREAD_ROWS) * TILE::ROW_BYTES,
-                     gemm_.weight + (at.exists ? weight_[i] + at.weight : 0), at.exists);
+          gemm_.weight + (at.exists ? weight_[i] + at.weight : 0), at.exists);
     }
   }
 

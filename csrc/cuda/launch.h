@@ -30,23 +30,23 @@ class Device {
   // captured in a CUDA graph.
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-              Arguments&&... arguments) const {
+      Arguments&&... arguments) const {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments));
     if (blocks == 0) {
       return;
     }
     STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "fastcnn: the tensor needs ", blocks,
-                    " blocks, more than one launch can have");
+        " blocks, more than one launch can have");
     if (shared_bytes > 48 * 1024) {  // more must be asked for
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes)));
+          static_cast<int>(shared_bytes)));
     }
     std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
     std::apply(
         [&](auto&... value) {
           void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))...};
           check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                                 dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, stream_));
+              dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, stream_));
         },
         values);
   }
@@ -68,7 +68,7 @@ class Device {
 
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-              Arguments&&... arguments) const {
+      Arguments&&... arguments) const {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments));
     std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
     host_cuda::launch([&] { std::apply(kernel, values); }, blocks, threads, shared_bytes);

@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(LRN_THREADS) lrn_kernel(const T* x, T* y, Layo
 }
 
 template <class T>
-__global__ void __launch_bounds__(LRN_THREADS) lrn_elements_kernel(
-    const T* x, T* y, Layout layout, LRN norm, int64_t elements) {
+__global__ void __launch_bounds__(LRN_THREADS)
+    lrn_elements_kernel(const T* x, T* y, Layout layout, LRN norm, int64_t elements) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * LRN_THREADS + threadIdx.x;
   if (i < elements) {
     const Factors factors = factors_at(x + i, element_at(layout, i).channel, layout.channels, step_of(layout), norm);
@@ -32,14 +32,14 @@ void lrn_into(const Device& device, Path path, const Tensor& x, Tensor& y, const
   const T* from = data<T>(x);
   T* to = mutable_data<T>(y);
   if (path == Path::ELEMENTS) {
-    device.launch(lrn_elements_kernel<T>, ceil_div(x.numel(), LRN_THREADS), LRN_THREADS, 0, from, to, layout, norm,
-                  x.numel());
+    device.launch(
+        lrn_elements_kernel<T>, ceil_div(x.numel(), LRN_THREADS), LRN_THREADS, 0, from, to, layout, norm, x.numel());
     return;
   }
   const int64_t runs = count_runs<T>(layout);
   const auto kernel = path == Path::VECTORS ? lrn_kernel<T, Path::VECTORS> : lrn_kernel<T, Path::PLANES>;
-  device.launch(kernel, ceil_div(runs, LRN_THREADS), LRN_THREADS, 0, from, to, layout, norm,
-                static_cast<uint32_t>(runs));
+  device.launch(
+      kernel, ceil_div(runs, LRN_THREADS), LRN_THREADS, 0, from, to, layout, norm, static_cast<uint32_t>(runs));
 }
 
 }  // namespace
@@ -64,7 +64,7 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
 
 Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta, double k) {
   STD_TORCH_CHECK(input.dim() >= 3 && grad.dim() == input.dim() && grad.numel() == input.numel(),
-                  "lrn_backward: expected a gradient of the input's shape, (N, C, *)");
+      "lrn_backward: expected a gradient of the input's shape, (N, C, *)");
   STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_backward: gradient and input differ in dtype");
   STD_TORCH_CHECK(size > 0, "lrn_backward: expected a positive size, got ", size);
   const bool channels_last = is_channels_last(input);

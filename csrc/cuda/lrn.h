@@ -213,15 +213,11 @@ __device__ __forceinline__ Element element_at(const Layout& layout, int64_t i) {
   const uint64_t line = static_cast<uint64_t>(i) / inner, image = line / outer;
   const uint64_t place = static_cast<uint64_t>(i) - line * inner, row = line - image * outer;
   return {static_cast<int64_t>(image), static_cast<uint32_t>(layout.channels_last ? row : place),
-          static_cast<int64_t>(layout.channels_last ? place : row)};
+      static_cast<int64_t>(layout.channels_last ? place : row)};
 }
 
 // The distance from a channel to the next.
 __device__ __forceinline__ int64_t step_of(const Layout& layout) { return layout.channels_last ? 1 : layout.pixels; }
-
-inline LRN make_norm(int64_t size, double alpha, double beta, double k) {
-  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
-}
 
 // Which path serves tensors of this layout; those given are read and written at the channels of a run.
 template <class T, class... Tensors>

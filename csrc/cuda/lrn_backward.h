@@ -25,8 +25,8 @@ struct GivenGradient {
 };
 
 template <class T, Path PATH, class Source>
-__global__ void __launch_bounds__(LRN_THREADS) lrn_backward_kernel(
-    const T* x, Source source, T* dx, Layout layout, LRN norm, uint32_t runs) {
+__global__ void __launch_bounds__(LRN_THREADS)
+    lrn_backward_kernel(const T* x, Source source, T* dx, Layout layout, LRN norm, uint32_t runs) {
   const uint32_t i = blockIdx.x * LRN_THREADS + threadIdx.x;
   if (i >= runs) {
     return;
@@ -46,15 +46,14 @@ __global__ void __launch_bounds__(LRN_THREADS) lrn_backward_kernel(
   Values<float, RUN<T>> result = window_sums(through);
 #pragma unroll
   for (int j = 0; j < RUN<T>; ++j) {
-    result.at[j] =
-        lrn_gradient(norm, grad.at[j + REACH], values.at[j + 2 * REACH], factor.at[j + REACH], result.at[j]);
+    result.at[j] = lrn_gradient(norm, grad.at[j + REACH], values.at[j + 2 * REACH], factor.at[j + REACH], result.at[j]);
   }
   store_run<PATH>(dx, run, result);
 }
 
 template <class T, class Source>
-__global__ void __launch_bounds__(LRN_THREADS) lrn_through_kernel(
-    const T* x, Source source, float* through, Layout layout, LRN norm, int64_t elements) {
+__global__ void __launch_bounds__(LRN_THREADS)
+    lrn_through_kernel(const T* x, Source source, float* through, Layout layout, LRN norm, int64_t elements) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * LRN_THREADS + threadIdx.x;
   if (i >= elements) {
     return;
@@ -86,9 +85,8 @@ __global__ void __launch_bounds__(LRN_THREADS) lrn_gradient_kernel(
 
 // Fill dx, of x's layout.
 template <class T, class Source>
-void lrn_backward_into(
-    const Device& device, Path path, const Tensor& x, const Source& source, Tensor& dx, const Layout& layout,
-    const LRN& norm) {
+void lrn_backward_into(const Device& device, Path path, const Tensor& x, const Source& source, Tensor& dx,
+    const Layout& layout, const LRN& norm) {
   const T* from = data<T>(x);
   T* to = mutable_data<T>(dx);
   if (path == Path::ELEMENTS) {
@@ -103,8 +101,8 @@ void lrn_backward_into(
   const int64_t runs = count_runs<T>(layout);
   const auto kernel = path == Path::VECTORS ? lrn_backward_kernel<T, Path::VECTORS, Source>
                                             : lrn_backward_kernel<T, Path::PLANES, Source>;
-  device.launch(kernel, ceil_div(runs, LRN_THREADS), LRN_THREADS, 0, from, source, to, layout, norm,
-                static_cast<uint32_t>(runs));
+  device.launch(
+      kernel, ceil_div(runs, LRN_THREADS), LRN_THREADS, 0, from, source, to, layout, norm, static_cast<uint32_t>(runs));
 }
 
 }  // namespace fastcnn::cuda

@@ -102,13 +102,13 @@ __device__ __forceinline__ void normalise_tile(
   for (auto i = static_cast<int32_t>(threadIdx.x); i < pixels * groups; i += POOL_THREADS) {
     const Task task = task_of(i, tile, pixels, groups);
     const Place place = place_of(task.place, tile.columns.count);
-    const int64_t pixel = static_cast<int64_t>(tile.rows.begin + place.row) * pool.columns.length +
-                          tile.columns.begin + place.column;
+    const int64_t pixel =
+        static_cast<int64_t>(tile.rows.begin + place.row) * pool.columns.length + tile.columns.begin + place.column;
     const Range group = tile_range(static_cast<uint32_t>(task.group), LENGTH, tile.channels.count);
     const int32_t channel = tile.channels.begin + group.begin;
     Run to{task.place * tile.pixel_step(), tile.channel_step(), 0, 0, group.begin, 0};
     Run from{tile.image * channels * layout.pixels + pixel * (tile.channels_last ? channels : 1),
-             tile.channels_last ? 1 : layout.pixels, 0, 0, channel, channels};
+        tile.channels_last ? 1 : layout.pixels, 0, 0, channel, channels};
     if constexpr (PATH == Path::ELEMENTS) {
       const T* value = x + from.begin + channel * from.step;
       const float factor = factors_at(value, channel, channels, from.step, norm).factor;
@@ -195,8 +195,8 @@ __device__ __forceinline__ void pool_tile(
 }
 
 template <class T, Path PATH>
-__global__ void __launch_bounds__(POOL_THREADS) lrn_pool_kernel(
-    const T* x, T* y, uint8_t* codes, Layout layout, LRN norm, Pool pool, Tiles tiles) {
+__global__ void __launch_bounds__(POOL_THREADS)
+    lrn_pool_kernel(const T* x, T* y, uint8_t* codes, Layout layout, LRN norm, Pool pool, Tiles tiles) {
   T* shared = reinterpret_cast<T*>(shared_memory());
   const Tile tile = tile_at<PATH>(blockIdx.x, tiles, pool, layout);
   normalise_tile<T, PATH>(x, shared, tile, pool, layout, norm);
@@ -226,8 +226,7 @@ Plan make_plan(Path path, const Pool& pool, const Layout& layout) {
   int64_t rows = balanced(pool.rows.windows, channels_last ? 8 : 4);
   int64_t columns = balanced(pool.columns.windows, channels_last ? 8 : 32);
   const auto bytes = [&] {
-    return covered_by(pool.rows, rows) * covered_by(pool.columns, columns) * channels *
-           static_cast<int64_t>(sizeof(T));
+    return covered_by(pool.rows, rows) * covered_by(pool.columns, columns) * channels * static_cast<int64_t>(sizeof(T));
   };
   while (bytes() > TILE_BYTES && rows * columns > 1) {
     int64_t& longer = rows < columns ? columns : rows;
@@ -238,15 +237,14 @@ Plan make_plan(Path path, const Pool& pool, const Layout& layout) {
   }
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
   return {{narrow(rows), narrow(columns), narrow(channels), narrow(ceil_div(pool.rows.windows, rows)),
-           narrow(ceil_div(pool.columns.windows, columns)), narrow(ceil_div(layout.channels, channels))},
-          bytes()};
+              narrow(ceil_div(pool.columns.windows, columns)), narrow(ceil_div(layout.channels, channels))},
+      bytes()};
 }
 
 // Fill y, and codes if they have elements; false if no tile fits in shared memory.
 template <class T>
-bool lrn_pool_into(
-    const Device& device, Path path, const Tensor& x, Tensor& y, Tensor& codes, const Layout& layout, const LRN& norm,
-    const Pool& pool) {
+bool lrn_pool_into(const Device& device, Path path, const Tensor& x, Tensor& y, Tensor& codes, const Layout& layout,
+    const LRN& norm, const Pool& pool) {
   const Plan plan = make_plan<T>(path, pool, layout);
   if (plan.shared_bytes > MOST_SHARED_BYTES) {
     return false;
@@ -258,7 +256,7 @@ bool lrn_pool_into(
   const int64_t blocks = layout.images * tiles.down * tiles.across * tiles.deep;
   uint8_t* places = codes.numel() == 0 ? nullptr : mutable_data<uint8_t>(codes);
   device.launch(kernel, blocks, POOL_THREADS, plan.shared_bytes, data<T>(x), mutable_data<T>(y), places, layout, norm,
-                pool, tiles);
+      pool, tiles);
   return true;
 }
 
@@ -292,23 +290,21 @@ std::tuple<Tensor, Tensor> forward(
 
 }  // namespace
 
-Tensor lrn_pool(
-    const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size, Sizes pool_stride,
-    Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
+Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size,
+    Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
   const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
   return std::get<0>(forward(input, size, alpha, beta, k, window, false));
 }
 
-std::tuple<Tensor, Tensor> lrn_pool_codes(
-    const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size, Sizes pool_stride,
-    Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
+std::tuple<Tensor, Tensor> lrn_pool_codes(const Tensor& input, int64_t size, double alpha, double beta, double k,
+    Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
   const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
   return forward(input, size, alpha, beta, k, window, true);
 }
 
-Tensor lrn_pool_backward(
-    const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha, double beta, double k,
-    Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
+Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha,
+    double beta, double k, Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation,
+    bool pool_ceil_mode) {
   STD_TORCH_CHECK(input.dim() == 4, "lrn_pool_backward: expected (N, C, H, W), got ", input.dim(), " axes");
   STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_pool_backward: gradient and input differ in dtype");
   STD_TORCH_CHECK(codes.scalar_type() == torch::headeronly::ScalarType::Byte, "lrn_pool_backward: codes are uint8");
@@ -317,7 +313,7 @@ Tensor lrn_pool_backward(
   const Plane plane = make_plane(window, input.size(2), input.size(3));
   const int64_t pooled = input.size(0) * input.size(1) * plane.out_height * plane.out_width;
   STD_TORCH_CHECK(grad.dim() == 4 && codes.dim() == 4 && grad.numel() == pooled && codes.numel() == pooled,
-                  "lrn_pool_backward: expected a gradient and codes of the pooled shape");
+      "lrn_pool_backward: expected a gradient and codes of the pooled shape");
   const bool channels_last = is_channels_last(input);
   const Device device(input);
   const Tensor x = dense(input, channels_last), from = dense(grad, channels_last), places = dense(codes, channels_last);

@@ -23,9 +23,9 @@ struct Pool {
 inline PoolAxis narrow(const Axis& axis, int64_t length, int64_t windows) {
   STD_TORCH_CHECK(axis.size > 0 && axis.stride > 0 && axis.padding >= 0 && axis.dilation > 0 &&
                       length + 2 * axis.padding + span(axis) + axis.stride <= std::numeric_limits<int32_t>::max(),
-                  "lrn_pool: a window or an image of this size is not supported");
+      "lrn_pool: a window or an image of this size is not supported");
   return {static_cast<int32_t>(axis.size), static_cast<int32_t>(axis.stride), static_cast<int32_t>(axis.padding),
-          static_cast<int32_t>(axis.dilation), static_cast<int32_t>(length), static_cast<int32_t>(windows)};
+      static_cast<int32_t>(axis.dilation), static_cast<int32_t>(length), static_cast<int32_t>(windows)};
 }
 
 inline Pool make_pool(const Window& window, const Plane& plane) {
@@ -96,8 +96,8 @@ struct PooledGradient {
   }
 
   __device__ __forceinline__ float of_element(int64_t, const Element& element, const Layout& layout) const {
-    const int64_t first = element.image * layout.channels * windows() +
-                          element.channel * (layout.channels_last ? 1 : windows());
+    const int64_t first =
+        element.image * layout.channels * windows() + element.channel * (layout.channels_last ? 1 : windows());
     float total = 0.0f;
     visit_all(element.pixel, [&](int64_t window, int32_t chosen) {
       const int64_t at = first + window * (layout.channels_last ? layout.channels : 1);

@@ -78,9 +78,8 @@ __device__ __forceinline__ Window32 square(const Window32& window) {
 
 // A window of SIDE x SIDE neighbours, all of them loaded before the first is compared.
 template <int SIDE, bool STAGE, class T, int N>
-__device__ __forceinline__ Best<T, N> pool_square(
-    const T* x, int64_t image, const Inside& inside, const Window32& window, const Plane32& plane, int64_t stride,
-    const Vector<T, N>& bias) {
+__device__ __forceinline__ Best<T, N> pool_square(const T* x, int64_t image, const Inside& inside,
+    const Window32& window, const Plane32& plane, int64_t stride, const Vector<T, N>& bias) {
   const int64_t corner = ((image + inside.top) * plane.width + inside.left) * stride, line = plane.width * stride;
   Vector<T, N> packed[SIDE * SIDE];
 #pragma unroll
@@ -102,9 +101,8 @@ __device__ __forceinline__ Best<T, N> pool_square(
 }
 
 template <bool STAGE, class T, int N>
-__device__ __forceinline__ Best<T, N> pool_any(
-    const T* x, int64_t image, const Inside& inside, const Window32& window, const Plane32& plane, int64_t stride,
-    const Vector<T, N>& bias) {
+__device__ __forceinline__ Best<T, N> pool_any(const T* x, int64_t image, const Inside& inside, const Window32& window,
+    const Plane32& plane, int64_t stride, const Vector<T, N>& bias) {
   Best<T, N> best(inside.first_code(window));
   for (int r = inside.row; r < inside.end_row; ++r) {
     const int64_t line = image + inside.top + r * window.rows.dilation;
@@ -203,15 +201,15 @@ template <class T, bool STAGE, class Kernel, class... Rest>
 void launch_pool(const Pool& pool, const Walks& walks, Kernel kernel, const Rest&... rest) {
   const Stage<T> stage{pool.bias ? data<T>(*pool.bias) : nullptr, pool.relu};
   uint8_t* codes = pool.codes.numel() > 0 ? mutable_data<uint8_t>(pool.codes) : nullptr;
-  pool.device.launch(kernel, walks.blocks(), walks.threads, 0, data<T>(pool.x), mutable_data<T>(pool.y), codes, stage,
-                     rest..., walks);
+  pool.device.launch(
+      kernel, walks.blocks(), walks.threads, 0, data<T>(pool.x), mutable_data<T>(pool.y), codes, stage, rest..., walks);
 }
 
 template <class T, int N, bool STAGE>
 void run_pool(const Pool& pool) {
   const auto& [images, channels, pixels, channels_last] = pool.layout;
   const Walks walks = make_walks(images, channels, pool.plane.out_height * pool.plane.out_width, channels_last, N,
-                                 channels_last ? channels : 1, 1);
+      channels_last ? channels : 1, POOL_DEPTH);
   const auto kernel = is_square(pool.window, 2)   ? pool_kernel<T, N, 2, STAGE>
                       : is_square(pool.window, 3) ? pool_kernel<T, N, 3, STAGE>
                                                   : pool_kernel<T, N, 0, STAGE>;
@@ -226,7 +224,7 @@ void choose_pool(const Pool& pool) {
     run_pool<T, N, STAGE>(pool);
   } else if (pool.aligned && !channels_last && is_pairs(pool.window, pool.plane, N)) {
     const int64_t places = pool.plane.out_height * (pool.plane.width / N);
-    const Walks walks = make_walks(images, channels, places, false, 1, N / 2, 1);
+    const Walks walks = make_walks(images, channels, places, false, 1, N / 2, POOL_DEPTH);
     launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, narrow(pool.plane));
   } else {
     run_pool<T, 1, STAGE>(pool);
@@ -239,7 +237,7 @@ std::pair<Tensor, Tensor> pool(
     const Tensor& input, const std::optional<Tensor>& bias, const Window& window, bool relu, bool codes) {
   STD_TORCH_CHECK(input.dim() == 4, "max_pool: expected (N, C, H, W), got ", input.dim(), " axes");
   STD_TORCH_CHECK(!codes || window.rows.size * window.columns.size <= MAX_WINDOW_PLACES,
-                  "max_pool: a window of more than ", MAX_WINDOW_PLACES, " places has no codes");
+      "max_pool: a window of more than ", MAX_WINDOW_PLACES, " places has no codes");
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const std::optional<Tensor> added = dense_bias(bias, x);

@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS) unpool_pixels_kernel(
         const int s = place_at(columns, ow, at.column);
         const int64_t pixel = (at.image * plane.out_height + oh) * plane.out_width + ow;
         if (r >= 0 && s >= 0) {
-          add_won(load_pooled<T, N>(grad, codes, pixel * walks.stride + walk.offset, true), code_of(r, s, columns),
-                  total);
+          add_won(
+              load_pooled<T, N>(grad, codes, pixel * walks.stride + walk.offset, true), code_of(r, s, columns), total);
         }
       }
     }
@@ -175,16 +175,15 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
   const auto kernel = side == 2   ? unpool_patches_kernel<T, N, 2>
                       : side == 3 ? unpool_patches_kernel<T, N, 3>
                                   : unpool_pixels_kernel<T, N>;
-  const int64_t places = side == 0 ? pixels
-                                   : patches(call.window.rows, call.plane.height) *
-                                         patches(call.window.columns, call.plane.width);
-  const Walks walks = make_walks(images, channels, pixels == 0 ? 0 : places, channels_last, N,
-                                 channels_last ? channels : 1, 1);
+  const int64_t places =
+      side == 0 ? pixels
+                : patches(call.window.rows, call.plane.height) * patches(call.window.columns, call.plane.width);
+  const Walks walks = make_walks(
+      images, channels, pixels == 0 ? 0 : places, channels_last, N, channels_last ? channels : 1, POOL_DEPTH);
   Partials partials = new_partials(call.grad, walks, bias_grad);
   device.launch(kernel, walks.blocks(), walks.threads, bias_grad ? shared_bytes_of_sums(walks, N) : 0,
-                data<T>(call.grad), data<uint8_t>(call.codes), mutable_data<T>(call.dx),
-                bias_grad ? mutable_data<float>(partials.sums) : nullptr, narrow(call.window), narrow(call.plane),
-                walks);
+      data<T>(call.grad), data<uint8_t>(call.codes), mutable_data<T>(call.dx),
+      bias_grad ? mutable_data<float>(partials.sums) : nullptr, narrow(call.window), narrow(call.plane), walks);
   return add_partials(device, partials, call.grad, bias_grad);
 }
 
@@ -192,8 +191,8 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
 
 std::pair<Tensor, Tensor> pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad) {
-  STD_TORCH_CHECK(codes.dim() == 4 && grad.dim() == 4,
-                  "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
+  STD_TORCH_CHECK(
+      codes.dim() == 4 && grad.dim() == 4, "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
   for (int64_t axis = 0; axis < 4; ++axis) {
     STD_TORCH_CHECK(grad.size(axis) == codes.size(axis), "max_pool_backward: gradients and codes differ in shape");
   }
@@ -203,7 +202,7 @@ std::pair<Tensor, Tensor> pool_backward(
   const std::vector<int64_t> sizes{images, channels, height, width};
   Tensor dx = new_tensor(grad, sizes, grad.scalar_type(), channels_last), bias;
   const Unpool call{from, code, dx, {images, channels, height * width, channels_last}, window,
-                    {height, width, codes.size(2), codes.size(3)}};
+      {height, width, codes.size(2), codes.size(3)}};
   const bool aligned = are_aligned({&from, &code, &dx});
   with_type("max_pool_backward", from, [&](auto type) {
     using T = decltype(type);
@@ -213,9 +212,8 @@ std::pair<Tensor, Tensor> pool_backward(
   return {dx, bias};
 }
 
-Tensor max_pool_backward(
-    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Sizes size, Sizes stride, Sizes padding,
-    Sizes dilation, bool ceil_mode) {
+Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Sizes size,
+    Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
   const Window window = make_window(size, stride, padding, dilation, ceil_mode);
   return pool_backward(grad, codes, height, width, window, false).first;
 }

@@ -98,7 +98,7 @@ inline Tensor add_partials(const Device& device, const Partials& partials, const
   with_type("add_partials", like, [&](auto type) {
     using T = decltype(type);
     device.launch(add_partials_kernel<T>, walks.parts.value, walks.threads, shared_bytes_of_sums(walks, 1),
-                  data<float>(partials.sums), mutable_data<T>(total), walks);
+        data<float>(partials.sums), mutable_data<T>(total), walks);
   });
   return total;
 }

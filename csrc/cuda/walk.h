@@ -50,7 +50,7 @@ struct Walks {
 
 // One thread's.
 struct Walk {
-  int64_t plane;    // 0 if channels_last
+  int64_t plane;  // 0 if channels_last
   int64_t share;
   int64_t channel;  // the first of the thread's channels
   int64_t offset;   // from a place's first element to the thread's
@@ -66,11 +66,11 @@ struct Walk {
 constexpr int64_t MOST_BLOCKS = 2048;
 constexpr int BLOCK_THREADS = 256;
 constexpr int64_t MOST_PLACES = 1 << 30;
+constexpr int64_t POOL_DEPTH = 2;  // where a walk starts is found by divisions; from there, without
 
 // Share places so that a thread with many has at least `depth` of them; threads hold `width` channels if channels_last.
-inline Walks make_walks(
-    int64_t images, int64_t channels, int64_t places, bool channels_last, int64_t width, int64_t stride,
-    int64_t depth) {
+inline Walks make_walks(int64_t images, int64_t channels, int64_t places, bool channels_last, int64_t width,
+    int64_t stride, int64_t depth) {
   Walks walks{};
   walks.channels = channels;
   walks.image = places;
@@ -95,16 +95,15 @@ inline Walks make_walks(
   walks.shares = clamp(wanted, 1, std::max<int64_t>(ceil_div(walks.places, walks.rows * depth), 1));
   walks.share = round_up(ceil_div(walks.places, walks.shares), walks.rows);
   walks.shares = walks.share == 0 ? 0 : ceil_div(walks.places, walks.share);
-  STD_TORCH_CHECK(places < MOST_PLACES && walks.share < MOST_PLACES, "fastcnn: an image of ", places,
-                  " pixels is too large");
+  STD_TORCH_CHECK(
+      places < MOST_PLACES && walks.share < MOST_PLACES, "fastcnn: an image of ", places, " pixels is too large");
   return walks;
 }
 
 // Whether 16-byte accesses may start where these tensors do.
 inline bool are_aligned(std::initializer_list<const Tensor*> tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), [](const Tensor* tensor) {
-    return tensor == nullptr || is_aligned(tensor->const_data_ptr(), 16);
-  });
+  return std::all_of(tensors.begin(), tensors.end(),
+      [](const Tensor* tensor) { return tensor == nullptr || is_aligned(tensor->const_data_ptr(), 16); });
 }
 
 // WIDTH: channels of a thread if channels_last.

@@ -16,6 +16,11 @@ struct LRN {
   float k;
 };
 
+// alpha as users give it, for the whole window.
+inline LRN make_norm(int64_t size, double alpha, double beta, double k) {
+  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
+}
+
 FASTCNN_HOST_DEVICE float lrn_scale(const LRN& norm, float sum_of_squares) {
   return norm.k + norm.alpha * sum_of_squares;
 }

@@ -58,7 +58,9 @@ FASTCNN_HOST_DEVICE std::common_type_t<A, B, C> clamp(A value, B low, C high) {
 
 // How many pixels a window covers, gaps included.
 template <class Int>
-FASTCNN_HOST_DEVICE Int span(const AxisOf<Int>& axis) { return axis.dilation * (axis.size - 1) + 1; }
+FASTCNN_HOST_DEVICE Int span(const AxisOf<Int>& axis) {
+  return axis.dilation * (axis.size - 1) + 1;
+}
 
 // How many windows there are, by torch's rule: under ceil_mode a last, partial window counts only if it starts inside
 // the input or its left padding.
@@ -126,9 +128,13 @@ FASTCNN_HOST_DEVICE int32_t code_of(Same<Int> row, Same<Int> column, const AxisO
 }
 
 template <class Int>
-FASTCNN_HOST_DEVICE Int row_of(int32_t code, const AxisOf<Int>& columns) { return code / columns.size; }
+FASTCNN_HOST_DEVICE Int row_of(int32_t code, const AxisOf<Int>& columns) {
+  return code / columns.size;
+}
 
 template <class Int>
-FASTCNN_HOST_DEVICE Int column_of(int32_t code, const AxisOf<Int>& columns) { return code % columns.size; }
+FASTCNN_HOST_DEVICE Int column_of(int32_t code, const AxisOf<Int>& columns) {
+  return code % columns.size;
+}
 
 }  // namespace fastcnn

@@ -1,5 +1,6 @@
 """What the autograd Functions share: the way through torch.func, autocast, and derivatives of derivatives."""
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +20,41 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a backward may follow, so that the call goes through its Function and keeps what that needs."""
     if torch._C._are_functorch_transforms_active():
         return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+def applier(function: Any) -> Callable[..., Any]:
+    """Return a Function's ``apply`` that is cheap where no transform needs its ``setup_context``.
+
+    For such a Function torch reads the forward's signature at each call, which costs more than a small kernel. So plain
+    calls go through a twin whose forward takes the context.
+    """
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    twin: Any = types.new_class(
+        function.__name__, (torch.autograd.Function,), exec_body=lambda body: body.update(methods)
+    )
+
+    def apply(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return function.apply(*args)
+        return twin.apply(*args)
+
+    return apply
+
+
+def autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
     """Cast to the autocast dtype, where autocast is on, as torch does for convolutions and linear layers."""
-    device_type = next(t.device.type for t in tensors if t is not None)
+    tensors, device_type = (input, *parameters), input.device.type
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # torch has no autocast for meta
         return tensors
     dtype = torch.get_autocast_dtype(device_type)

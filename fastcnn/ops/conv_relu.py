@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
+from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, gradients, prepare, reference
 from fastcnn.ops.library import define
@@ -40,7 +40,7 @@ class ConvReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
-        return _forward[backend](input, weight, bias, *settings)
+        return _forward[backend](input, weight, bias, *settings.arguments())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -68,18 +68,24 @@ class ConvReLU(torch.autograd.Function):
         return autograd.vmap_over_batch(ConvReLU, info, in_dims, args)
 
 
+_apply = autograd.applier(ConvReLU)
+
+
 def conv_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu``."""
-    if runs_stock("conv_relu", _NAME, arguments[0]):
+    winner = tuned("conv_relu", *arguments)
+    if runs_stock("conv_relu", _NAME, arguments[0], winner):
         return checks.run_stock(reference, _prepare, *arguments)
     input, weight, bias, settings = _prepare(*arguments)
-    backend = choose("conv_relu", _NAME, input, lambda: checks.refuse_dtype(input))
+    backend, algorithm = choose("conv_relu", _NAME, input, lambda: checks.refuse_dtype(input), winner)
     if backend == "torch":
         return reference(*arguments)
+    if algorithm:
+        settings = settings._replace(algorithm=algorithm)
     return autograd.with_batch(_run, input, weight, bias, settings, backend)
 
 
 def _run(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
     if autograd.needs_grad(input, weight, bias):
-        return ConvReLU.apply(input, weight, bias, settings, backend)
-    return _forward[backend](input, weight, bias, *settings)
+        return _apply(input, weight, bias, settings, backend)
+    return _forward[backend](input, weight, bias, *settings.arguments())

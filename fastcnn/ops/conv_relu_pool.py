@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
-from fastcnn.ops import autograd, checks, convolution
+from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.ops import autograd, checks, convolution, max_pool
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, gradients, output_shape, prepare
 from fastcnn.ops.library import define
@@ -30,7 +29,7 @@ def reference(
 ) -> Tensor:
     """Return conv2d, ReLU and max-pool as torch runs them."""
     activations = convolution.reference(input, weight, bias, stride, padding, dilation, groups)
-    return F.max_pool2d(activations, pool_size, pool_stride, pool_padding, ceil_mode=pool_ceil_mode)  # type: ignore[arg-type]
+    return max_pool.reference(activations, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
 
 
 def _fake(
@@ -66,10 +65,9 @@ def _fake_backward(
 
 _NAME = "conv2d_relu_max_pool2d"
 _STEM = "conv_relu_pool"
-_POOL = "int[2] pool_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, bool pool_ceil_mode"
-_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {_POOL}) -> Tensor", _fake)
+_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {WINDOW}) -> Tensor", _fake)
 _codes = define(
-    _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {_POOL}) -> (Tensor output, Tensor codes)", _fake_codes
+    _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes
 )
 _backward = define(
     _STEM,
@@ -87,7 +85,7 @@ class ConvReLUPool(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
     ) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, weight, bias, *settings, *window)
+        return _codes[backend](input, weight, bias, *settings.arguments(), window.numbers())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -107,7 +105,9 @@ class ConvReLUPool(torch.autograd.Function):
             grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
         else:
-            grad_conv, grad_bias = _backward[ctx.backend](grad, codes, ctx.height, ctx.width, needs[2], *ctx.window)
+            grad_conv, grad_bias = _backward[ctx.backend](
+                grad, codes, ctx.height, ctx.width, needs[2], ctx.window.numbers()
+            )
         return (
             *gradients(grad_conv, input, weight, ctx.settings, needs),
             grad_bias if needs[2] else None,
@@ -121,14 +121,20 @@ class ConvReLUPool(torch.autograd.Function):
         return autograd.vmap_over_batch(ConvReLUPool, info, in_dims, args)
 
 
+_apply = autograd.applier(ConvReLUPool)
+
+
 def conv_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
-    if runs_stock("conv_relu_pool", _NAME, arguments[0]):
+    winner = tuned("conv_relu_pool", *arguments)
+    if runs_stock("conv_relu_pool", _NAME, arguments[0], winner):
         return checks.run_stock(reference, _prepare, *arguments)
     input, weight, bias, settings, window = _prepare(*arguments)
-    backend = choose("conv_relu_pool", _NAME, input, lambda: refuse(input, window, "pool_size"))
+    backend, algorithm = choose("conv_relu_pool", _NAME, input, lambda: refuse(input, window, "pool_size"), winner)
     if backend == "torch":
         return reference(*arguments)
+    if algorithm:
+        settings = settings._replace(algorithm=algorithm)
     return autograd.with_batch(_run, input, weight, bias, settings, window, backend)
 
 
@@ -137,7 +143,7 @@ def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolutio
     input, weight, bias, settings = prepare(_NAME, *arguments[:7])
     window = pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
     _, channels, height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])
-    checks.check_window(_NAME, window, "pool_", channels, height, width)
+    max_pool.check_window(_NAME, window, "pool_", channels, height, width)
     return input, weight, bias, settings, window
 
 
@@ -145,5 +151,5 @@ def _run(
     input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
 ) -> Tensor:
     if autograd.needs_grad(input, weight, bias):
-        return ConvReLUPool.apply(input, weight, bias, settings, window, backend)[0]
-    return _values[backend](input, weight, bias, *settings, *window)
+        return _apply(input, weight, bias, settings, window, backend)[0]
+    return _values[backend](input, weight, bias, *settings.arguments(), window.numbers())

@@ -7,15 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import chosen_algorithm
 from fastcnn.ops import autograd, checks
 from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
 
 # Schema of a convolution's arguments, and of the algorithm that runs it.
-CONVOLUTION = (
-    "Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, "
-    "str? algorithm"
-)
+CONVOLUTION = "Tensor input, Tensor weight, Tensor? bias, int[] convolution, str? algorithm"
+
+
+_convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Convolution(NamedTuple):
@@ -25,7 +24,11 @@ class Convolution(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
-    algorithm: str | None
+    algorithm: str | None = None  # the backend's own choice
+
+    def arguments(self) -> tuple[tuple[int, ...], str | None]:
+        """Return stride, padding, dilation and groups in one row, and the algorithm."""
+        return (*self.stride, *self.padding, *self.dilation, self.groups), self.algorithm
 
 
 def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> tuple[Any, ...]:
@@ -55,8 +58,8 @@ def prepare(
     Applies autocast, and turns padding='same' into symmetric padding, after padding the input itself with the one
     row or column more that an even kernel wants at the bottom and right.
     """
-    for name, tensor in (("input", input), ("weight", weight)):
-        checks.check_tensor(function, name, tensor)
+    checks.check_tensor(function, "input", input)
+    checks.check_tensor(function, "weight", weight)
     if bias is not None:
         checks.check_tensor(function, "bias", bias)
     checks.check_integer(function, "groups", groups)
@@ -71,9 +74,21 @@ def prepare(
     )
     if isinstance(padding, str):
         input, window = _named_padding(function, input, window, padding)
-    checks.check_conv(function, input, weight, bias, window, groups)
-    settings = Convolution(window.stride, window.padding, window.dilation, groups, chosen_algorithm())
+    if not _go_together(input, weight, bias, window, groups):
+        checks.check_conv(function, input, weight, bias, window, groups)
+    settings = Convolution(window.stride, window.padding, window.dilation, groups)
     return input, weight, bias, settings
+
+
+def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> bool:
+    """Whether all is well, in one expression; if not, check_conv finds out what is wrong."""
+    sizes, kernel, dtype, device = input.shape, weight.shape, input.dtype, input.device
+    return (
+        (len(sizes) in (3, 4) and len(kernel) == 4 and dtype == weight.dtype and device == weight.device)
+        and (bias is None or (bias.shape == kernel[:1] and bias.dtype == dtype and bias.device == device))
+        and (groups > 0 and kernel[0] > 0 and kernel[0] % groups == 0 and sizes[-3] == kernel[1] * groups)
+        and window.fits(sizes[-2], sizes[-1])
+    )
 
 
 def _named_padding(function: str, input: Tensor, window: Window, padding: str) -> tuple[Tensor, Window]:
@@ -100,17 +115,17 @@ def reference(
     groups: int,
 ) -> Tensor:
     """Return conv2d and ReLU as torch runs them; the ReLU works in place, as in the stock models."""
-    return F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups), inplace=True)
+    return torch.relu_(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
 
 
 def gradients(
     grad: Tensor, input: Tensor, weight: Tensor, settings: Convolution, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return dgrad and wgrad of the bare convolution, each only if needed."""
-    if not any(needs[:2]):
+    if not (needs[0] or needs[1]):
         return None, None
     stride, padding, dilation, groups, _ = settings
-    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+    grad_input, grad_weight, _ = _convolution_backward(
         grad, input, weight, None, stride, padding, dilation, False, [0, 0], groups, [needs[0], needs[1], False]
     )
     return grad_input, grad_weight

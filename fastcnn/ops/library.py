@@ -1,6 +1,11 @@
-"""The operators ``torch.ops.fastcnn.<name>.<backend>``: one schema, one fake kernel, one overload a backend."""
+"""The operators ``torch.ops.fastcnn.<name>.<backend>``: one schema, one fake kernel, one overload a backend.
 
-from collections.abc import Callable
+In a schema a window or a convolution's settings are one list of numbers, because every list costs a call half a
+microsecond. Fake kernels and launchers take them apart: ``size, stride, padding, dilation, ceil_mode`` and
+``stride, padding, dilation, groups``.
+"""
+
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,9 +29,25 @@ def define(stem: str, name: str, signature: str, fake: Callable[..., Any]) -> di
         _library.define(qualified + signature)
         if backend_name not in COMPILED_BACKENDS:
             _library.impl(qualified, _launcher(backend_name, stem, name), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastcnn::{qualified}", fake, lib=_library)
+        torch.library.register_fake(f"fastcnn::{qualified}", _taking_apart(fake), lib=_library)
         overloads[backend_name] = getattr(getattr(torch.ops.fastcnn, name), backend_name)
     return overloads
+
+
+def _taking_apart(fake: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        return fake(*_apart(args))
+
+    return run
+
+
+def _apart(args: tuple[Any, ...]) -> Iterator[Any]:
+    for arg in args:
+        if isinstance(arg, (list, tuple)):  # pairs, and a last number
+            yield from (arg[i : i + 2] for i in range(0, len(arg) - 1, 2))
+            yield arg[-1]
+        else:
+            yield arg
 
 
 def _launcher(backend_name: str, stem: str, name: str) -> Callable[..., Any]:
@@ -34,8 +55,8 @@ def _launcher(backend_name: str, stem: str, name: str) -> Callable[..., Any]:
         run = backend.kernel(backend_name, stem, name)
         device = args[0].device
         if device.type != "cuda" or device.index == torch.cuda.current_device():
-            return run(*args)
+            return run(*_apart(args))
         with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
-            return run(*args)
+            return run(*_apart(args))
 
     return launch

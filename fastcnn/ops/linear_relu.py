@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
+from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.library import define
@@ -17,7 +17,7 @@ from fastcnn.ops.library import define
 
 def reference(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return linear and ReLU as torch runs them; the ReLU works in place, as in the stock models."""
-    return F.relu(F.linear(input, weight, bias), inplace=True)
+    return torch.relu_(F.linear(input, weight, bias))
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -67,22 +67,30 @@ class LinearReLU(torch.autograd.Function):
         return autograd.vmap_over_batch(LinearReLU, info, in_dims, args)
 
 
+_apply = autograd.applier(LinearReLU)
+
+
 def linear_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.linear_relu``."""
-    if runs_stock("linear_relu", _NAME, arguments[0]):
+    winner = tuned("linear_relu", *arguments)
+    if runs_stock("linear_relu", _NAME, arguments[0], winner):
         return checks.run_stock(reference, _prepare, *arguments)
     input, weight, bias = _prepare(*arguments)
-    backend = choose("linear_relu", _NAME, input, lambda: refuse(input, weight, bias))
+    backend, _ = choose("linear_relu", _NAME, input, lambda: refuse(input, weight, bias), winner)
     if backend == "torch":
         return reference(*arguments)
     if bias is not None and bias.shape != weight.shape[:1]:
         bias = bias.expand(weight.shape[0])
+    if input.dim() == 2:
+        return _run(input, weight, bias, backend)
     rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
-    if autograd.needs_grad(input, weight, bias):
-        output = LinearReLU.apply(rows, weight, bias, backend)
-    else:
-        output = _forward[backend](rows, weight, bias)
-    return output.view(*input.shape[:-1], weight.shape[0])
+    return _run(rows, weight, bias, backend).view(*input.shape[:-1], weight.shape[0])
+
+
+def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    if autograd.needs_grad(rows, weight, bias):
+        return _apply(rows, weight, bias, backend)
+    return _forward[backend](rows, weight, bias)
 
 
 def _prepare(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -91,14 +99,25 @@ def _prepare(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
     if bias is not None:
         checks.check_tensor(_NAME, "bias", bias)
     input, weight, bias = autograd.autocast(input, weight, bias)
-    checks.check_linear(_NAME, input, weight, bias)
+    if not _go_together(input, weight, bias):
+        checks.check_linear(_NAME, input, weight, bias)
     return input, weight, bias
+
+
+def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether all is well, in one expression; if not, check_linear finds out what is wrong."""
+    sizes, matrix, dtype, device = input.shape, weight.shape, input.dtype, input.device
+    return (
+        (len(sizes) > 0 and len(matrix) == 2 and sizes[-1] == matrix[1])
+        and (dtype == weight.dtype and device == weight.device)
+        and (bias is None or (bias.shape == matrix[:1] and bias.dtype == dtype and bias.device == device))
+    )
 
 
 def refuse(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     """Say why no kernel takes these, or return an empty string."""
     if weight.dim() == 1:
         return "takes argument 'weight' as (out_features, in_features), got one axis"
-    if bias is not None and tuple(bias.shape) not in ((), (1,), (weight.shape[0],)):
+    if bias is not None and bias.shape not in ((), (1,), weight.shape[:1]):
         return f"takes argument 'bias' as ({weight.shape[0]},), got shape {tuple(bias.shape)}"
     return checks.refuse_dtype(input)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
+from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
 from fastcnn.shapes import LRN, memory_format
@@ -74,19 +74,23 @@ class LocalResponseNorm(torch.autograd.Function):
         return autograd.vmap_over_batch(LocalResponseNorm, info, in_dims, args)
 
 
+_apply = autograd.applier(LocalResponseNorm)
+
+
 def lrn(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm``."""
     input = arguments[0]
-    if runs_stock("lrn", _NAME, input):
+    winner = tuned("lrn", *arguments)
+    if runs_stock("lrn", _NAME, input, winner):
         return checks.run_stock(reference, _check, *arguments)
     _check(*arguments)
     norm = LRN(*arguments[1:])
-    backend = choose("lrn", _NAME, input, lambda: refuse(input, norm))
+    backend, _ = choose("lrn", _NAME, input, lambda: refuse(input, norm), winner)
     if backend == "torch":
         return reference(*arguments)
     norm = kernel_norm(norm)
     if autograd.needs_grad(input):
-        return LocalResponseNorm.apply(input, norm, backend)
+        return _apply(input, norm, backend)
     return _forward[backend](input, *norm)
 
 

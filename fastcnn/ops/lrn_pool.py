@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
+from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks, lrn
 from fastcnn.ops import max_pool as pool
 from fastcnn.ops.codes import unpool
@@ -27,7 +26,7 @@ def reference(
 ) -> Tensor:
     """Return LRN and max-pool as torch runs them."""
     normalised = lrn.reference(input, size, alpha, beta, k)
-    return F.max_pool2d(normalised, pool_size, pool_stride, pool_padding, ceil_mode=pool_ceil_mode)  # type: ignore[arg-type]
+    return pool.reference(normalised, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
 
 
 def _fake(input: Tensor, size: int, alpha: float, beta: float, k: float, *window: Any) -> Tensor:
@@ -59,7 +58,7 @@ class LRNPool(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, norm: LRN, window: Window, backend: str) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, *norm, *window)
+        return _codes[backend](input, *norm, window.numbers())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -76,26 +75,30 @@ class LRNPool(torch.autograd.Function):
         if autograd.differentiable():
             unpooled = unpool(grad, codes, ctx.window, *input.shape[2:])
             return lrn.stock_backward(unpooled, input, ctx.norm), None, None, None
-        return _backward[ctx.backend](grad, codes, input, *ctx.norm, *ctx.window), None, None, None
+        return _backward[ctx.backend](grad, codes, input, *ctx.norm, ctx.window.numbers()), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return autograd.vmap_over_batch(LRNPool, info, in_dims, args)
 
 
+_apply = autograd.applier(LRNPool)
+
+
 def lrn_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
     input = arguments[0]
-    if runs_stock("lrn_pool", _NAME, input):
+    winner = tuned("lrn_pool", *arguments)
+    if runs_stock("lrn_pool", _NAME, input, winner):
         return checks.run_stock(reference, _prepare, *arguments)
     norm, window = _prepare(*arguments)
-    backend = choose("lrn_pool", _NAME, input, lambda: _refuse(input, norm, window))
+    backend, _ = choose("lrn_pool", _NAME, input, lambda: _refuse(input, norm, window), winner)
     if backend == "torch":
         return reference(*arguments)
     norm = lrn.kernel_norm(norm)
     if autograd.needs_grad(input):
-        return LRNPool.apply(input, norm, window, backend)[0]
-    return _values[backend](input, *norm, *window)
+        return _apply(input, norm, window, backend)[0]
+    return _values[backend](input, *norm, window.numbers())
 
 
 def _prepare(input: Tensor, *settings: Any) -> tuple[LRN, Window]:
@@ -103,7 +106,7 @@ def _prepare(input: Tensor, *settings: Any) -> tuple[LRN, Window]:
     checks.check_lrn(_NAME, input, *norm)
     checks.check_image(_NAME, input)
     window = pool.pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
-    checks.check_window(_NAME, window, "pool_", *input.shape[-3:])
+    pool.check_window(_NAME, window, "pool_", *input.shape[-3:])
     return norm, window
 
 

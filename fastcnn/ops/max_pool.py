@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock
+from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.library import define
@@ -23,8 +23,11 @@ def reference(
     return_indices: bool,
 ) -> Any:
     """Return what torch returns."""
-    pool: Any = F.max_pool2d  # its overloads are too many for mypy
-    return pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    if return_indices:
+        pool: Any = F.max_pool2d_with_indices
+    else:
+        pool = torch.max_pool2d  # what F.max_pool2d comes to, which spends as long again on the way
+    return pool(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
 
 
 def fake(input: Tensor, *window: Any) -> Tensor:
@@ -46,7 +49,7 @@ def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, *window
 
 
 _NAME = "max_pool2d"
-WINDOW = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode"
+WINDOW = "int[] window"
 _values = define("max_pool", "max_pool", f"(Tensor input, {WINDOW}) -> Tensor", fake)
 _codes = define("max_pool", "max_pool_codes", f"(Tensor input, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes)
 _backward = define(
@@ -62,7 +65,7 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, *window)
+        return _codes[backend](input, window.numbers())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -79,20 +82,24 @@ class MaxPool(torch.autograd.Function):
             return None, None, None
         if autograd.differentiable():
             return unpool(grad, codes, ctx.window, ctx.height, ctx.width), None, None
-        return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, *ctx.window), None, None
+        return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return autograd.vmap_over_batch(MaxPool, info, in_dims, args)
 
 
+_apply = autograd.applier(MaxPool)
+
+
 def max_pool(*arguments: Any) -> Any:
     """Run ``fastcnn.functional.max_pool2d``."""
     input = arguments[0]
-    if runs_stock("max_pool", _NAME, input):
+    winner = tuned("max_pool", *arguments)
+    if runs_stock("max_pool", _NAME, input, winner):
         return checks.run_stock(reference, _prepare, *arguments)
     window = _prepare(*arguments)
-    backend = choose("max_pool", _NAME, input, lambda: refuse(input, window, "kernel_size"))
+    backend, _ = choose("max_pool", _NAME, input, lambda: refuse(input, window, "kernel_size"), winner)
     if backend == "torch":
         return reference(*arguments)
     return autograd.with_batch(_run, input, window, backend, arguments[-1])
@@ -110,14 +117,14 @@ def _prepare(
     checks.check_tensor(_NAME, "input", input)
     checks.check_image(_NAME, input)
     window = pool_window(_NAME, "", kernel_size, stride, padding, dilation, ceil_mode)
-    checks.check_window(_NAME, window, "", *input.shape[-3:])
+    check_window(_NAME, window, "", *input.shape[-3:])
     return window
 
 
 def _run(input: Tensor, window: Window, backend: str, return_indices: bool) -> Any:
     if not return_indices and not autograd.needs_grad(input):
-        return _values[backend](input, *window)
-    output, codes = MaxPool.apply(input, window, backend)
+        return _values[backend](input, window.numbers())
+    output, codes = _apply(input, window, backend)
     return (output, codes_to_indices(codes, window, input.shape[-1])) if return_indices else output
 
 
@@ -134,6 +141,13 @@ def pool_window(
         pair(function, prefix + "dilation", dilation),
         ceil_mode,
     )
+
+
+def check_window(function: str, window: Window, prefix: str, channels: int, height: int, width: int) -> None:
+    """Check a pool's window against the image; if it does not fit, checks.check_window finds out what is wrong."""
+    (rows, columns), _, (top, left), _, _ = window
+    if not (channels > 0 and 2 * top <= rows and 2 * left <= columns and window.fits(height, width)):
+        checks.check_window(function, window, prefix, channels, height, width)
 
 
 def refuse(input: Tensor, window: Window, name: str) -> str:

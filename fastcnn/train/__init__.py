@@ -1,7 +1,8 @@
-"""The training loop behind ``fastcnn train``: data, loop, checkpoints and the report of a run."""
+"""The training loop behind ``fastcnn train``: data, loop, CUDA graphs, checkpoints and the report of a run."""
 
 from fastcnn.train.errors import Interrupted, UserError
+from fastcnn.train.graphed import GraphedStep
 from fastcnn.train.run import Run, train
 from fastcnn.train.settings import Settings
 
-__all__ = ["Interrupted", "Run", "Settings", "UserError", "train"]
+__all__ = ["GraphedStep", "Interrupted", "Run", "Settings", "UserError", "train"]

@@ -2,12 +2,15 @@
 
 A data set yields, for an epoch, the same batches in the same order whoever asks: two networks trained side by side
 see the same images, and a resumed run goes on exactly where it stopped.
+
+It does so in two parts, so that the second can be captured into the CUDA graph of a step: what is drawn, and the batch
+that a draw stands for.
 """
 
-from collections.abc import Iterator
+import abc
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from fastcnn.train.errors import UserError
 from fastcnn.train.idx import Labelled, read_pair
 
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) float32, labels (N,) int64
+Draws = tuple[Tensor, ...]  # what makes the batches of several steps; each tensor's first axis is the step
 
 CLASSES = {
     "mnist": tuple("0123456789"),
@@ -40,7 +44,7 @@ class Feed:
     workers: int = 0
 
 
-class Dataset(Protocol):
+class Dataset(abc.ABC):
     """What the training loop needs of a data set."""
 
     classes: tuple[str, ...]
@@ -48,24 +52,59 @@ class Dataset(Protocol):
     test_size: int
     notes: tuple[str, ...]
 
+    @abc.abstractmethod
+    def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
+        """Yield what makes the batches of a training epoch from ``first_step`` on, at most ``steps`` at a time.
+
+        Seed and epoch decide the order. Batches of one size come together, a smaller last one by itself.
+        """
+
+    @abc.abstractmethod
+    def test_draws(self, steps: int = 1) -> Iterator[Draws]:
+        """Yield what makes the batches of held-out images, each image once, at most ``steps`` batches at a time."""
+
+    @abc.abstractmethod
+    def batch(self, *draw: Tensor) -> Batch:
+        """Return the batch that one step's draw makes, without waiting for a GPU."""
+
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of a training epoch from ``first_step`` on, in an order that seed and epoch decide."""
-        ...
+        """Yield ``(N, C, H, W)`` float32 images and ``(N,)`` int64 labels on the device, shuffled by seed and epoch."""
+        return self._batches(self.train_draws(epoch, first_step))
 
     def test_batches(self) -> Iterator[Batch]:
-        """Yield every held-out image once."""
-        ...
+        """Yield every held-out image once, in order."""
+        return self._batches(self.test_draws())
+
+    def _batches(self, draws: Iterable[Draws]) -> Iterator[Batch]:
+        return (self.batch(*draw) for several in draws for draw in zip(*several))
 
 
-def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
-    """Return the order in which an epoch visits the training images: (size,) int64, a function of seed and epoch.
+def epoch_order(size: int, seed: int, epoch: int, device: torch.device | None = None) -> Tensor:
+    """Return the order in which an epoch visits the training images: (size,) int64.
+
+    It is drawn on ``device`` (by default the CPU), as a function of seed, epoch and the kind of device.
 
     Example:
         >>> bool((epoch_order(4, 0, 1).sort().values == torch.arange(4)).all())
         True
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(size, generator=generator)
+    generator = torch.Generator(device or "cpu").manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(size, generator=generator, device=device)
+
+
+def blocks(order: Tensor, batch_size: int, steps: int) -> Iterator[Tensor]:
+    """Cut indices (N,) into (steps, batch_size) tensors; what is left over comes in smaller ones.
+
+    Example:
+        >>> [tuple(block.shape) for block in blocks(torch.arange(25), batch_size=4, steps=5)]
+        [(5, 4), (1, 4), (1, 1)]
+    """
+    num_batches = len(order) // batch_size
+    whole, rest = order.tensor_split([num_batches * batch_size])
+    if num_batches:
+        yield from whole.view(num_batches, batch_size).split(steps)
+    if len(rest):
+        yield rest.unsqueeze(0)
 
 
 def stratified_split(labels: Tensor, held_out: float = HELD_OUT) -> tuple[Tensor, Tensor]:
@@ -93,8 +132,8 @@ def stratified_split(labels: Tensor, held_out: float = HELD_OUT) -> tuple[Tensor
     return torch.cat(train).sort().values, torch.cat(test).sort().values
 
 
-class TensorData:
-    """Grey images that fit in memory, normalised once and kept on the device as one tensor.
+class TensorData(Dataset):
+    """Grey images that fit in memory: bytes that stay on the device, shuffled and normalised there.
 
     Args:
         train: training images.
@@ -120,30 +159,33 @@ class TensorData:
         self.train_size, self.test_size = len(train), len(test)
         pixels = train.images.float() / 255
         self.mean, self.std = pixels.mean().item(), max(pixels.std().item(), 1e-6)  # an all-black set divides by 0
-        self._train, self._test = self._prepare(train), self._prepare(test)
+        # One tensor of both parts, the held-out images last: a draw is indices into it.
+        self._images = torch.cat([train.images, test.images]).to(feed.device)
+        self._labels = torch.cat([train.labels, test.labels]).to(feed.device)
+        self._black = torch.full((1,), -self.mean / self.std, device=feed.device)
         if tuple(pixels.shape[1:]) != feed.input_size[1:]:
             height, width = pixels.shape[1:]
             self.notes += (f"images of {height}x{width} are resized to the network's {_size(feed.input_size)}",)
 
-    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield ``(N, C, H, W)`` float32 images and ``(N,)`` int64 labels on the device, shuffled by seed and epoch."""
-        order = epoch_order(self.train_size, self.feed.seed, epoch).to(self.feed.device)
-        yield from self._batches(self._train, order[first_step * self.feed.batch_size :])
+    def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
+        """Yield indices (steps, N) int64 on the device."""
+        order = epoch_order(self.train_size, self.feed.seed, epoch, self.feed.device)
+        return self._draws(order[first_step * self.feed.batch_size :], steps)
 
-    def test_batches(self) -> Iterator[Batch]:
-        """Yield every held-out image once, in order."""
-        yield from self._batches(self._test, torch.arange(self.test_size, device=self.feed.device))
+    def test_draws(self, steps: int = 1) -> Iterator[Draws]:
+        """Yield indices (steps, N) int64 on the device."""
+        size = self.train_size + self.test_size
+        return self._draws(torch.arange(self.train_size, size, device=self.feed.device), steps)
 
-    def _prepare(self, part: Labelled) -> Batch:
-        images = (part.images.float() / 255 - self.mean) / self.std
-        return images.unsqueeze(1).to(self.feed.device), part.labels.to(self.feed.device)
+    def batch(self, *draw: Tensor) -> Batch:
+        """Gather and normalise the images of one step's indices (N,)."""
+        (index,) = draw
+        pixels = self._images.index_select(0, index).unsqueeze(1)
+        images = torch.add(self._black, pixels, alpha=1 / (255 * self.std))  # one kernel, from bytes to float32
+        return _fit(images, self.feed.input_size), self._labels.index_select(0, index)
 
-    def _batches(self, part: Batch, order: Tensor) -> Iterator[Batch]:
-        images, labels = part
-        for index in order.split(self.feed.batch_size):
-            if not len(index):  # an epoch that was stopped after its last step has none left
-                return
-            yield _fit(images[index], self.feed.input_size), labels[index]
+    def _draws(self, order: Tensor, steps: int) -> Iterator[Draws]:
+        return ((block,) for block in blocks(order, self.feed.batch_size, steps))
 
 
 def _fit(images: Tensor, input_size: tuple[int, int, int]) -> Tensor:

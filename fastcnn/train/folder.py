@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fastcnn.train.data import Batch, Feed, epoch_order, stratified_split
+from fastcnn.train.data import Batch, Dataset, Draws, Feed, epoch_order, stratified_split
 from fastcnn.train.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _leave_ctrl_c_to_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class FolderData:
+class FolderData(Dataset):
     """Images by class: ``DIR/train`` and ``DIR/val``, or one folder of which a fifth is held out.
 
     Training images get a random resized crop and flip, held-out ones a resize and centre crop; all are normalised
@@ -99,17 +99,22 @@ class FolderData:
         self.notes: tuple[str, ...] = (note if has_split else f"{note} (a fifth of each class)",)
         self._train_transform, self._test_transform = _transforms(feed.input_size)
 
-    def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield ``(N, C, H, W)`` float32 images and ``(N,)`` int64 labels on the device, shuffled by seed and epoch."""
+    def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
+        """Yield the batches themselves, one step at a time: images (1, N, C, H, W) float32, labels (1, N) int64."""
         order = self._train_index[epoch_order(self.train_size, self.feed.seed, epoch)]
         images = _Images(self._train, self._train_transform, self.feed.seed, epoch)
-        yield from self._batches(images, order[first_step * self.feed.batch_size :])
+        return self._load(images, order[first_step * self.feed.batch_size :])
 
-    def test_batches(self) -> Iterator[Batch]:
-        """Yield every held-out image once, in order."""
-        yield from self._batches(_Images(self._test, self._test_transform, self.feed.seed, 0), self._test_index)
+    def test_draws(self, steps: int = 1) -> Iterator[Draws]:
+        """Yield the batches themselves, one step at a time."""
+        return self._load(_Images(self._test, self._test_transform, self.feed.seed, 0), self._test_index)
 
-    def _batches(self, images: _Images, order: Tensor) -> Iterator[Batch]:
+    def batch(self, *draw: Tensor) -> Batch:
+        """Return the batch that was drawn."""
+        images, labels = draw
+        return images, labels
+
+    def _load(self, images: _Images, order: Tensor) -> Iterator[Draws]:
         device = self.feed.device
         loader = DataLoader(
             images,
@@ -124,7 +129,7 @@ class FolderData:
             if isinstance(batch, Broken):
                 raise UserError(f"{batch.path}: not an image that can be read ({batch.reason})")
             pixels, labels = batch
-            yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield tuple(part.to(device, non_blocking=True).unsqueeze(0) for part in (pixels, labels))
 
 
 def _open(directory: Path) -> ImageFolder:

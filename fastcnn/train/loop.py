@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +16,43 @@ from torch import Tensor, nn
 import fastcnn
 from fastcnn.train.data import Dataset
 from fastcnn.train.errors import UserError
+from fastcnn.train.graphed import CAPTURES, GraphedStep, make_capturable
 from fastcnn.train.memory import peak_memory
 
-REPORT_EVERY = 10  # steps between two readings of the loss, which make the CPU wait for a GPU
+REPORT_SECONDS = 0.1  # between two readings of the losses, which make the CPU wait for a GPU
+STEPS_PER_GRAPH = 10  # a launch costs some 10 microseconds, a fifth of an MNIST step; Ctrl-C waits for the last of them
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda parameters, lr, decay: torch.optim.Adam(parameters, lr=lr, weight_decay=decay),
-    "sgd": lambda parameters, lr, decay: torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=0.9),
+    "adam": torch.optim.Adam,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
 }
 DEFAULT_LR = {"adam": 1e-3, "sgd": 1e-2}
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# How an optimizer runs rather than what it computes: it follows the device, not the checkpoint. The learning rate does
+# too, as it is a tensor on a GPU; its value is one of the settings.
+OF_THE_DEVICE = ("lr", "capturable", "foreach", "fused")
+
+
+def build_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Build an optimizer of ``OPTIMIZERS``; on a GPU a fused one, ready for CUDA graphs.
+
+    Example:
+        >>> build_optimizer("adam", nn.Linear(2, 1), lr=0.01, weight_decay=0.0).param_groups[0]["lr"]
+        0.01
+    """
+    parameters = list(model.parameters())
+    fused = True if parameters[0].device.type in CAPTURES else None
+    optimizer = OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    make_capturable(optimizer)  # without graphs too, so that the losses are the same
+    return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of the same optimizer, whatever the kind of device that it was saved on."""
+    groups = [
+        {**saved, **{name: own[name] for name in OF_THE_DEVICE if name in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 @dataclass(frozen=True)
@@ -47,6 +76,7 @@ class Lane:
     Attributes:
         title: what the table and the progress bar call it.
         backend: the fastcnn backend it runs under; None for stock layers.
+        graph: capture training and evaluation into CUDA graphs.
         losses: the loss of every step so far.
         step: steps done in the current epoch.
         seconds: time spent on them.
@@ -60,6 +90,7 @@ class Lane:
     seed: int
     backend: str | None = None
     amp: str = "off"
+    graph: bool = False
     epochs: list[Epoch] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     step: int = 0
@@ -68,8 +99,27 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        self._graphed: dict[str, GraphedStep] = {}
         torch.manual_seed(self.seed)
         self._rng = self._rng_state()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_graphed": {}}  # a copy has parameters of its own
+
+    @property
+    def steps_at_once(self) -> int:
+        """How many steps are drawn, and captured, together."""
+        return STEPS_PER_GRAPH if self.graph else 1
+
+    def graphed(
+        self, name: str, step: Callable[..., Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> Callable[..., Tensor]:
+        """Return ``step``, or what replays it as a CUDA graph: the same one for the same name."""
+        if not self.graph:
+            return step
+        if name not in self._graphed:
+            self._graphed[name] = GraphedStep(step, optimizer)
+        return self._graphed[name]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -79,6 +129,11 @@ class Lane:
         with backend:
             yield
         self._rng = self._rng_state()
+
+    def cuda_graphs(self) -> str:
+        """Say whether training runs as CUDA graphs: ``captured``, ``off``, or why it cannot."""
+        step = self._graphed.get("train")
+        return (step.reason or "captured") if step else "off"
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context that --amp asks for."""
@@ -100,7 +155,7 @@ class Lane:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self._rng = {**self._rng, **state["rng"]}
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
@@ -129,26 +184,32 @@ def train_step(lane: Lane, images: Tensor, labels: Tensor) -> Tensor:
     return loss.detach()
 
 
+def train_steps(lane: Lane, data: Dataset, *draws: Tensor) -> Tensor:
+    """Take a step for each draw and return the losses, (steps,)."""
+    return torch.stack([train_step(lane, *data.batch(*draw)) for draw in zip(*draws)])
+
+
 def train_epoch(lane: Lane, data: Dataset, report: Callable[[], None], stopped: Callable[[], bool]) -> None:
     """Train from ``lane.step`` to the end of the epoch, or until ``stopped()`` is true after a step.
 
     Args:
         lane: the network; its step, losses and seconds are brought up to date.
         data: the data set.
-        report: called every few steps, after the losses are in.
-        stopped: asked after each step whether to stop.
+        report: called now and then, after the losses are in.
+        stopped: asked after each step, or after the steps of one CUDA graph, whether to stop.
 
     Raises:
         UserError: the loss is no longer finite.
     """
     lane.model.train()
+    take_steps = lane.graphed("train", functools.partial(train_steps, lane, data), lane.optimizer)
     unread: list[Tensor] = []
     with lane.running():
         started = time.perf_counter()
-        for images, labels in data.train_batches(len(lane.epochs), lane.step):
-            unread.append(train_step(lane, images, labels))
-            lane.step += 1
-            if len(unread) == REPORT_EVERY:
+        for draws in data.train_draws(len(lane.epochs), lane.step, lane.steps_at_once):
+            unread.append(take_steps(*draws))
+            lane.step += len(draws[0])
+            if time.perf_counter() - started > REPORT_SECONDS:
                 _read(lane, unread)
                 _add_time(lane, started)
                 report()
@@ -161,7 +222,7 @@ def train_epoch(lane: Lane, data: Dataset, report: Callable[[], None], stopped: 
 
 
 def _read(lane: Lane, unread: list[Tensor]) -> None:
-    values = torch.stack(unread).tolist() if unread else []
+    values = torch.cat(unread).tolist() if unread else []
     first_step = lane.step - len(values)
     for step, value in enumerate(values, start=first_step + 1):
         if not math.isfinite(value):
@@ -179,21 +240,31 @@ def _add_time(lane: Lane, started: float) -> None:
     lane.seconds += time.perf_counter() - started
 
 
+def score(lane: Lane, data: Dataset, *draws: Tensor) -> Tensor:
+    """Return for each draw the sum of the losses and the number of right answers, (batches, 2)."""
+    results = []
+    for draw in zip(*draws):
+        images, labels = data.batch(*draw)
+        with lane.autocast():
+            scores = lane.model(images).float()
+        num_correct = (scores.argmax(1) == labels).sum()
+        results.append(torch.stack([F.cross_entropy(scores, labels, reduction="sum"), num_correct]))
+    return torch.stack(results)
+
+
 @torch.no_grad()
 def evaluate(lane: Lane, data: Dataset, stopped: Callable[[], bool]) -> tuple[float, float] | None:
     """Return mean loss and accuracy in [0, 1] over the held-out images, or None when ``stopped()`` became true."""
     lane.model.eval()
-    loss_sum = torch.zeros((), device=lane.device)
-    num_correct = torch.zeros((), device=lane.device, dtype=torch.int64)
+    score_batches = lane.graphed("evaluate", functools.partial(score, lane, data))
+    results = []
     with lane.running():
-        for images, labels in data.test_batches():
-            with lane.autocast():
-                scores = lane.model(images)
-            loss_sum += F.cross_entropy(scores.float(), labels, reduction="sum")
-            num_correct += (scores.argmax(1) == labels).sum()
+        for draws in data.test_draws(lane.steps_at_once):
+            results.append(score_batches(*draws))
             if stopped():
                 return None
-    return loss_sum.item() / data.test_size, num_correct.item() / data.test_size
+    loss_sum, num_correct = torch.cat(results).sum(0).tolist()
+    return loss_sum / data.test_size, num_correct / data.test_size
 
 
 def finish_epoch(lane: Lane, data: Dataset, test_loss: float, test_accuracy: float) -> None:

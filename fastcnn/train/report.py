@@ -87,7 +87,10 @@ def write_metrics(path: Path, settings: Settings, lanes: list[Lane], data: dict[
 
 
 def _lane_metrics(lane: Lane) -> dict[str, Any]:
-    summary: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in lane.model.parameters())}
+    summary: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in lane.model.parameters()),
+        "cuda_graphs": lane.cuda_graphs(),
+    }
     if lane.epochs:
         summary |= {
             "test_accuracy": lane.epochs[-1].test_accuracy,

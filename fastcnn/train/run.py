@@ -21,6 +21,7 @@ from fastcnn.train.build import build_model
 from fastcnn.train.data import Dataset, Feed, load_idx_dataset
 from fastcnn.train.errors import Interrupted, UserError, require
 from fastcnn.train.folder import FolderData
+from fastcnn.train.graphed import CAPTURES
 from fastcnn.train.loop import Lane
 from fastcnn.train.progress import Display, say
 from fastcnn.train.report import table, write_metrics
@@ -201,9 +202,10 @@ def _lanes(model: nn.Module, settings: Settings, device: torch.device) -> list[L
 
 
 def _lane(title: str, model: nn.Module, settings: Settings, device: torch.device) -> Lane:
-    optimizer = loop.OPTIMIZERS[settings.optimizer](model.parameters(), settings.lr, settings.weight_decay)
+    optimizer = loop.build_optimizer(settings.optimizer, model, settings.lr, settings.weight_decay)
     backend = settings.backend if title == "fastcnn" else None
-    return Lane(title, model, optimizer, device, settings.seed, backend, settings.amp)
+    graph = settings.graph and device.type in CAPTURES
+    return Lane(title, model, optimizer, device, settings.seed, backend, settings.amp, graph)
 
 
 def _train_epochs(run: Run, stopped: threading.Event) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastcnn.train.errors import UserError
 
-FREE_ON_RESUME = ("epochs", "device", "backend", "data", "workers")
+FREE_ON_RESUME = ("epochs", "device", "backend", "graph", "data", "workers")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Settings:
     weight_decay: float = 0.0
     device: str = "cpu"
     amp: str = "off"
+    graph: bool = True
     data: str | None = None
     seed: int = 0
     workers: int = 0

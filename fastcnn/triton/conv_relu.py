@@ -37,6 +37,11 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
 
+    @property
+    def name(self) -> str:
+        """Return what tuning tables and ``use_backend`` call it; a configuration that changes gets another name."""
+        return f"{self.block_m}x{self.block_n}x{self.block_k}w{self.num_warps}s{self.num_stages}"
+
 
 CONFIGS = (
     Config(128, 64, 32, 8, 3),
@@ -254,6 +259,12 @@ def implicit_gemm(
     return y
 
 
+def asked(algorithm: str | None) -> tuple[str, Config | None]:
+    """Split ``implicit_gemm:128x64x32w8s3`` into an algorithm and its configuration."""
+    name, _, config = (algorithm or "").partition(":")
+    return name, {each.name: each for each in CONFIGS}[config] if config else None
+
+
 def bare_convolution(
     input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
@@ -273,9 +284,10 @@ def conv_relu(
     algorithm: str | None,
 ) -> Tensor:
     """Operator ``fastcnn::conv_relu.triton``; the epilogue serves every shape, so it is the default."""
-    if algorithm == "implicit_gemm":
+    name, config = asked(algorithm)
+    if name == "implicit_gemm":
         window = conv_window(weight, stride, padding, dilation)
-        return implicit_gemm(input, weight, bias, window, groups, relu=True)
+        return implicit_gemm(input, weight, bias, window, groups, relu=True, config=config)
     y = bare_convolution(input, weight, stride, padding, dilation, groups)
     bias_relu_(y, bias)
     return y

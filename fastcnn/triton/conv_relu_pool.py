@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.conv_relu import bare_convolution, conv_window, implicit_gemm
+from fastcnn.triton.conv_relu import asked, bare_convolution, conv_window, implicit_gemm
 from fastcnn.triton.max_pool import pool, pool_backward
 
 
@@ -18,9 +18,10 @@ def _convolution(
     algorithm: str | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the convolution, and the bias if the pooling pass must still add it."""
-    if algorithm == "implicit_gemm":
+    name, config = asked(algorithm)
+    if name == "implicit_gemm":
         window = conv_window(weight, stride, padding, dilation)
-        return implicit_gemm(input, weight, bias, window, groups, relu=False), None
+        return implicit_gemm(input, weight, bias, window, groups, relu=False, config=config), None
     return bare_convolution(input, weight, stride, padding, dilation, groups), bias
 
 

@@ -1,0 +1,42 @@
+"""Options that several commands share, and how they are read."""
+
+import ast
+from typing import Annotated, Any
+
+import typer
+
+InputSize = Annotated[
+    str | None, typer.Option(metavar="C,H,W", help="Size of one input; by default what the model is made for.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        help="Argument of the model's builder, a Python literal: lrn=False. Repeatable.",
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+
+def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
+    """Return (C, H, W) of a text such as 3,224,224."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"--input-size: expected three sizes C,H,W such as 3,224,224, got {text!r}")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def parse_options(texts: list[str] | None) -> dict[str, Any]:
+    """Return the keyword arguments of texts such as lrn=False."""
+    options: dict[str, Any] = {}
+    for text in texts or []:
+        key, _, value = text.partition("=")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise typer.BadParameter(f"--option: expected KEY=VALUE such as lrn=False, got {text!r}") from error
+    return options

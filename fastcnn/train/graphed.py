@@ -1,0 +1,296 @@
+"""A whole training step as one CUDA graph: one launch instead of hundreds."""
+
+import contextlib
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+logger = logging.getLogger("fastcnn")
+
+WARM_UP_CALLS = 3  # as torch's documentation on CUDA graphs advises
+MAX_GRAPHS = 16  # each kind of call holds memory of its own; a loop that makes more kinds does not repeat itself
+
+
+class GraphedStep:
+    """Runs a training step as usual a few times, then captures it into a CUDA graph and replays that.
+
+    The step stays the user's own function: it may hold forward, loss, backward, gradient clipping, a GradScaler and
+    the optimizer, or several steps in a row. Its first calls are ordinary steps of the training, run on a side stream
+    as capture needs it; so nothing has to be undone. Losses are those of the ungraphed step, dropout included. Each
+    shape of the inputs (the last, smaller batch) gets a graph of its own, and so does each setting of the optimizer.
+
+    A step that cannot be captured runs ungraphed, with a warning in the log ``fastcnn`` that says why: its tensors are
+    not all on one GPU, it waits for the GPU (``.item()``, ``.cpu()``, ``if tensor``, ``nonzero``, boolean masks), its
+    optimizer keeps state on the CPU, or the capture fails. Nothing of the training is lost then.
+
+    What Python decides is decided once, at capture: ``train()`` or ``eval()``, the backend, a branch, a hook. Call
+    :meth:`reset` after changing such a thing. Loading the optimizer's state resets by itself.
+
+    Args:
+        step: takes tensors and returns one, usually the loss, without waiting for the GPU. Autocast belongs inside.
+        optimizer: the one that ``step`` steps; None where it only evaluates. On a GPU it is made capturable
+            (:func:`make_capturable`): its learning rates become tensors, which schedulers of ``torch.optim`` fill.
+            Where the optimizer is neither fused nor capturable (SGD without ``fused=True``) they stay numbers, and
+            each new one means a new capture.
+
+    Attributes:
+        reason: why calls run ungraphed; empty while they are captured.
+
+    Example:
+        >>> import torch
+        >>> import torch.nn.functional as F
+        >>> import fastcnn
+        >>> from fastcnn.train import GraphedStep
+        >>> model = fastcnn.MnistCNN()  # .cuda(), and the batches too: on the CPU the step runs ungraphed
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+        >>> def train_step(images, labels):
+        ...     optimizer.zero_grad()
+        ...     loss = F.cross_entropy(model(images), labels)
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     return loss
+        >>> step = GraphedStep(train_step, optimizer)
+        >>> loss = step(torch.randn(8, 1, 28, 28), torch.arange(8))  # stays on the device: read it rarely
+        >>> step.reason
+        'its tensors are on cpu; a CUDA graph needs all of them on one GPU'
+    """
+
+    def __init__(self, step: Callable[..., Tensor], optimizer: Optimizer | None = None) -> None:
+        self.reason = ""
+        self._step, self._optimizer = step, optimizer
+        self._calls: dict[Hashable, int] = {}
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._capture: CudaCapture | None = None
+        self.reset()
+        if optimizer is not None:
+            # Loading replaces the tensors of the state, and a graph would go on with the old ones.
+            optimizer.register_load_state_dict_post_hook(lambda _: self.reset())
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run the step and return its result, detached; it is the caller's own, not a buffer of the graph."""
+        if self.reason:
+            return self._step(*inputs).detach()
+        key = self._key(inputs)
+        graph = self._graphs.get(key)
+        return self._first_calls(key, inputs) if graph is None else graph(*inputs)
+
+    def reset(self) -> None:
+        """Forget the graphs, so that the next calls warm up and capture anew."""
+        self._calls.clear()
+        self._graphs.clear()
+        self._capture, self.reason = None, ""
+        if self._optimizer is not None:
+            make_capturable(self._optimizer)
+
+    def _key(self, inputs: tuple[Tensor, ...]) -> Hashable:
+        """Return what is written into a graph once and for all; a tensor among the settings stands for itself."""
+        groups = self._optimizer.param_groups if self._optimizer else []
+        settings = (value for group in groups for name, value in group.items() if name != "params")
+        return (
+            *((input.shape, input.dtype) for input in inputs),
+            *(str(value) if isinstance(value, list) else value for value in settings),
+        )
+
+    def _first_calls(self, key: Hashable, inputs: tuple[Tensor, ...]) -> Tensor:
+        self._calls[key] = calls = self._calls.get(key, 0) + 1
+        run = functools.partial(self._step, *inputs)
+        if not self._can_capture(inputs):
+            return run().detach()
+        assert self._capture is not None
+        if calls <= WARM_UP_CALLS:
+            output, waits = self._capture.warm_up(run)
+            if waits and calls == WARM_UP_CALLS:  # an earlier one may wait while it sets things up
+                self._give_up(f"it makes the CPU wait for the GPU ({waits[0]})")
+            return output.detach()
+        try:
+            self._graphs[key] = graph = self._record(self._capture, inputs)
+        except Exception as error:  # whatever the user's step may raise; ungraphed, it shows or not
+            cause = error.__context__ or error  # ending a broken capture fails too, with less to say
+            self._give_up(f"capturing it failed ({_first_line(cause)})")
+            return run().detach()
+        return graph(*inputs)
+
+    def _can_capture(self, inputs: tuple[Tensor, ...]) -> bool:
+        if len(self._calls) > MAX_GRAPHS:
+            self._give_up(
+                f"it was called with more than {MAX_GRAPHS} different shapes or settings of the optimizer; "
+                "a learning rate that changes should be a tensor that is filled in place"
+            )
+            return False
+        devices = {tensor.device for tensor in (*inputs, *_parameters(self._optimizer))}
+        if len(devices) != 1 or not {device.type for device in devices} <= CAPTURES.keys():
+            names = " and ".join(sorted(map(str, devices)))
+            self._give_up(f"its tensors are on {names}; a CUDA graph needs all of them on one GPU")
+            return False
+        if self._capture is None:
+            (device,) = devices
+            self._capture = CAPTURES[device.type](device)
+        return True
+
+    def _record(self, capture: "CudaCapture", inputs: tuple[Tensor, ...]) -> "_Graph":
+        buffers = tuple(input.detach().clone() for input in inputs)
+        with _state_kept(self._optimizer):
+            replay, output = capture.record(functools.partial(self._step, *buffers))
+        return _Graph(buffers, output.detach(), replay)
+
+    def _give_up(self, reason: str) -> None:
+        self.reason = reason
+        self._graphs.clear()
+        logger.warning("a step runs without a CUDA graph: %s", reason)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured step: the buffers it reads, the one that its result appears in, and what launches it."""
+
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    replay: Callable[[], None]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        for buffer, input in zip(self.inputs, inputs):
+            buffer.copy_(input)
+        self.replay()
+        return self.output.clone()
+
+
+class CudaCapture:
+    """How a function is warmed up and captured on one GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()  # shared: graphs of one step never run at the same time
+
+    def warm_up(self, function: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
+        """Run a function on the side stream; return its result, and the places where it waited for the GPU."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream), _waits() as waits:
+            output = function()
+        current.wait_stream(self.stream)
+        return output, waits
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Capture a function without running it; return what replays it, and the buffer of its result."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # The outer context brings the current stream back should ending the capture fail. Other threads, such as
+            # one that pins memory for a DataLoader, may go on working.
+            with (
+                torch.cuda.stream(self.stream),
+                torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+            ):
+                output = function()
+        except BaseException:
+            self._clear_up(graph)
+            raise
+        return graph.replay, output
+
+    def _clear_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End what a capture that failed at its end leaves open: the allocator's pool and the generator's mode."""
+        with contextlib.suppress(RuntimeError):  # the failure was an earlier one, and the pool is closed
+            torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+        graph.reset()
+        _FAILED.append(graph)
+        # torch 2.11 leaves the random generator in capture mode until a capture ends well.
+        with torch.cuda.stream(self.stream), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream):
+            torch.zeros((), device=self.device)
+
+
+# Where steps can be captured.
+CAPTURES: dict[str, Callable[[torch.device], CudaCapture]] = {"cuda": CudaCapture}
+# torch's allocator may still ask these whether they are capturing, so they outlive their failure.
+_FAILED: list[torch.cuda.CUDAGraph] = []
+
+
+def make_capturable(optimizer: Optimizer) -> None:
+    """Let an optimizer whose parameters are on a GPU be captured; elsewhere it stays as it is.
+
+    ``capturable`` is set where the optimizer knows it, with the step counts moved to the GPU. Learning rates of
+    capturable and fused optimizers become tensors there, so that a captured step reads their current value. A fused
+    optimizer runs the same kernel as before.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.Adam([torch.zeros(3, requires_grad=True)])
+        >>> make_capturable(optimizer)
+        >>> optimizer.param_groups[0]["capturable"]  # these are on the CPU
+        False
+    """
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        if device.type not in CAPTURES:
+            continue
+        if "capturable" in group:
+            group["capturable"] = True
+            for state in (optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state):
+                if isinstance(state.get("step"), Tensor):
+                    state["step"] = state["step"].to(device, torch.float32)
+        if group.get("capturable") or group.get("fused"):
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+
+
+def _parameters(optimizer: Optimizer | None) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]] if optimizer else []
+
+
+@contextlib.contextmanager
+def _state_kept(optimizer: Optimizer | None) -> Iterator[None]:
+    """Hold a capture to updating the optimizer's state in place, and put gradients and state back where it fails.
+
+    A capture runs no kernel, so parameters and random streams stand still. But it leaves new tensors as gradients, and
+    whatever it creates as state would hold nothing.
+    """
+    parameters = _parameters(optimizer)
+    gradients = [parameter.grad for parameter in parameters]
+    state = {parameter: dict(values) for parameter, values in optimizer.state.items()} if optimizer else {}
+    try:
+        for parameter, values in state.items():
+            _check_on_device(values, parameter.device, optimizer)
+        yield
+        if optimizer and any(
+            state.get(parameter, {}).get(name) is not value
+            for parameter, values in optimizer.state.items()
+            for name, value in values.items()
+        ):
+            raise RuntimeError(f"{type(optimizer).__name__} makes new state in a step instead of updating it in place")
+    except BaseException:
+        for parameter, gradient in zip(parameters, gradients):
+            parameter.grad = gradient
+        if optimizer:
+            optimizer.state.clear()
+            optimizer.state.update(state)
+        raise
+
+
+def _check_on_device(values: dict[str, object], device: torch.device, optimizer: Optimizer | None) -> None:
+    for name, value in values.items():
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.device != device):
+            raise RuntimeError(f"{type(optimizer).__name__} keeps {name!r} outside the GPU, where a graph cannot count")
+
+
+@contextlib.contextmanager
+def _waits() -> Iterator[list[str]]:
+    """Collect the places where the CPU waits for the GPU."""
+    places: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    places += [f"{Path(w.filename).name}, line {w.lineno}" for w in caught if "synchronizing" in str(w.message)]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

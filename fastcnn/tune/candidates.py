@@ -1,0 +1,37 @@
+"""What may run a stage on a device: stock torch, and every algorithm and configuration of every backend there."""
+
+import torch
+
+from fastcnn.backend import ALGORITHMS, backends, configurations
+from fastcnn.tuning import Winner
+
+STOCK = Winner("torch", None)
+ON = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}  # Triton's interpreter on the CPU is for tests: never timed
+
+
+def candidates(op: str, device: torch.device, only: str | None = None) -> list[Winner]:
+    """Return what can be timed for an op, stock torch first.
+
+    Args:
+        op: its stem.
+        device: where it runs.
+        only: leave out the other backends' kernels.
+
+    Example:
+        >>> candidates("lrn", torch.device("cpu"), only="torch")
+        [Winner(backend='torch', algorithm=None)]
+    """
+    held = backends()
+    names = [name for name in ON.get(device.type, ()) if held[name].available and only in (None, name)]
+    return [STOCK, *(Winner(name, algorithm) for name in names for algorithm in _algorithms(op, name))]
+
+
+def _algorithms(op: str, name: str) -> list[str | None]:
+    if not op.startswith("conv"):
+        return [None]
+    found: list[str | None] = []
+    for algorithm, able in ALGORITHMS.items():
+        if name in able:
+            held = configurations(name, algorithm)
+            found += [f"{algorithm}:{each}" for each in held] or [algorithm]
+    return found

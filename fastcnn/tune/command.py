@@ -1,0 +1,103 @@
+"""The command ``fastcnn tune``."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from fastcnn.backend import BACKENDS, backends
+from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
+from fastcnn.train.build import build_model, default_input_size
+from fastcnn.train.errors import UserError
+from fastcnn.tune.candidates import ON
+from fastcnn.tune.report import summary, table
+from fastcnn.tune.run import MODES, Result
+from fastcnn.tune.run import tune as run_tuning
+from fastcnn.tune.stages import stages_of
+from fastcnn.tuning.device import device_name
+from fastcnn.tuning.table import user_path
+
+
+class DtypeName(enum.StrEnum):
+    """Dtypes that kernels take."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="mnist_cnn, alexnet, alexnet2012, vgg16, …")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step; winners hold for this size.")],
+    input_size: InputSize = None,
+    option: Options = None,
+    dtype: Annotated[DtypeName, typer.Option(help="Of layers and images, or that of autocast.")] = DtypeName.float32,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Lay out layers and images so.")] = False,
+    backend: Annotated[str | None, typer.Option(help="Time this one alone against stock torch.")] = None,
+    train: Annotated[
+        bool | None, typer.Option("--train/--inference", help="Forward and backward, or forward.", show_default="both")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Table to add to.", show_default="the user's, which auto reads")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Time every algorithm for each stage of a network, and store the winners.
+
+    Each candidate is checked against float64 first; stock torch is always one of
+    them, so that auto is never slower. Entries for other shapes stay.
+
+    Example: fastcnn tune vgg16 --batch-size 64 --dtype bfloat16 --channels-last
+    """
+    size = parse_input_size(input_size) or default_input_size(model)
+    place = _device(device)
+    _check_backend(backend, place)
+    with place:
+        network = build_model(model, options=parse_options(option))
+        images = torch.randn(batch_size, *size)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    kind: torch.dtype = getattr(torch, dtype)
+    try:
+        stages = stages_of(network.to(kind).to(memory_format=format), images.to(kind).to(memory_format=format))
+    except RuntimeError as error:
+        shape = "x".join(map(str, (batch_size, *size)))
+        raise UserError(f"{model} does not run in {dtype} on an input of {shape}: {error}") from error
+    del network, images
+    modes = MODES if train is None else (MODES[train],)
+    console, path = Console(highlight=False), output or user_path(device_name(place))
+    console.print(f"{model}, {dtype}, on {device_name(place)}: {len(stages)} stages", soft_wrap=True)
+    results: list[Result] = []
+    with console.status("checking parity, then timing"):
+        for result in run_tuning(stages, place, modes=modes, only=backend, path=path):
+            results.append(result)
+    console.print(table(results))
+    for line in summary(results):
+        console.print(line, markup=False)
+    console.print(f"wrote {path}", soft_wrap=True, markup=False)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"--device: expected cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type not in ON or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"--device: expected cpu{' or cuda' if torch.cuda.is_available() else ''} here, got {name!r}")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _check_backend(name: str | None, device: torch.device) -> None:
+    if name is None:
+        return
+    if name not in BACKENDS[2:]:
+        raise UserError(f"--backend: expected one of {', '.join(BACKENDS[2:])}, got {name!r}")
+    if reason := backends()[name].reason:
+        raise UserError(f"--backend {name}: backend {name!r} is not available: {reason}")
+    if name not in ON[device.type]:
+        raise UserError(f"--backend {name}: is not timed on {device.type}, expected {' or '.join(ON[device.type])}")

@@ -1,0 +1,131 @@
+"""The contract, checked before a candidate is timed: against float64, at most twice stock torch's error.
+
+The candidate runs at the stage's own size; the comparison in float64 takes a few images of the batch, from its first to
+its last. So the gradient of the output is zero for the others, and that of the weight is theirs alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import use_backend
+from fastcnn.tune.stages import Stage
+from fastcnn.tuning import Winner
+from fastcnn.tuning.call import setting_of
+
+IMAGES = 4  # that are compared, a row each for a linear layer
+
+Results = dict[str, Tensor]  # the output, and the gradients by argument
+
+
+class Expected(NamedTuple):
+    """What a candidate is held to, on one draw of tensors."""
+
+    tensors: dict[str, Tensor]
+    cotangent: Tensor | None
+    rows: list[int]
+    stock: Results
+    exact: Results
+
+
+class Reference:
+    """Stock torch's results for a stage and float64's, made once for all candidates."""
+
+    def __init__(self, stage: Stage, device: torch.device) -> None:
+        self.stage = stage
+        # Values of full precision for the output; for gradients such as leave no winner or sign to chance.
+        full, rounded = (stage.draw(device, rounded=each) for each in (_in_tf32(stage, device), True))
+        with use_backend("torch"), _poisoned():
+            self._draws = [self._expect(full, gradients=False)]
+            if stage.trains:
+                self._draws.append(self._expect(rounded, gradients=True))
+
+    def _expect(self, tensors: dict[str, Tensor], *, gradients: bool) -> Expected:
+        stage = self.stage
+        count = tensors["input"].shape[0]
+        rows = sorted({round(i * (count - 1) / (IMAGES - 1)) for i in range(IMAGES)})
+        with torch.no_grad():
+            output = stage.call(tensors)
+        cotangent = torch.zeros_like(output) if gradients else None
+        if cotangent is not None:
+            cotangent[rows] = torch.randn_like(output[rows]).mul(4).round().clamp(-8, 8) / 4
+        stock = _run(stage, tensors, cotangent)
+        some = {name: each[rows] if name == "input" else each for name, each in tensors.items()}
+        wide = {name: each.detach().double().requires_grad_(each.requires_grad) for name, each in some.items()}
+        exact = _run(stage, wide, None if cotangent is None else cotangent[rows].double())
+        return Expected(tensors, cotangent, rows, stock, exact)
+
+    def compare(self, candidate: Winner) -> tuple[float, str]:
+        """Return the largest error of a candidate as a part of what is allowed, and what is wrong if something is.
+
+        Raises:
+            RuntimeError: the candidate does not serve the stage.
+        """
+        worst, problems = 0.0, []
+        with use_backend(candidate.backend, algorithm=candidate.algorithm), _poisoned():
+            for draw in self._draws:
+                mine = _run(self.stage, draw.tensors, draw.cotangent)
+                for name, value in mine.items():
+                    part, problem = _hold(name, value, draw)
+                    worst = max(worst, part)
+                    problems += [problem] if problem else []
+        return worst, "; ".join(dict.fromkeys(problems))
+
+
+def _in_tf32(stage: Stage, device: torch.device) -> bool:
+    """Whether float32 is multiplied in TF32, to which an algorithm may round values in more than one way."""
+    return stage.tensors["input"].dtype == torch.float32 and setting_of(stage.op, device.type) == "tf32"
+
+
+def _run(stage: Stage, tensors: dict[str, Tensor], cotangent: Tensor | None) -> Results:
+    if cotangent is None:
+        with torch.no_grad():
+            return {"output": stage.call(tensors)}
+    leaves = {name: each for name, each in tensors.items() if each.requires_grad}
+    output = stage.call(tensors)
+    gradients = torch.autograd.grad(output, list(leaves.values()), cotangent)
+    return {"output": output.detach()} | {f"gradient of {name}": each for name, each in zip(leaves, gradients)}
+
+
+def _hold(name: str, mine: Tensor, draw: Expected) -> tuple[float, str]:
+    theirs, truth = draw.stock[name], draw.exact[name]
+    if mine.dtype != theirs.dtype or mine.shape != theirs.shape or _strides(mine) != _strides(theirs):
+        got = f"{mine.dtype} {tuple(mine.shape)}, strides {mine.stride()}"
+        return float("inf"), f"{name}: {got}, stock {theirs.dtype} {tuple(theirs.shape)}, strides {theirs.stride()}"
+    if not mine.isfinite().all():
+        return float("inf"), f"{name}: values that are not finite"
+    if name in ("output", "gradient of input"):
+        mine, theirs = mine[draw.rows], theirs[draw.rows]
+    if truth.numel() == 0:
+        return 0.0, ""
+    error = (mine.double() - truth).abs().max().item()
+    allowed = 2 * (theirs.double() - truth).abs().max().item() + _last_place(truth, mine.dtype)
+    return error / allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}" if error > allowed else ""
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Return the strides of the axes that have more than one place; the others' carry no meaning."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape) if size > 1]
+
+
+def _last_place(values: Tensor, dtype: torch.dtype) -> float:
+    """Return one unit in the last place of the largest value."""
+    limits = torch.finfo(dtype)
+    return limits.eps * 2.0 ** torch.tensor(max(values.abs().max().item(), limits.tiny)).log2().floor().item()
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Fill what is allocated with NaN, so that nothing unwritten passes."""
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled

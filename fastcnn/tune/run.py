@@ -1,0 +1,170 @@
+"""Tuning a list of stages: parity first, then times, then the winner into the table."""
+
+import datetime
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcnn.tune import timing
+from fastcnn.tune.candidates import STOCK, candidates
+from fastcnn.tune.parity import Reference
+from fastcnn.tune.stages import Stage
+from fastcnn.tuning import Winner, forget
+from fastcnn.tuning.device import device_name
+from fastcnn.tuning.table import merge, user_path
+
+logger = logging.getLogger("fastcnn")
+
+MODES = ("inference", "training")
+MARGIN = 0.02  # a winner beats stock by more than this and more than the noise
+
+
+class Trial(NamedTuple):
+    """A candidate's outcome: its seconds, or why it was not timed."""
+
+    candidate: Winner
+    seconds: float | None
+    parity: float  # the largest error as a part of what is allowed
+    problem: str = ""  # it does not serve the stage
+    refused: str = ""  # it serves it wrongly
+
+
+class Result(NamedTuple):
+    """A stage in one mode: all candidates, stock first, and the one that `auto` takes."""
+
+    stage: Stage
+    mode: str
+    trials: list[Trial]
+    noise: float  # by how much two times of stock differ, as a part of them
+    winner: Trial
+    key: dict[str, Any]
+
+    @property
+    def stock(self) -> float:
+        """Return stock's seconds, the better of two."""
+        return self.trials[0].seconds or 0.0
+
+    @property
+    def speedup(self) -> float:
+        """Return how much faster than stock the winner is."""
+        return self.stock / self.winner.seconds if self.winner.seconds else 1.0
+
+
+def tune(
+    stages: Iterable[Stage],
+    device: torch.device,
+    *,
+    modes: Sequence[str] = MODES,
+    only: str | None = None,
+    path: Path | None = None,
+) -> Iterator[Result]:
+    """Time every candidate for each stage, and store each winner as soon as it is known.
+
+    Args:
+        stages: of a model (:func:`stages_of`).
+        device: where they run.
+        modes: ``inference`` (forward without gradient) and ``training`` (forward and backward).
+        only: the one backend to time against stock; by default all that are available.
+        path: the table to write to; by default the user's.
+
+    Yields:
+        What was measured, stage by stage.
+
+    Example:
+        >>> import fastcnn, torch
+        >>> stages = stages_of(fastcnn.MnistCNN(), torch.randn(64, 1, 28, 28))
+        >>> results = list(tune(stages, torch.device("cpu")))  # doctest: +SKIP
+    """
+    name = device_name(device)
+    target = path or user_path(name)
+    with _stock_at_its_best():
+        for stage in stages:
+            try:
+                checked = check(stage, candidates(stage.op, device, only), device)
+            except RuntimeError as error:  # stock torch has no such operation here, or lacks memory
+                logger.warning("%s %s is left out: stock torch cannot run it: %s", stage.op, stage, error)
+                continue
+            for mode in [each for each in modes if stage.trains or each == "inference"]:
+                result = time_stage(stage, mode, checked, device)
+                merge(target, name, [_entry(result)])
+                yield result
+    forget()
+
+
+@contextmanager
+def _stock_at_its_best() -> Iterator[None]:
+    """Let cuDNN choose by measuring, whether the user's program does so or not: no winner loses to stock then."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def check(stage: Stage, offered: list[Winner], device: torch.device) -> list[Trial]:
+    """Hold each candidate to the parity contract; one that fails it is never timed."""
+    reference = Reference(stage, device)
+    return [Trial(STOCK, None, 0.0), *(_checked(reference, each) for each in offered if each != STOCK)]
+
+
+def _checked(reference: Reference, candidate: Winner) -> Trial:
+    try:
+        part, problem = reference.compare(candidate)
+    except Exception as error:  # it takes no such arguments, lacks memory, or does not compile
+        return Trial(candidate, None, 0.0, problem=" ".join(str(error).split()))
+    return Trial(candidate, None, part, refused=problem)
+
+
+def time_stage(stage: Stage, mode: str, checked: list[Trial], device: torch.device) -> Result:
+    """Time the candidates that passed, and stock twice: the difference of its two times is the noise."""
+    sound = [trial for trial in checked if not (trial.problem or trial.refused)]
+    tensors = stage.draw(device, rounded=False)
+    # Stock stands at both ends of a round.
+    offered = [*(trial.candidate for trial in sound), STOCK]
+    *seconds, again = timing.take_turns(offered, _step(stage, mode, tensors), device)
+    noise = abs(seconds[0] - again) / min(seconds[0], again)
+    seconds[0] = min(seconds[0], again)
+    timed = {trial.candidate: trial._replace(seconds=value) for trial, value in zip(sound, seconds)}
+    trials = [timed.get(trial.candidate, trial) for trial in checked]
+    fastest = offered[seconds.index(min(seconds))]
+    beaten = min(seconds) < seconds[0] * (1 - max(noise, MARGIN))
+    key = stage.key(tensors, training=mode == "training")
+    return Result(stage, mode, trials, noise, timed[fastest if beaten else STOCK], key)
+
+
+def _step(stage: Stage, mode: str, tensors: dict[str, Tensor]) -> timing.Run:
+    """Return one call of a stage, with its backward in training; the input is another one at each turn."""
+    first = tensors["input"]
+    count = timing.copies(first.numel() * first.element_size(), first.device)
+    inputs = [first, *(torch.randn_like(first, requires_grad=first.requires_grad) for _ in range(count - 1))]
+    draws = [tensors | {"input": each} for each in inputs]
+    leaves = [[each for each in draw.values() if each.requires_grad] for draw in draws]
+    with torch.no_grad():
+        cotangent = torch.randn_like(stage.call(tensors))
+
+    def inference(turn: int) -> object:
+        with torch.no_grad():
+            return stage.call(draws[turn % count])
+
+    def training(turn: int) -> object:
+        return torch.autograd.grad(stage.call(draws[turn % count]), leaves[turn % count], cotangent)
+
+    return training if mode == "training" else inference
+
+
+def _entry(result: Result) -> dict[str, Any]:
+    winner = result.winner
+    return {
+        "key": result.key,
+        "backend": winner.candidate.backend,
+        "algorithm": winner.candidate.algorithm,
+        "seconds": winner.seconds,
+        "stock_seconds": result.stock,
+        "noise": round(result.noise, 4),
+        "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+    }

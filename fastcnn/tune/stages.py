@@ -1,0 +1,128 @@
+"""The stages of a model: every call of a fused function in one pass, with the shapes of its tensors."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn import functional as FF
+from fastcnn.backend import use_backend
+from fastcnn.tuning.call import Operand, call_of, describe, setting_of
+
+OPS = {  # by the name of the function
+    "conv2d_relu": "conv_relu",
+    "conv2d_relu_max_pool2d": "conv_relu_pool",
+    "linear_relu": "linear_relu",
+    "local_response_norm": "lrn",
+    "local_response_norm_max_pool2d": "lrn_pool",
+    "max_pool2d": "max_pool",
+}
+TENSORS = ("input", "weight", "bias")
+GRID = 16  # inputs on the grid are multiples of one 16th, parameters of one 64th
+COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no two results differ by a rounding
+
+
+class Stage(NamedTuple):
+    """A call of a function of ``fastcnn.functional``.
+
+    `tensors` are those of the recorded call, without their data.
+    """
+
+    op: str
+    function: str
+    tensors: dict[str, Operand]
+    settings: dict[str, Any]
+
+    def call(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Run the stage on these tensors, with the backend that is chosen."""
+        function: Callable[..., Tensor] = getattr(FF, self.function)
+        return function(**tensors, **self.settings)
+
+    @property
+    def trains(self) -> bool:
+        """Return whether a tensor wants a gradient."""
+        return any(each.requires_grad for each in self.tensors.values())
+
+    def draw(self, device: torch.device, *, rounded: bool) -> dict[str, Tensor]:
+        """Return random tensors like the recorded ones, the same at each call.
+
+        Args:
+            device: where they are.
+            rounded: draw them from a coarse grid, on which sums of products are exact in float32 in any order and in
+                TF32: then every algorithm finds the same maxima and the same signs. Else of normal distribution.
+        """
+        generator = torch.Generator(device).manual_seed(0)
+        return {name: self._draw(name, like, generator, rounded) for name, like in self.tensors.items()}
+
+    def _draw(self, name: str, like: Operand, generator: torch.Generator, rounded: bool) -> Tensor:
+        values = torch.randn(like.shape, device=generator.device, generator=generator)
+        if name != "input":
+            values /= max(math.prod(like.shape[1:]), 16) ** 0.5
+        if rounded:
+            step = (COARSE if self.op.startswith("lrn") else GRID) * (1 if name == "input" else 4)
+            values = (values * step).round().clamp(-4 * step, 4 * step) / step
+        placed = torch.empty_strided(like.shape, like.strides, dtype=like.dtype, device=values.device).copy_(values)
+        return placed.requires_grad_(like.requires_grad)
+
+    def key(self, tensors: dict[str, Tensor], *, training: bool) -> dict[str, Any]:
+        """Return the key of the entry of a call with these tensors."""
+        order = inspect.signature(getattr(FF, self.function)).parameters
+        arguments = tuple(tensors.get(name) if name in TENSORS else self.settings[name] for name in order)
+        with torch.set_grad_enabled(training):
+            return describe(call_of(self.op, arguments, setting_of(self.op, tensors["input"].device.type)))
+
+    def __str__(self) -> str:
+        shapes = ["x".join(map(str, self.tensors["input"].shape))]
+        if "weight" in self.tensors:
+            shapes.append("x".join(map(str, self.tensors["weight"].shape)))
+        return " * ".join(shapes)
+
+
+def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
+    """Return the stages that a model runs on an input, each once.
+
+    The model runs once on the stock layers, so that shapes and layouts are those that training and inference will see.
+
+    Example:
+        >>> import torch, fastcnn
+        >>> [stage.op for stage in stages_of(fastcnn.MnistCNN(), torch.randn(8, 1, 28, 28))]
+        ['conv_relu_pool', 'conv_relu_pool', 'linear_relu']
+    """
+    seen: dict[str, Stage] = {}
+    # Nobody asks for the gradient of this pass, so what it would save is dropped.
+    saves_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda nothing: nothing)
+    with use_backend("torch"), torch.enable_grad(), saves_nothing, _recorder(seen):
+        model(input)
+    return list(seen.values())
+
+
+@contextmanager
+def _recorder(seen: dict[str, Stage]) -> Iterator[None]:
+    """Note each call of a public function; ``fastcnn.nn`` looks them up by name when it runs a stage."""
+    with ExitStack() as stack:
+        for name, op in OPS.items():
+            stack.enter_context(patch.object(FF, name, _recording(op, name, getattr(FF, name), seen)))
+        yield
+
+
+def _recording(op: str, name: str, function: Callable[..., Any], seen: dict[str, Stage]) -> Callable[..., Any]:
+    signature = inspect.signature(function)
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        settings = {key: value for key, value in bound.arguments.items() if key not in TENSORS}
+        tensors = {key: bound.arguments[key] for key in TENSORS if isinstance(bound.arguments.get(key), Tensor)}
+        kept = {
+            key: Operand(tuple(each.shape), each.stride(), each.dtype, each.requires_grad)
+            for key, each in tensors.items()
+        }
+        seen.setdefault(str((op, settings, kept)), Stage(op, name, kept, settings))
+        return function(*args, **kwargs)
+
+    return record

@@ -1,0 +1,141 @@
+"""A call as tuning tables see it: a hashable summary, cheap enough for every call, and the entry's key made of it."""
+
+import json
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcnn.shapes import memory_format
+from fastcnn.tuning.device import versions
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_POOL = ("pool_size", "pool_stride", "pool_padding", "pool_ceil_mode")
+_LRN = ("input", "size", "alpha", "beta", "k")
+# The arguments of an op's function in fastcnn/ops, in order.
+ARGUMENTS = {
+    "conv_relu": _CONV,
+    "conv_relu_pool": (*_CONV, *_POOL),
+    "linear_relu": ("input", "weight", "bias"),
+    "lrn": _LRN,
+    "lrn_pool": (*_LRN, *_POOL),
+    "max_pool": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+}
+_MULTIPLIES = ("conv_relu", "conv_relu_pool", "linear_relu")  # torch casts their arguments under autocast
+_OPERANDS = ("input", "weight", "bias")
+_NO_MATTER = ("alpha", "k")  # constants that no time depends on
+_PAIRS = ("stride", "padding", "dilation", "kernel_size", "pool_size", "pool_stride", "pool_padding")
+_STRIDE_OF = {"stride": "kernel_size", "pool_stride": "pool_size"}  # None means the window's size
+
+
+class Operand(NamedTuple):
+    """A tensor argument."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+
+
+class Call(NamedTuple):
+    """A call of an op's function; equal calls get the same winner."""
+
+    op: str
+    device: torch.device
+    arguments: tuple[Any, ...]
+    grad: bool  # whether grad mode is on
+    transformed: bool  # by torch.func
+    autocast: torch.dtype | None
+    setting: int | str | None  # the number of threads on the CPU, how float32 is multiplied on a GPU
+
+
+def call_of(op: str, arguments: tuple[Any, ...], setting: int | str | None) -> tuple[Any, ...]:
+    """Summarise a call of an op's function in this process's present state: the fields of a `Call`.
+
+    In plain tuples: they are quicker to make, and all that Dynamo takes for constants.
+    """
+    device = arguments[0].device
+    autocast = torch.is_autocast_enabled(device.type)
+    return (
+        op,
+        device,
+        tuple(
+            [
+                (each.shape, each.stride(), each.dtype, each.requires_grad) if isinstance(each, Tensor) else each
+                for each in arguments
+            ]
+        ),
+        torch.is_grad_enabled(),
+        torch._C._are_functorch_transforms_active(),
+        torch.get_autocast_dtype(device.type) if autocast else None,
+        setting,
+    )
+
+
+def setting_of(op: str, device_type: str) -> int | str:
+    """Return what else the time depends on: the number of threads, or how a GPU multiplies float32."""
+    return torch.get_num_threads() if device_type == "cpu" else _precision(op)
+
+
+def _precision(op: str) -> str:
+    if op not in _MULTIPLIES:
+        return "ieee"
+    backends: Any = torch.backends
+    return (backends.cuda.matmul if op == "linear_relu" else backends.cudnn.conv).fp32_precision
+
+
+def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the key of a call's entry: everything that its time depends on but the device, in JSON's types."""
+    call = Call(*summary)
+    arguments = dict(zip(ARGUMENTS[call.op], call.arguments, strict=True))
+    operands = {name: Operand(*arguments[name]) for name in _OPERANDS if arguments.get(name) is not None}
+    key: dict[str, Any] = {"op": call.op}
+    for name, value in arguments.items():
+        if name in _OPERANDS:
+            key[name] = list(operands[name].shape) if name != "bias" else value is not None
+        elif name not in _NO_MATTER:
+            key[name] = _plain(name, value)
+    for stride, size in _STRIDE_OF.items():
+        if stride in key and key[stride] is None:
+            key[stride] = key[size]
+    training = call.transformed or (call.grad and any(each.requires_grad for each in operands.values()))
+    key |= {"dtype": _dtype(call, operands["input"].dtype), "layout": _layout(operands)}
+    key["mode"] = "training" if training else "inference"
+    if call.device.type == "cpu":
+        key["threads"] = call.setting
+    return key | {"versions": versions(call.device.type)}
+
+
+def text(key: dict[str, Any]) -> str:
+    """Return a key as text, by which entries are found and sorted."""
+    return json.dumps(key, sort_keys=True, default=str)
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value) * (2 if len(value) == 1 else 1)
+    return [value, value] if name in _PAIRS and isinstance(value, int) else value
+
+
+def _dtype(call: Call, dtype: torch.dtype) -> str:
+    if call.op in _MULTIPLIES and call.autocast and dtype.is_floating_point and dtype != torch.float64:
+        dtype = call.autocast
+    if dtype == torch.float32 and call.setting == "tf32":
+        return "tf32"
+    return str(dtype).removeprefix("torch.")
+
+
+def _layout(operands: dict[str, Operand]) -> str:
+    """Name the memory format of the input, and of a weight where it has another one."""
+    formats = [_format(operands[name]) for name in ("input", "weight") if name in operands]
+    return "/".join(dict.fromkeys(formats))
+
+
+def _format(operand: Operand) -> str:
+    if len(operand.shape) != 4:
+        return "rows"
+    like = torch.empty_strided(operand.shape, operand.strides, device="meta")
+    format = memory_format(like)
+    if not like.is_contiguous(memory_format=format):
+        return "strided"
+    return "channels_last" if format == torch.channels_last else "nchw"

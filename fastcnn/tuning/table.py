@@ -1,0 +1,118 @@
+"""Reading and writing the table of one device."""
+
+import json
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fastcnn.tuning.call import text
+from fastcnn.tuning.device import file_name
+
+logger = logging.getLogger("fastcnn")
+
+FORMAT = 1
+Entries = dict[str, dict[str, Any]]  # by their keys' text
+
+
+class Unreadable(Exception):
+    """A file is no table of this device; the message says why."""
+
+
+def shipped_path(device: str) -> Path:
+    """Return where the package has the table of a device, if it was measured."""
+    return Path(__file__).parent / file_name(device)
+
+
+def user_path(device: str) -> Path:
+    """Return where the user's table of a device is, or will be."""
+    cache = os.environ.get("FASTCNN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastcnn"
+    return Path(cache).expanduser() / "tuning" / file_name(device)
+
+
+def read(path: Path, device: str) -> Entries:
+    """Return the entries of a file; none where there is no file.
+
+    Raises:
+        Unreadable: it is corrupt, of another format, or of another device.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"it cannot be read ({error})") from error
+    if not isinstance(table, dict) or table.get("format") != FORMAT:
+        raise Unreadable(f"it is no table of format {FORMAT}")
+    if table.get("device") != device:
+        raise Unreadable(f"it is of {table.get('device')!r}, not of {device!r}")
+    entries = table.get("entries")
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        raise Unreadable("an entry lacks a key or a backend")
+    return {text(entry["key"]): entry for entry in entries}
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("backend"), str)
+        and isinstance(entry.get("algorithm"), str | None)
+        and isinstance(key := entry.get("key"), dict)
+        and isinstance(key.get("op"), str)
+        and all(isinstance(key.get(name, []), list) for name in ("input", "weight"))
+        and "input" in key
+    )
+
+
+def load(device: str) -> Entries:
+    """Return what is known of a device: the shipped entries, then the user's; a file that is no table is reported."""
+    known: Entries = {}
+    for path in (shipped_path(device), user_path(device)):
+        try:
+            known |= read(path, device)
+        except Unreadable as reason:
+            logger.warning("tuning table %s is ignored: %s", path, reason)
+    return known
+
+
+def merge(path: Path, device: str, entries: list[dict[str, Any]]) -> Path | None:
+    """Add entries to a file, in place of those with the same keys; others stay, whoever wrote them and when.
+
+    Processes may do so at once: each holds a lock from reading to renaming. Readers need none.
+
+    Returns:
+        Where a file that was no table of this device has been moved to, if there was one.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        aside = None
+        try:
+            held = read(path, device)
+        except Unreadable as reason:
+            held, aside = {}, path.with_name(f"{path.name}.{time.time_ns()}.unreadable")
+            path.rename(aside)
+            logger.warning("tuning table %s has been moved to %s: %s", path, aside.name, reason)
+        held |= {text(entry["key"]): entry for entry in entries}
+        _replace(path, _dump(device, held))
+        return aside
+
+
+def _dump(device: str, entries: Entries) -> str:
+    lines = ",\n".join(json.dumps(entries[key]) for key in sorted(entries))
+    return f'{{"format": {FORMAT}, "device": {json.dumps(device)}, "entries": [\n{lines}\n]}}\n'
+
+
+def _replace(path: Path, content: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

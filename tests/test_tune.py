@@ -1,0 +1,226 @@
+"""Tuning: which candidates are checked, timed and stored, and what the command shows."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from tables import CPU, NAME, cache, operators
+from torch import nn
+
+import fastcnn
+import fastcnn.functional as FF
+from fastcnn import tune as tuner
+from fastcnn.cli import main
+from fastcnn.tune import candidates, parity, report, run, timing
+from fastcnn.tuning import Winner, call, table
+
+STOCK, KERNEL = candidates.STOCK, Winner("cpu", "epilogue")
+
+__all__ = ["cache"]
+pytestmark = [
+    pytest.mark.usefixtures("cache"),
+    pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension"),
+]
+
+
+def small_model():
+    return fastcnn.nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.LocalResponseNorm(3), nn.MaxPool2d(2), nn.MaxPool2d(2)
+    )
+
+
+def laid_out(channels_last):
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return small_model().to(memory_format=format), torch.randn(6, 2, 12, 12).to(memory_format=format)
+
+
+def small_stages(channels_last=False):
+    return tuner.stages_of(*laid_out(channels_last))
+
+
+def stub_timer(monkeypatch, seconds, again=None):
+    """Let each candidate take the seconds of its backend, and stock, timed again, those of `again`."""
+
+    def take_turns(offered, run, device):
+        *first, last = [seconds[each.backend] for each in offered]
+        return [*first, again or last]
+
+    monkeypatch.setattr(timing, "take_turns", take_turns)
+
+
+def winners(**options):
+    return [str(result.winner.candidate) for result in tuner.tune(small_stages(), CPU, **options)]
+
+
+def test_stages_are_those_of_the_model():
+    stages = small_stages()
+    assert [stage.op for stage in stages] == ["conv_relu", "lrn_pool", "max_pool"]
+    assert [str(stage) for stage in stages] == ["6x2x12x12 * 4x2x3x3", "6x4x12x12", "6x4x6x6"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_stages_have_the_keys_of_the_real_calls(channels_last, monkeypatch):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    list(tuner.tune(small_stages(channels_last), CPU))
+    model, x = laid_out(channels_last)
+    ran = {"fastcnn.conv_relu.cpu", "fastcnn.lrn_pool_codes.cpu", "fastcnn.max_pool_codes.cpu"}
+    assert set(operators(lambda: model(x))) == ran
+
+
+def test_the_fastest_wins_and_is_stored(monkeypatch):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    results = list(tuner.tune(small_stages(), CPU))
+    assert [(result.stage.op, result.mode) for result in results] == [
+        (op, mode) for op in ("conv_relu", "lrn_pool", "max_pool") for mode in ("inference", "training")
+    ]
+    assert {str(result.winner.candidate) for result in results} == {"cpu epilogue", "cpu"}
+    assert all(result.speedup == 2 for result in results)
+    entries = table.read(table.user_path(NAME), NAME).values()
+    assert len(entries) == 6
+    x = torch.randn(6, 4, 12, 12)
+    assert list(operators(lambda: FF.local_response_norm_max_pool2d(x, 3, pool_size=2))) == ["fastcnn.lrn_pool.cpu"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "again"),
+    [({"torch": 1.0, "cpu": 2.0}, None), ({"torch": 1.0, "cpu": 0.99}, None), ({"torch": 2.0, "cpu": 1.5}, 1.6)],
+    ids=["slower", "within the margin", "within the noise"],
+)
+def test_stock_wins_unless_it_is_clearly_beaten(monkeypatch, seconds, again):
+    stub_timer(monkeypatch, seconds, again)
+    assert set(winners()) == {"torch"}
+
+
+def test_modes_and_output(monkeypatch, tmp_path):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    assert len(winners(modes=["training"], path=tmp_path / "mine.json")) == 3
+    assert {each["key"]["mode"] for each in table.read(tmp_path / "mine.json", NAME).values()} == {"training"}
+    assert not table.user_path(NAME).exists()
+
+
+def breaking(name, spoil):
+    """Return `Stage.call` with one thing wrong under the backend cpu."""
+    call_stage = tuner.Stage.call
+
+    def call(self, tensors):
+        output = call_stage(self, tensors)
+        return spoil(output) if run_by_kernel() else output
+
+    def run_by_kernel():
+        return bool(operators(lambda: FF.max_pool2d(torch.zeros(1, 1, 2, 2), 2)))
+
+    return call
+
+
+BREAKS = {
+    "wrong value": lambda output: output * 1.001,
+    "wrong gradient": lambda output: output.detach() * 2 - output if output.requires_grad else output,
+    "unwritten": lambda output: torch.where(
+        torch.arange(output[0].numel()).view(output[0].shape) == 5, torch.nan, output
+    ),
+    "last image": lambda output: torch.cat([output[:-1], output[-1:] * 1.5]),
+    "layout": lambda output: output.to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("spoil", BREAKS.values(), ids=BREAKS)
+def test_a_broken_candidate_is_refused_and_never_stored(monkeypatch, spoil):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    monkeypatch.setattr(tuner.Stage, "call", breaking("cpu", spoil))
+    for result in tuner.tune(small_stages(), CPU):
+        assert result.winner.candidate == STOCK
+        (trial,) = result.trials[1:]
+        assert trial.refused
+        assert trial.seconds is None
+    assert {each["backend"] for each in table.read(table.user_path(NAME), NAME).values()} == {"torch"}
+
+
+def test_a_candidate_that_does_not_serve_is_left_out(monkeypatch):
+    def refuse(self, candidate):
+        raise RuntimeError("takes no such window")
+
+    monkeypatch.setattr(parity.Reference, "compare", refuse)
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    results = list(tuner.tune(small_stages(), CPU))
+    assert {result.trials[1].problem for result in results} == {"takes no such window"}
+    assert {result.winner.candidate for result in results} == {STOCK}
+
+
+def test_a_stage_that_stock_cannot_run_is_reported_and_left_out(monkeypatch, caplog):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    integers = tuner.Stage(
+        "max_pool",
+        "max_pool2d",
+        {"input": call.Operand((2, 2, 4, 4), (32, 16, 4, 1), torch.bool, False)},
+        {"kernel_size": 2},
+    )
+    assert [result.stage.op for result in tuner.tune([integers, small_stages()[2]], CPU)] == ["max_pool"] * 2
+    assert "max_pool 2x2x4x4 is left out: stock torch cannot run it" in caplog.text
+
+
+def test_every_configuration_is_a_candidate(monkeypatch):
+    monkeypatch.setitem(candidates.ON, "cpu", ("triton",))
+    offered = [str(each) for each in candidates.candidates("conv_relu", CPU)]
+    assert offered[:3] == ["torch", "triton epilogue", "triton implicit_gemm:128x64x32w8s3"]
+    assert len(set(offered)) == len(offered) == 6
+    assert [str(each) for each in candidates.candidates("lrn", CPU)] == ["torch", "triton"]
+
+
+def test_real_times_give_a_table_that_auto_reads(monkeypatch, capsys):
+    monkeypatch.setitem(timing.SECONDS, "cpu", 1e-4)
+    monkeypatch.setattr(timing, "ROUNDS", 2)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["tune", "mnist_cnn", "--batch-size", "4", "--inference", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
+    assert "conv_relu_pool 4x1x28x28 * 32x1x3x3" in " ".join(printed.split())
+    for words in ("cpu epilogue", "torch", "parity", f"wrote {table.user_path(NAME)}"):
+        assert words in printed
+    assert "FAILED" not in printed
+    stored = table.read(table.user_path(NAME), NAME)
+    assert [(each["key"]["op"], each["key"]["mode"]) for each in stored.values()] == [
+        (op, "inference") for op in ("conv_relu_pool", "conv_relu_pool", "linear_relu")
+    ]
+    assert all(0 < each["seconds"] <= each["stock_seconds"] for each in stored.values())
+    first = next(each for each in stored.values() if each["key"]["input"] == [4, 1, 28, 28])
+    ran = operators(lambda: fastcnn.MnistCNN().eval().requires_grad_(False).layer1(torch.randn(4, 1, 28, 28)))
+    assert bool(ran) == (first["backend"] == "cpu")
+
+
+MISTAKES = {
+    "no batch size": ("tune mnist_cnn", 2, "--batch-size"),
+    "unknown model": ("tune vgg61 --batch-size 2", 1, "no model is named 'vgg61'"),
+    "unknown backend": ("tune mnist_cnn --batch-size 2 --backend cudnn", 1, "expected one of triton, cuda, cpu"),
+    "device": ("tune mnist_cnn --batch-size 2 --device tpu", 1, "--device: expected cpu"),
+    "too small": (
+        "tune alexnet --batch-size 2 --input-size 3,7,7",
+        1,
+        "alexnet does not run in float32 on an input of 2x3x7x7",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_one_line(name, capsys):
+    command, code, words = MISTAKES[name]
+    assert main(command.split()) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+
+
+def test_table_says_what_failed():
+    stage = small_stages()[0]
+    long = Winner("triton", "implicit_gemm:128x64x32w8s3")
+    trials = [run.Trial(STOCK, 2e-3, 0.0), run.Trial(KERNEL, None, 9.0, refused="output: error 9, allowed 1")]
+    trials.append(run.Trial(long, 0.12345, 0.42))
+    results = [run.Result(stage, mode, trials, 0.01, trials[0], {}) for mode in run.MODES]
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(report.table(results))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "FAILED" in text
+    assert "0.42" in text
+    assert "error 9" in " ".join(text.split())
+    assert "PARITY FAILED for 1" in " ".join(report.summary(results))
