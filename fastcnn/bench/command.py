@@ -10,6 +10,7 @@ import typer
 from fastcnn.bench import content, document, readme
 from fastcnn.bench.content import NO_CHARTS, Charts
 from fastcnn.bench.reading import Results, read
+from fastcnn.cli_options import Debug
 from fastcnn.train.checkpoint import atomic_write
 from fastcnn.train.errors import UserError
 
@@ -42,7 +43,7 @@ def report(
         Path | None,
         typer.Option("--readme", metavar="FILE", help="Rewrite the tables in this file; without --output, only that."),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Turn benchmark results into report.md, charts and report.html.
 
