@@ -59,13 +59,8 @@ class AmpName(enum.StrEnum):
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
-<<<<<<< HEAD
 app.command()(tune)
 app.add_typer(bench, name="bench")
-=======
-app.add_typer(bench, name="bench")
-app.command()(tune)
->>>>>>> report
 
 
 @app.callback(invoke_without_command=True)

@@ -29,24 +29,13 @@ MAY_IMPORT = {
     "tuning": {"tuning", "shapes"},
     "shapes": set(),
     "train": {"train", *PUBLIC},
-<<<<<<< HEAD
-=======
-    "bench": {"bench", "train", "cli_options", *PUBLIC},
->>>>>>> report
     "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
     "bench": {"bench", "train", *PUBLIC},
     "cli_options": set(),
-<<<<<<< HEAD
     "cli": {"cli", "cli_options", "train", "tune", "bench", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
 TESTS_MAY_IMPORT = {"train", "tune", "bench", "cli", *PUBLIC}
-=======
-    "cli": {"cli", "cli_options", "bench", "train", "tune", *PUBLIC},
-    "__main__": {"cli", *PUBLIC},
-}
-TESTS_MAY_IMPORT = {"train", "bench", "tune", "cli", *PUBLIC}
->>>>>>> report
 # Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
@@ -61,13 +50,8 @@ KERNEL_TESTS = {
 OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
-<<<<<<< HEAD
     "tune": {"torch", "typer", "rich"},
     "bench": {"typer", "matplotlib", "PIL"},
-=======
-    "bench": {"typer", "matplotlib", "PIL"},
-    "tune": {"torch", "typer", "rich"},
->>>>>>> report
     "cli": {"torch", "typer", "rich"},
     "cli_options": {"typer"},
 }
