@@ -79,7 +79,7 @@ def test_usual_lrn(format: torch.memory_format, dtype: torch.dtype, case: Any, b
     assert_parity(*both({"size": 5, "alpha": 2.0}, pool), (new(*shape, dtype=dtype, format=format),), backend)
 
 
-@each_backend
+@each_compiled
 @each_format
 def test_large_window(format: torch.memory_format, backend: Any) -> None:
     x = new(1, 32, 25, 21, dtype=torch.float32, format=format)
