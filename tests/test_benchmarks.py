@@ -49,7 +49,8 @@ F.local_response_norm = fail
 def run_suite(results, *arguments, plugin=None):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), plugin and str(plugin))))}
     environment |= {"OMP_NUM_THREADS": "1", "FASTCNN_BACKEND": "auto"}
-    environment.pop("TRITON_INTERPRET", None)
+    for name in ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER"):  # pytest-benchmark does not time in xdist's workers
+        environment.pop(name, None)
     options = ["--device", "cpu", "--group", "ops", "--results", str(results), *arguments]
     command = [sys.executable, "-m", "pytest", "benchmarks/bench_lrn.py", *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
