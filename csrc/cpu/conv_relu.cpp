@@ -3,6 +3,7 @@
 
 #include "conv_relu.h"
 
+#include "../gradient.h"
 #include "../math/select.h"
 #include "../ops.h"
 #include "convolution.h"
@@ -86,14 +87,6 @@ std::tuple<Tensor, Tensor> mask(const Tensor& grad, const Tensor& output, const 
   Tensor bias = new_tensor(output, bias_sizes, output.scalar_type(), false);
   with_type("conv_relu_backward", output, [&](auto type) { run_mask<decltype(type)>(grad, output, dx, bias, layout); });
   return {dx, bias};
-}
-
-void check_gradient(const Tensor& grad, const Tensor& output) {
-  STD_TORCH_CHECK(grad.dim() == output.dim() && grad.scalar_type() == output.scalar_type(),
-      "conv_relu_backward: gradient and output differ in rank or dtype");
-  for (int64_t axis = 0; axis < output.dim(); ++axis) {
-    STD_TORCH_CHECK(grad.size(axis) == output.size(axis), "conv_relu_backward: gradient and output differ in shape");
-  }
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "conv_relu.h"
 
 #include "../convolution.h"
+#include "../gradient.h"
 #include "../math/select.h"
 #include "../ops.h"
 #include "convolution.h"
@@ -146,14 +147,6 @@ std::tuple<Tensor, Tensor> mask_gradient(const Tensor& grad, const Tensor& y, co
     });
   });
   return {dx, bias};
-}
-
-void check_gradient(const Tensor& grad, const Tensor& output) {
-  STD_TORCH_CHECK(grad.dim() == output.dim() && grad.scalar_type() == output.scalar_type(),
-      "conv_relu_backward: gradient and output differ in rank or dtype");
-  for (int64_t axis = 0; axis < output.dim(); ++axis) {
-    STD_TORCH_CHECK(grad.size(axis) == output.size(axis), "conv_relu_backward: gradient and output differ in shape");
-  }
 }
 
 }  // namespace
