@@ -1,6 +1,8 @@
 """Make an existing network run fused, and back: the same layers and parameters under other containers."""
 
-from collections import OrderedDict
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeAlias
 
@@ -9,17 +11,22 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from fastcnn.nn import LocalResponseNorm, MaxPool2d, Sequential
+from fastcnn.rewrite.analysis import analyse, role_of
+from fastcnn.rewrite.classes import inherits_rewritten, rewritten_class, stock_class
 
 __all__ = ["fuse", "unfuse"]
 
-_Classes: TypeAlias = dict[type[nn.Module], type[nn.Module]]
+logger = logging.getLogger("fastcnn")
 
-_FUSED: _Classes = {
+# Tells the class that a module shall have.
+_ClassOf: TypeAlias = Callable[[nn.Module], type[nn.Module]]
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Sequential: Sequential,
     nn.MaxPool2d: MaxPool2d,
     nn.LocalResponseNorm: LocalResponseNorm,
 }
-_STOCK: _Classes = {fused: stock for stock, fused in _FUSED.items()}
+_STOCK = {fused: stock for stock, fused in _FUSED.items()}
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -51,7 +58,7 @@ def fuse(model: nn.Module) -> nn.Module:
         for child in parent.children()
         if type(child) in (nn.MaxPool2d, nn.LocalResponseNorm)
     }
-    return _converted(model, _FUSED, done=dict(kept))
+    return _converted(model, _fused_class, done=dict(kept))
 
 
 def unfuse(model: nn.Module) -> nn.Module:
@@ -67,7 +74,7 @@ def unfuse(model: nn.Module) -> nn.Module:
         <class 'torch.nn.modules.container.Sequential'>
     """
     _check(model)
-    return _converted(model, _STOCK, done={})
+    return _converted(model, _unfused_class, done={})
 
 
 def _check(model: object) -> None:
@@ -77,18 +84,44 @@ def _check(model: object) -> None:
         raise TypeError(f"model: expected layers in Python, got a {type(model).__name__}; fuse before scripting")
 
 
-def _converted(module: nn.Module, classes: _Classes, done: dict[int, nn.Module]) -> nn.Module:
-    """Give `module` under the classes of the table; `done` keeps a module that stands in two places one module."""
+def _fused_class(module: nn.Module) -> type[nn.Module]:
+    kind = type(module)
+    if kind in _FUSED:
+        return _FUSED[kind]
+    if stock_class(kind) is not kind or inherits_rewritten(kind):  # fused before
+        return kind
+    plan, *_, reason = analyse(module)
+    if reason and any(role_of(child) for child in module.children()):
+        _say_once(kind, reason)
+    return rewritten_class(kind, plan) if plan else kind
+
+
+def _unfused_class(module: nn.Module) -> type[nn.Module]:
+    return _STOCK.get(type(module), stock_class(type(module)))
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def _say_once(kind: type[nn.Module], reason: str) -> None:
+    said = (f"{kind.__module__}.{kind.__qualname__}", reason)
+    if said not in _said:
+        _said.add(said)
+        logger.info("fuse leaves %s as it is: %s", *said)
+
+
+def _converted(module: nn.Module, class_of: _ClassOf, done: dict[int, nn.Module]) -> nn.Module:
+    """Give `module` under other classes; `done` keeps a module that stands in two places one module."""
     if id(module) not in done:
-        done[id(module)] = _convert(module, classes, done)
+        done[id(module)] = _convert(module, class_of, done)
     return done[id(module)]
 
 
-def _convert(module: nn.Module, classes: _Classes, done: dict[int, nn.Module]) -> nn.Module:
+def _convert(module: nn.Module, class_of: _ClassOf, done: dict[int, nn.Module]) -> nn.Module:
     if isinstance(module, torch.jit.ScriptModule):  # its forward is compiled and would not see new children
         return module
-    children = {name: child and _converted(child, classes, done) for name, child in module._modules.items()}
-    new_class = classes.get(type(module), type(module))
+    children = {name: child and _converted(child, class_of, done) for name, child in module._modules.items()}
+    new_class = class_of(module)
     if new_class is type(module) and all(child is module._modules[name] for name, child in children.items()):
         return module
     return _shell(module, new_class, children)
