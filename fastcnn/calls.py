@@ -1,5 +1,6 @@
 """Calls of torch's functions as layers: ``F.max_pool2d(x, 2)`` in a forward stands where ``nn.MaxPool2d(2)`` would."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,13 @@ class Dropout(NamedTuple):
     p: float = 0.5
     training: bool = True
     inplace: bool = False
+
+
+class Add(NamedTuple):
+    """What a sum takes besides its input; in place it needs `other` to be of the input's shape and dtype."""
+
+    other: Any
+    in_place: bool
 
 
 # The role of a function in a stage, and its settings, named as the attributes of the layer in the same role.
@@ -93,3 +101,18 @@ def call(function: Any, *args: Any, **kwargs: Any) -> Call:
 def method(name: str, *args: Any, **kwargs: Any) -> Call:
     """Return the call ``input.name(*args, **kwargs)`` but for its input."""
     return Call(name, METHODS.get(name), args, kwargs)
+
+
+def add(other: Any) -> Call:
+    """Return the call ``input + other`` but for its input."""
+    return _sum(operator.add, other, True)
+
+
+def add_to(is_new: bool, other: Any) -> Call:
+    """Return the call ``input += other`` but for its input; where that `is_new`, nobody sees whether it is changed."""
+    return _sum(operator.iadd, other, is_new)
+
+
+def _sum(function: Any, other: Any, is_known: bool) -> Call:
+    known = ("add", lambda other: Add(other, function is operator.iadd)) if is_known else None
+    return Call(function, known, (other,), {})

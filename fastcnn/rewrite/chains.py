@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from fastcnn.calls import METHODS
 
-RUN, CALL, METHOD = "__fastcnn_run__", "__fastcnn_call__", "__fastcnn_method__"
+RUN, CALL, METHOD, ADD, ADD_TO = (f"__fastcnn_{name}__" for name in ("run", "call", "method", "add", "add_to"))
+MAKERS = ("conv", "bn", "linear")  # roles of layers whose output is a new tensor
 ANY = "?"  # a callee that is known when it runs, such as the variable of a loop
 
 
@@ -22,9 +23,9 @@ class Callee(NamedTuple):
 
 
 class Link(NamedTuple):
-    """One call of a chain: ``callee(inner, …)`` or ``inner.method(…)``."""
+    """One call of a chain: ``callee(inner, …)``, ``inner.method(…)``, ``inner + …`` or, alone, ``name += …``."""
 
-    node: ast.Call
+    node: ast.Call | ast.BinOp | ast.AugAssign
     inner: ast.expr
     text: str  # of the callee
     role: str | None
@@ -32,9 +33,9 @@ class Link(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A statement ``target = chain`` or ``return chain``."""
+    """A statement ``target = chain``, ``return chain`` or ``target += …``."""
 
-    statement: ast.Assign | ast.Return
+    statement: ast.Assign | ast.Return | ast.AugAssign
     target: str | None
     head: ast.expr
     links: list[Link]
@@ -67,6 +68,7 @@ class Rewriter:
         self.loads = {name: loads.count(name) for name in set(loads)}
         self.plain = plain
         self.variables = {each.id for each in names if isinstance(each.ctx, ast.Store)} | _parameters(node)
+        self.makers: dict[int, ast.expr] = {}  # of what `+=` changes: layers that make a new tensor for it
         self.found: list[Found] = []
         self.chains: list[list[Link]] = []
 
@@ -78,6 +80,9 @@ class Rewriter:
     def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         written: list[ast.stmt] = []
         start = 0
+        for i, statement in enumerate(statements):
+            if isinstance(statement, ast.AugAssign) and (maker := self._maker(statement, statements[:i])):
+                self.makers[id(statement)] = maker
         while start < len(statements):
             steps = self._steps(statements[start:])
             if steps:
@@ -111,6 +116,8 @@ class Rewriter:
 
     def _step(self, statement: ast.stmt) -> Step | None:
         target = None
+        if isinstance(statement, ast.AugAssign):
+            return self._added_to(statement)
         if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
             if not isinstance(statement.targets[0], ast.Name):
                 return None
@@ -119,6 +126,26 @@ class Rewriter:
             return None
         head, links = self._chain(statement.value)  # type: ignore[arg-type]
         return Step(statement, target, head, links) if links else None
+
+    def _added_to(self, statement: ast.AugAssign) -> Step | None:
+        """Read ``x += other`` where a layer has just made `x`, so that nobody else sees it change."""
+        maker, target = self.makers.get(id(statement)), statement.target
+        if maker is None or not isinstance(target, ast.Name):
+            return None
+        head = ast.copy_location(ast.Name(target.id, ast.Load()), target)
+        item = _call(ADD_TO, [maker, statement.value])
+        return Step(statement, target.id, head, [Link(statement, head, "+=", "add", item)])
+
+    def _maker(self, statement: ast.AugAssign, before: list[ast.stmt]) -> ast.expr | None:
+        if not isinstance(statement.op, ast.Add) or not isinstance(statement.target, ast.Name):
+            return None
+        name = statement.target.id
+        for each in reversed(before):
+            if any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(each)):
+                step = self._step(each) if isinstance(each, ast.Assign) else None
+                made = step is not None and step.target == name and step.links[-1].role in MAKERS
+                return step.links[-1].item if step and made else None
+        return None
 
     def _goes_on(self, before: Step, after: Step) -> bool:
         name = before.target
@@ -137,6 +164,8 @@ class Rewriter:
         return expression, links
 
     def _link(self, node: ast.expr) -> Link | None:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return Link(node, node.left, "+", "add", _call(ADD, [node.right]))
         if not isinstance(node, ast.Call) or not all(each.arg and _simple(each.value) for each in node.keywords):
             return None
         if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and not node.args:
@@ -165,7 +194,9 @@ class Rewriter:
         head, links = self._chain(expression)
         if links:
             self.chains.append(links)
-            return self._joined(self._expression(head), links)
+            inner = self._expression(head)
+            self._visit_operands(links)
+            return self._joined(inner, links)
         for name, value in ast.iter_fields(expression):
             if isinstance(value, ast.expr):
                 setattr(expression, name, self._expression(value))
@@ -188,6 +219,14 @@ class Rewriter:
             start = end
         return inner
 
+    def _visit_operands(self, links: list[Link]) -> None:
+        """Rewrite the right sides of sums, where a chain of their own may stand."""
+        for link in links:
+            if isinstance(link.node, ast.BinOp):
+                link.node.right = link.item.args[0] = self._expression(link.node.right)  # type: ignore[attr-defined]
+            elif isinstance(link.node, ast.AugAssign):
+                link.node.value = link.item.args[1] = self._expression(link.node.value)  # type: ignore[attr-defined]
+
     def _stage(self, inner: ast.expr, links: list[Link], roles: tuple[str, ...]) -> ast.expr:
         last = links[-1].node
         source = inner
@@ -203,13 +242,15 @@ class Rewriter:
         ends = {id(step.links[-1]): step for step in steps}
         written: list[ast.stmt] = []
         inner, start = self._expression(steps[0].head), 0
+        self._visit_operands(links)
         while start < len(links):
             roles = self.match(links, start)
             end = start + len(roles or "1")
             inner = self._stage(inner, links[start:end], roles) if roles else _applied(links[start], inner)
             start = end
             if step := ends.get(id(links[end - 1])):
-                step.statement.value = inner
+                if not isinstance(step.statement, ast.AugAssign):
+                    step.statement.value = inner
                 written.append(step.statement)
                 inner = ast.Name(step.target or "", ast.Load())
         return written
@@ -257,8 +298,8 @@ def _simple(node: ast.expr) -> bool:
     return isinstance(node, ast.UnaryOp) and _simple(node.operand)
 
 
-def _loaded(statement: ast.Assign | ast.Return) -> list[ast.AST]:
-    return list(ast.walk(statement.value)) if statement.value else []
+def _loaded(statement: ast.Assign | ast.Return | ast.AugAssign) -> list[ast.AST]:
+    return list(ast.walk(statement if isinstance(statement, ast.AugAssign) else statement.value or statement))
 
 
 def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword] | None = None) -> ast.Call:
@@ -268,6 +309,9 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword] | None = 
 def _applied(link: Link, inner: ast.expr) -> ast.expr:
     """Return the call of a link on another input."""
     node = link.node
+    if not isinstance(node, ast.Call):
+        right = node.right if isinstance(node, ast.BinOp) else node.value
+        return ast.copy_location(ast.BinOp(inner, ast.Add(), right), node)
     if link.text.startswith("."):
         assert isinstance(node.func, ast.Attribute)
         function = ast.copy_location(ast.Attribute(inner, node.func.attr, ast.Load()), node.func)
@@ -275,6 +319,6 @@ def _applied(link: Link, inner: ast.expr) -> ast.expr:
     return ast.copy_location(ast.Call(node.func, [inner, *node.args[1:]], node.keywords), node)
 
 
-def _placed(made: ast.expr, where: ast.expr) -> ast.expr:
+def _placed(made: ast.expr, where: ast.AST) -> ast.expr:
     """Give an expression that was made, and what in it has no place, the place of another."""
     return ast.fix_missing_locations(ast.copy_location(made, where))

@@ -6,12 +6,19 @@ from typing import Any
 from torch import nn
 
 from fastcnn import nn as fused_nn
-from fastcnn.calls import call, method
+from fastcnn.calls import Call, add, add_to, call, method
 from fastcnn.rewrite.analysis import SEQUENTIAL, Method, Plan, rewriter_of
-from fastcnn.rewrite.chains import CALL, METHOD, RUN
+from fastcnn.rewrite.chains import ADD, ADD_TO, CALL, MAKERS, METHOD, RUN
 from fastcnn.rewrite.source import Unreadable, build, definition
 
-_HELPERS = {RUN: fused_nn._run_layers, CALL: call, METHOD: method}
+
+
+def _add_to(maker: Any, other: Any) -> Call:
+    """Return the call ``input += other`` but for its input, which `maker` has made."""
+    return add_to(fused_nn._role(maker) in MAKERS, other)
+
+
+_HELPERS = {RUN: fused_nn._run_layers, CALL: call, METHOD: method, ADD: add, ADD_TO: _add_to}
 _STOCK = "_fastcnn_stock"
 _classes: dict[tuple[type[nn.Module], Plan], type[nn.Module]] = {}
 
