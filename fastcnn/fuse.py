@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from fastcnn.nn import LocalResponseNorm, MaxPool2d, Sequential
-from fastcnn.rewrite.analysis import analyse, role_of
-from fastcnn.rewrite.classes import inherits_rewritten, rewritten_class, stock_class
+from fastcnn.rewrite.analysis import analyse, role_of, stock_class
+from fastcnn.rewrite.classes import inherits_rewritten, rewritten_class
 
 __all__ = ["fuse", "unfuse"]
 
@@ -90,24 +90,31 @@ def _fused_class(module: nn.Module) -> type[nn.Module]:
         return _FUSED[kind]
     if stock_class(kind) is not kind or inherits_rewritten(kind):  # fused before
         return kind
-    plan, *_, reason = analyse(module)
-    if reason and any(role_of(child) for child in module.children()):
-        _say_once(kind, reason)
-    return rewritten_class(kind, plan) if plan else kind
+    analysis = analyse(module)
+    if analysis.reason and any(role_of(child) for child in module.children()):
+        _say_once(f"fuse leaves {_title(kind)} as it is: {analysis.reason}")
+    if not analysis.plan:
+        return kind
+    stages = "; ".join(stage.source for stage in analysis.found) or "its children in a row"
+    _say_once(f"fuse runs in stages, in {_title(kind)}: {stages}")
+    return rewritten_class(kind, analysis.plan)
+
+
+def _title(kind: type[nn.Module]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _unfused_class(module: nn.Module) -> type[nn.Module]:
     return _STOCK.get(type(module), stock_class(type(module)))
 
 
-_said: set[tuple[str, str]] = set()
+_said: set[str] = set()
 
 
-def _say_once(kind: type[nn.Module], reason: str) -> None:
-    said = (f"{kind.__module__}.{kind.__qualname__}", reason)
-    if said not in _said:
-        _said.add(said)
-        logger.info("fuse leaves %s as it is: %s", *said)
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        logger.info(message)
 
 
 def _converted(module: nn.Module, class_of: _ClassOf, done: dict[int, nn.Module]) -> nn.Module:

@@ -29,22 +29,34 @@ class Analysis(NamedTuple):
     found: tuple[Found, ...] = ()
     chains: tuple[tuple[str, ...], ...] = ()  # the callees of each chain, stage or not
     reason: str = ""
+    layers: dict[str, nn.Module] = {}  # by the expression that calls them
+
+
+STOCK = "_fastcnn_stock"
+
+
+def stock_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that a rewritten one was made of, or the class itself."""
+    stock: type[nn.Module] = vars(kind).get(STOCK, kind)
+    return stock
 
 
 def analyse(module: nn.Module) -> Analysis:
     """Find the stages in what a module's forward calls; the module is only looked at."""
-    kind = type(module)
+    kind = stock_class(type(module))
     if kind.forward.__module__.startswith(("torch.nn.", "fastcnn.nn")):
         inherited = issubclass(kind, nn.Sequential) and kind.forward is nn.Sequential.forward
         return Analysis((SEQUENTIAL,) if inherited and _has_stage(tuple(module.children())) else ())
-    if reason := _left_alone(module):
+    if reason := _left_alone(module, kind):
         return Analysis((), reason=reason)
     plan: list[Method] = []
     found: list[Found] = []
     chains: list[tuple[str, ...]] = []
+    layers: dict[str, nn.Module] = {}
     try:
-        for function, node in _methods(module):
-            callees = _callees(function, node, module)
+        for function, node in _methods(module, kind):
+            callees, values = _callees(function, node, module)
+            layers |= values
             rewriter = rewriter_of(function, node, callees)
             rewriter.rewritten()
             chains += [tuple(link.text for link in chain) for chain in rewriter.chains]
@@ -53,12 +65,11 @@ def analyse(module: nn.Module) -> Analysis:
                 found += rewriter.found
     except Unreadable as error:
         return Analysis((), reason=str(error))
-    return Analysis(tuple(plan), tuple(found), tuple(chains))
+    return Analysis(tuple(plan), tuple(found), tuple(chains), layers=layers)
 
 
-def _left_alone(module: nn.Module) -> str:
+def _left_alone(module: nn.Module, kind: type[nn.Module]) -> str:
     """Say why a module's class is not touched, or return an empty string."""
-    kind = type(module)
     if isinstance(module, fx.GraphModule):
         return "it is a graph of torch.fx: fuse the model before it is traced"
     if "forward" in module.__dict__:
@@ -70,12 +81,12 @@ def _left_alone(module: nn.Module) -> str:
     return ""
 
 
-def _methods(module: nn.Module) -> Iterator[tuple[FunctionType, ast.FunctionDef]]:
+def _methods(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[FunctionType, ast.FunctionDef]]:
     """Yield forward, and the methods that it calls on the module, and so on, as far as they can be read."""
     waiting, seen = ["forward"], set()
     while waiting:
         name = waiting.pop(0)
-        function = inspect.getattr_static(type(module), name, None)
+        function = inspect.getattr_static(kind, name, None)
         if name in seen or name in module.__dict__ or not callable(function) or isinstance(function, type):
             continue
         seen.add(name)
@@ -132,8 +143,12 @@ def _own_name(node: ast.FunctionDef) -> str:
     return arguments[0].arg
 
 
-def _callees(function: FunctionType, node: ast.FunctionDef, module: nn.Module) -> dict[str, Callee]:
-    """Return what the callees and the iterables of a function stand for, as far as the module alone tells."""
+def _callees(
+    function: FunctionType, node: ast.FunctionDef, module: nn.Module
+) -> tuple[dict[str, Callee], dict[str, nn.Module]]:
+    """Return what the callees and the iterables of a function stand for, as far as the module alone tells, and which
+    of them are modules.
+    """
     owner = _own_name(node)
     if any(isinstance(n, ast.Name) and n.id == owner and not isinstance(n.ctx, ast.Load) for n in ast.walk(node)):
         raise Unreadable(f"its forward changes {owner}")
@@ -141,14 +156,17 @@ def _callees(function: FunctionType, node: ast.FunctionDef, module: nn.Module) -
     own = {owner, *function.__code__.co_freevars}
     others = set(function.__code__.co_varnames) | set(function.__code__.co_cellvars)
     callees: dict[str, Callee] = {}
+    layers: dict[str, nn.Module] = {}
     for each in ast.walk(node):
         place = each.func if isinstance(each, ast.Call) else each.iter if isinstance(each, ast.For) else None
         if place is None or any(isinstance(n, ast.Name) and n.id in others - own for n in ast.walk(place)):
             continue
-        callee = _callee(_value(place, known), loop=isinstance(each, ast.For))
-        if callee:
+        value = _value(place, known)
+        if isinstance(value, nn.Module):
+            layers[ast.unparse(place)] = value
+        if callee := _callee(value, loop=isinstance(each, ast.For)):
             callees[ast.unparse(place)] = callee
-    return callees
+    return callees, layers
 
 
 def _variables_around(function: FunctionType) -> dict[str, Any]:

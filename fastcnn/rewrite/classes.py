@@ -7,7 +7,7 @@ from torch import nn
 
 from fastcnn import nn as fused_nn
 from fastcnn.calls import Call, add, add_to, call, method
-from fastcnn.rewrite.analysis import SEQUENTIAL, Method, Plan, rewriter_of
+from fastcnn.rewrite.analysis import SEQUENTIAL, STOCK, Method, Plan, rewriter_of
 from fastcnn.rewrite.chains import ADD, ADD_TO, CALL, MAKERS, METHOD, RUN
 from fastcnn.rewrite.source import Unreadable, build, definition
 
@@ -19,19 +19,12 @@ def _add_to(maker: Any, other: Any) -> Call:
 
 
 _HELPERS = {RUN: fused_nn._run_layers, CALL: call, METHOD: method, ADD: add, ADD_TO: _add_to}
-_STOCK = "_fastcnn_stock"
 _classes: dict[tuple[type[nn.Module], Plan], type[nn.Module]] = {}
-
-
-def stock_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class that a rewritten one was made of, or the class itself."""
-    stock: type[nn.Module] = vars(kind).get(_STOCK, kind)
-    return stock
 
 
 def inherits_rewritten(kind: type[nn.Module]) -> bool:
     """Whether a class has been derived from a rewritten one, as parametrizations and FSDP do."""
-    return any(_STOCK in vars(each) for each in kind.__mro__[1:])
+    return any(STOCK in vars(each) for each in kind.__mro__[1:])
 
 
 def rewritten_class(stock: type[nn.Module], plan: Plan) -> type[nn.Module]:
@@ -56,7 +49,7 @@ def _make(stock: type[nn.Module], plan: Plan) -> type[nn.Module]:
         "__qualname__": stock.__qualname__,
         "__doc__": stock.__doc__,
         "__reduce_ex__": reduce,
-        _STOCK: stock,
+        STOCK: stock,
     }
     methods = {name: _rewritten(stock, (name, known)) for name, known in plan}
     made: type[nn.Module] = type(stock)(stock.__name__, (stock,), body | methods)
