@@ -44,7 +44,7 @@ def stock_class(kind: type[nn.Module]) -> type[nn.Module]:
 def analyse(module: nn.Module) -> Analysis:
     """Find the stages in what a module's forward calls; the module is only looked at."""
     kind = stock_class(type(module))
-    if kind.forward.__module__.startswith(("torch.nn.", "fastcnn.nn")):
+    if (kind.forward.__module__ or "").startswith(("torch.nn.", "fastcnn.nn")):
         inherited = issubclass(kind, nn.Sequential) and kind.forward is nn.Sequential.forward
         return Analysis((SEQUENTIAL,) if inherited and _has_stage(tuple(module.children())) else ())
     if reason := _left_alone(module, kind):
@@ -54,14 +54,14 @@ def analyse(module: nn.Module) -> Analysis:
     chains: list[tuple[str, ...]] = []
     layers: dict[str, nn.Module] = {}
     try:
-        for function, node in _methods(module, kind):
+        for name, function, node in _methods(module, kind):
             callees, values = _callees(function, node, module)
             layers |= values
             rewriter = rewriter_of(function, node, callees)
             rewriter.rewritten()
             chains += [tuple(link.text for link in chain) for chain in rewriter.chains]
             if rewriter.found:
-                plan.append((function.__name__, frozenset(callees.items())))
+                plan.append((name, frozenset(callees.items())))
                 found += rewriter.found
     except Unreadable as error:
         return Analysis((), reason=str(error))
@@ -81,7 +81,7 @@ def _left_alone(module: nn.Module, kind: type[nn.Module]) -> str:
     return ""
 
 
-def _methods(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[FunctionType, ast.FunctionDef]]:
+def _methods(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, Any, ast.FunctionDef]]:
     """Yield forward, and the methods that it calls on the module, and so on, as far as they can be read."""
     waiting, seen = ["forward"], set()
     while waiting:
@@ -92,13 +92,15 @@ def _methods(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[Functio
         seen.add(name)
         try:
             node, _ = definition(function)
+            if node.name != name:
+                raise Unreadable(f"its {name} is a function named {node.name}, as a decorator makes")
         except Unreadable:
             if name == "forward":
                 raise
             continue
         owner = _own_name(node)
         waiting += [each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and _is(each.value, owner)]
-        yield function, node  # type: ignore[misc]
+        yield name, function, node
 
 
 def _is(node: ast.expr, name: str) -> bool:
