@@ -223,7 +223,9 @@ def test_looks_and_copies_as_before(network):
         assert_runs_alike(copied, fused)
 
 
-@pytest.mark.parametrize("network", [each for each in NETWORKS if each is not Captured], ids=lambda network: network.__name__)
+@pytest.mark.parametrize(
+    "network", [each for each in NETWORKS if each is not Captured], ids=lambda network: network.__name__
+)
 def test_is_traced_as_the_layers_that_it_calls(network):
     model = network()
     fused = fastcnn.fuse(model)

@@ -39,7 +39,9 @@ class Ran(NamedTuple):
     reason: str
 
 
-def group_of(layers: tuple[object, ...], names: dict[int, str], texts: tuple[str, ...], roles: tuple[str, ...]) -> Group:
+def group_of(
+    layers: tuple[object, ...], names: dict[int, str], texts: tuple[str, ...], roles: tuple[str, ...]
+) -> Group:
     """Name layers that run as one; those that are calls of functions have a text only."""
     modules = tuple(layer for layer in layers if isinstance(layer, nn.Module))
     named = tuple(names.get(id(layer), text) for layer, text in zip(layers, texts, strict=True))
@@ -141,7 +143,7 @@ def _reason(layer: nn.Module, parent: nn.Module, analysis: Analysis) -> str:
     if isinstance(parent, _ROWS):
         return f"the forward around its {type(parent).__name__} does not show its neighbours"
     if type(parent).forward.__module__.startswith("torch.nn."):
-        return f"it is a part of torch's {type(parent).__name__}"
+        return f"a part of torch's {type(parent).__name__}"
     return _in_chains(layer, analysis)
 
 

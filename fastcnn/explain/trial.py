@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcnn import backend
+from fastcnn import backend, calls
 from fastcnn import nn as fused_nn
-from fastcnn.calls import Call
 from fastcnn.explain.layers import Ran, group_of, names_of
 
 
@@ -115,9 +114,18 @@ def _stock_reason() -> str:
     return "the backend asked for" if backend._choice.backend == "torch" else "measured the fastest here"
 
 
+_FUNCTIONS: dict[Any, str] = {
+    calls.ReLU: "F.relu",
+    calls.MaxPool2d: "F.max_pool2d",
+    calls.LocalResponseNorm: "F.local_response_norm",
+    calls.Dropout: "F.dropout",
+    calls.Add: "+",
+}
+
+
 def _text(layer: Any) -> str:
-    """Name a layer, or settings that stand for a call of a function."""
-    return type(layer).__name__ if not isinstance(layer, (nn.Module, Call)) else ""
+    """Name the function whose settings stand for a call of it."""
+    return _FUNCTIONS.get(type(layer), "")
 
 
 def _line() -> tuple[str, int]:

@@ -100,7 +100,9 @@ class Rewriter:
             statement.body = self._block(statement.body)
             if not isinstance(statement, ast.With):
                 statement.orelse = self._block(statement.orelse)
-        elif isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)) and statement.value:
+        elif (
+            isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)) and statement.value
+        ):
             statement.value = self._expression(statement.value)
         return statement
 

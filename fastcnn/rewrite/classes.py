@@ -12,7 +12,6 @@ from fastcnn.rewrite.chains import ADD, ADD_TO, CALL, MAKERS, METHOD, RUN
 from fastcnn.rewrite.source import Unreadable, build, definition
 
 
-
 def _add_to(maker: Any, other: Any) -> Call:
     """Return the call ``input += other`` but for its input, which `maker` has made."""
     return add_to(fused_nn._role(maker) in MAKERS, other)

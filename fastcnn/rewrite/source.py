@@ -117,7 +117,12 @@ def _code(function: FunctionType, node: ast.FunctionDef, place: Place, helpers: 
     a function whose variables are the free ones.
     """
     free = [name for name in (*function.__code__.co_freevars, *helpers) if name != "__class__"]
-    template = ["def around():", *(f"    {name} = None" for name in free), f"    class {place.class_name}:", "        pass"]
+    template = [
+        "def around():",
+        *(f"    {name} = None" for name in free),
+        f"    class {place.class_name}:",
+        "        pass",
+    ]
     module = ast.parse("\n".join(template))
     module.body[0].body[-1].body = [node]  # type: ignore[attr-defined]
     module.body[:0] = place.imports  # compiled, never run
