@@ -72,7 +72,8 @@ class Call:
 
     def __init__(self, function: Any, known: tuple[str, Callable[..., Any]] | None, args: Any, kwargs: Any) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
-        self.role, self.settings = None, None
+        self.role: str | None = None
+        self.settings: Any = None
         if known is None:
             return
         role, settings = known
@@ -80,7 +81,7 @@ class Call:
             self.settings = settings(*args, **kwargs)
         except TypeError:  # the call itself will say what is wrong with its arguments
             return
-        self.role: str | None = "lone pool" if role == "pool" and not _plain(self.settings) else role
+        self.role = "lone pool" if role == "pool" and not _plain(self.settings) else role
 
     def __call__(self, input: Any) -> Any:
         """Call the function, or the method of the input."""

@@ -1,7 +1,7 @@
 """Make an existing network run fused, and back: the same layers and parameters under other containers."""
 
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeAlias
@@ -33,9 +33,15 @@ def fuse(model: nn.Module) -> nn.Module:
     """Make a model that runs `model`'s own layers and parameters through fastcnn's fused functions.
 
     Each `nn.Sequential` becomes a `fastcnn.nn.Sequential` of the same children, each `nn.MaxPool2d` and
-    `nn.LocalResponseNorm` elsewhere its twin of `fastcnn.nn`; subclasses stay as they are. `model` itself is left
-    alone. The two share every layer, parameter, buffer and hook: training either trains both. Names, keys and print
-    stay equal. Where there is nothing to fuse, `model` itself comes back.
+    `nn.LocalResponseNorm` elsewhere its twin of `fastcnn.nn`. A network that calls its layers in a forward of its own
+    becomes one of a subclass, of the same name, in whose forward layers called one after another, such as
+    ``F.max_pool2d(F.relu(self.conv1(x)), 2)``, are one call; whether they run as one is decided at each run, by what
+    the layers are then and whether they carry hooks. All else in the forward stays: branches, side effects, attributes
+    that it reads. A forward whose source cannot be read stays as it is, and the log `fastcnn` says why; at level INFO
+    it also tells what was found. `fastcnn.explain` shows both.
+
+    `model` itself is left alone. The two share every layer, parameter, buffer and hook: training either trains both.
+    Names, keys and print stay equal. Where there is nothing to fuse, `model` itself comes back.
 
     Raises TypeError for what is not an `nn.Module`, or is scripted or compiled: fuse first, then compile.
 

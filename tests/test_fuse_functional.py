@@ -63,7 +63,7 @@ class Statements(Layers):
         x = self.pool(x)
         out = self.conv2(x)
         activated = self.relu(out)
-        return activated
+        return activated  # noqa: RET504
 
 
 class Methods(Layers):

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "fastcnn"
 STEMS = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes and calls are leaves. The backend finds kernels by name, when
-# first used.
+# functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes and calls are leaves. The backend
+# finds kernels by name, when first used.
 PUBLIC = {"fastcnn", "functional", "nn", "models"}
 MAY_IMPORT = {
     "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn"},

@@ -19,7 +19,9 @@ Method = tuple[str, frozenset[tuple[str, Callee]]]
 Plan = tuple[Method, ...]
 
 SEQUENTIAL: Method = ("forward", frozenset({("self", Callee("layers", None))}))  # the forward of nn.Sequential
-_CONTAINERS = (nn.Sequential, nn.ModuleList)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+_ROWS = (nn.Sequential, nn.ModuleList)
 
 
 class Analysis(NamedTuple):
@@ -122,7 +124,7 @@ def stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
         pairs = [(link.role, role) for link, role in zip(span, stage.roles)]
         if len(span) < len(stage.roles) or not all(given in (role, ANY) for given, role in pairs):
             continue
-        if all(given == ANY for given, _ in pairs) or (len(span) == 1 and span[0].item is span[0].node.func):
+        if all(given == ANY for given, _ in pairs) or (len(span) == 1 and span[0].is_layer):
             continue
         return stage.roles
     return None
@@ -192,9 +194,9 @@ def _value(place: ast.expr, known: dict[str, Any]) -> Any:
             return None
         return getattr(owner, place.attr, None)
     if isinstance(place, ast.Subscript) and isinstance(place.slice, ast.Constant):
-        owner = _value(place.value, known)
+        holder: Any = _value(place.value, known)
         try:
-            return owner[place.slice.value] if isinstance(owner, (nn.Module, list, tuple, dict)) else None
+            return holder[place.slice.value] if isinstance(holder, (*_CONTAINERS, list, tuple, dict)) else None
         except (LookupError, TypeError):
             return None
     return None
@@ -202,7 +204,7 @@ def _value(place: ast.expr, known: dict[str, Any]) -> Any:
 
 def _callee(value: Any, *, loop: bool) -> Callee | None:
     if loop:
-        stock = isinstance(value, _CONTAINERS) and type(value).__iter__ in [each.__iter__ for each in _CONTAINERS]
+        stock = isinstance(value, _ROWS) and type(value).__iter__ in [each.__iter__ for each in _ROWS]
         return Callee("layers", None) if stock else None
     if isinstance(value, nn.Module):
         return Callee("layer", role_of(value))

@@ -31,6 +31,11 @@ class Link(NamedTuple):
     role: str | None
     item: ast.expr  # what a stage is given for it
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether the callee itself is what a stage is given, not a call of a function."""
+        return isinstance(self.node, ast.Call) and self.item is self.node.func
+
 
 class Step(NamedTuple):
     """A statement ``target = chain``, ``return chain`` or ``target += …``."""

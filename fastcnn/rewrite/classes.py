@@ -36,7 +36,7 @@ def rewritten_class(stock: type[nn.Module], plan: Plan) -> type[nn.Module]:
 def _make(stock: type[nn.Module], plan: Plan) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         """Pickle and copy the module as one of its stock class, to be made a rewritten one again."""
-        reduced = super(made, self).__reduce_ex__(protocol)
+        reduced: Any = super(made, self).__reduce_ex__(protocol)
         if type(self) is not made:
             return reduced
         function, arguments, *rest = reduced
@@ -51,7 +51,8 @@ def _make(stock: type[nn.Module], plan: Plan) -> type[nn.Module]:
         STOCK: stock,
     }
     methods = {name: _rewritten(stock, (name, known)) for name, known in plan}
-    made: type[nn.Module] = type(stock)(stock.__name__, (stock,), body | methods)
+    metaclass: Any = type(stock)
+    made: type[nn.Module] = metaclass(stock.__name__, (stock,), body | methods)
     return made
 
 

@@ -1,4 +1,4 @@
-"""A function's syntax tree, known to be what runs, and a function made of a changed tree, in the same file and lines."""
+"""A function's syntax tree, known to be what runs, and a function made of a changed tree, with the same lines."""
 
 import __future__
 
