@@ -154,8 +154,8 @@ class Captured(Layers):
         y = F.relu(y)
         try:
             z = self.conv2(x)
-            z = F.relu(z.missing)
-        except AttributeError:
+            z = F.max_pool2d(F.relu(z), 99)
+        except RuntimeError:
             z = z * 2
         return late() + z
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import operator
 from abc import ABCMeta
 from collections.abc import Iterator
 from types import FunctionType
@@ -194,9 +195,11 @@ def _value(place: ast.expr, known: dict[str, Any]) -> Any:
             return None
         return getattr(owner, place.attr, None)
     if isinstance(place, ast.Subscript) and isinstance(place.slice, ast.Constant):
-        holder: Any = _value(place.value, known)
+        holder, index = _value(place.value, known), place.slice.value
+        if not isinstance(holder, (*_CONTAINERS, list, tuple, dict)):
+            return None
         try:
-            return holder[place.slice.value] if isinstance(holder, (*_CONTAINERS, list, tuple, dict)) else None
+            return operator.getitem(holder, index)  # type: ignore[misc]
         except (LookupError, TypeError):
             return None
     return None
