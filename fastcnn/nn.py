@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
+from fastcnn.functional import only_reader
 
 __all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
 
@@ -165,16 +166,19 @@ class Sequential(nn.Sequential):
             return super().forward(input)
         children = tuple(self)
         roles = tuple(map(_role, children))
-        start = 0
+        start, before = 0, None
         while start < len(children):
             stage = _stage_at(roles, start)
             if stage is None:
                 input = children[start](input)
                 start += 1
             else:
+                if before is _CONV_RELU and stage.roles[0] == "conv":
+                    only_reader(input)
                 end = start + len(stage.roles)
                 input = stage.run(input, *children[start:end])
                 start = end
+            before = stage
         return input
 
     def __add__(self, other: nn.Sequential) -> "Sequential":
@@ -241,9 +245,10 @@ class _Stage(NamedTuple):
     run: Callable[..., Any]
 
 
+_CONV_RELU = _Stage(("conv", "relu"), _conv_relu)
 _STAGES = (  # of two that match, the longer stands first
     _Stage(("conv", "relu", "pool"), _conv_relu_pool),
-    _Stage(("conv", "relu"), _conv_relu),
+    _CONV_RELU,
     _Stage(("lrn", "pool"), _lrn_pool),
     _Stage(("lrn",), _lrn),
     _Stage(("pool",), _max_pool),

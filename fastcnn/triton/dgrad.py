@@ -84,7 +84,7 @@ def dgrad_kernel(
         mask_rows = (mask_ptr + image * OUT_C * GRAD_H * GRAD_W)[:, None]
     channel = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     channel_mask = channel < GROUP_IN
-    channel = tl.where(channel_mask, channel, 0)
+    channel %= GROUP_IN  # in range, and still in runs that one load can take
     PLACES: tl.constexpr = WINDOW.size[0] * WINDOW.size[1]
     w_columns = channel if W_CHANNELS_LAST else channel * PLACES
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -92,7 +92,7 @@ def dgrad_kernel(
         place = step // BLOCKS_K
         k = step % BLOCKS_K * BLOCK_K + tl.arange(0, BLOCK_K)
         k_mask = k < GROUP_OUT
-        out = group * GROUP_OUT + tl.where(k_mask, k, 0)
+        out = group * GROUP_OUT + k % GROUP_OUT
         down = h - place // WINDOW.size[1] * WINDOW.dilation[0]
         right = w - place % WINDOW.size[1] * WINDOW.dilation[1]
         oh = down // WINDOW.stride[0]

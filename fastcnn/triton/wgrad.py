@@ -73,7 +73,7 @@ def wgrad_kernel(
     split = (pid // COLUMNS // BLOCKS_M // GROUPS).to(tl.int64)
     out = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     out_mask = out < GROUP_OUT
-    out = group * GROUP_OUT + tl.where(out_mask, out, 0)
+    out = group * GROUP_OUT + out % GROUP_OUT  # in range, and still in runs that one load can take
     out_at = out.to(tl.int64) if WIDE else out
     first = split * SPLIT
     last = tl.minimum(first + SPLIT, P)
