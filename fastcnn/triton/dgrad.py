@@ -10,15 +10,17 @@ from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
 from fastcnn.triton.conv_relu import INTERPRETING, Config, conv_window, dot_precision
-from fastcnn.triton.gradient import Source, is_wide_convolution, load_gradient, pick
+from fastcnn.triton.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
 from fastcnn.triton.tiles import dense, is_channels_last, new_partial, offset, sum_pixels
 
 # BLOCK_M pixels of the input by BLOCK_N of its channels, BLOCK_K of the output's channels at a time.
 CONFIGS = (
-    Config(128, 64, 32, 8, 3),
+    Config(128, 128, 64, 8, 3),
     Config(128, 128, 32, 8, 3),
-    Config(64, 64, 32, 4, 3),
-    Config(64, 16, 32, 4, 3),
+    Config(128, 64, 64, 8, 3),
+    Config(128, 64, 32, 4, 3),
+    Config(64, 64, 16, 8, 3),
+    Config(64, 16, 16, 4, 3),
 )
 
 
@@ -114,9 +116,7 @@ def dgrad_kernel(
             GRAD_CHANNELS_LAST,
         )
         w_rows = w_ptr + out.to(tl.int64) * GROUP_IN * PLACES + (place * GROUP_IN if W_CHANNELS_LAST else place)
-        weight = tl.load(
-            w_rows[:, None] + w_columns[None, :], mask=k_mask[:, None] & channel_mask[None, :], other=0.0
-        )
+        weight = tl.load(w_rows[:, None] + w_columns[None, :], mask=k_mask[:, None] & channel_mask[None, :], other=0.0)
         if INTERPRETING:
             dy, weight = dy.to(tl.float32), weight.to(tl.float32)
         acc = tl.dot(dy, weight, acc, input_precision=PRECISION)
@@ -157,7 +157,9 @@ def dgrad(
     out_height, out_width = window.output_size(height, width)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=conv_memory_format(input, weight))
     pixels = images * height * width
-    tile = pick(CONFIGS, config, channels // groups)
+    wide = is_wide_convolution(source, x, images * out_height * out_width)
+    narrow = wide or not source.channels_last
+    tile = pick(CONFIGS, config, pixels, channels // groups, x.element_size(), narrow)
     blocks_m, blocks_n = triton.cdiv(pixels, tile.block_m), triton.cdiv(channels // groups, tile.block_n)
     partial = new_partial(dx, blocks_m, bias_grad)
     if dx.numel():
@@ -170,8 +172,8 @@ def dgrad(
             MASK_INPUT=mask_input, BIAS_GRAD=bias_grad, GRAD_CHANNELS_LAST=source.channels_last,
             W_CHANNELS_LAST=is_channels_last(w), X_CHANNELS_LAST=is_channels_last(x),
             DX_CHANNELS_LAST=is_channels_last(dx),
-            WIDE=is_wide_convolution(source, x, images * out_height * out_width), PRECISION=dot_precision(x.dtype),
+            WIDE=wide, PRECISION=dot_precision(x.dtype),
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=REGISTERS,
         )  # fmt: skip
     return dx, partial.sum(0).to(dx.dtype)

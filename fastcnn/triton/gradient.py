@@ -16,6 +16,10 @@ from fastcnn.triton.conv_relu import Config
 from fastcnn.triton.max_pool import unpool
 from fastcnn.triton.tiles import dense, is_channels_last, is_wide, offset
 
+SHARED_MEMORY = 99 * 1024  # of a program, in bytes, on the GPU that has least: sm_120
+# Let ptxas use as many registers as there are: left to itself, for sm_100 it spills to leave more of them unused.
+REGISTERS = 255
+
 
 @triton.jit
 def load_gradient(
@@ -75,9 +79,20 @@ def is_wide_convolution(source: Source, input: Tensor, output_pixels: int) -> bo
     return is_wide(source.grad, input) or output_pixels >= tiles.WIDE_FROM
 
 
-def pick(configs: tuple[Config, ...], name: str | None, columns: int) -> Config:
-    """Return the configuration asked for, else the first whose columns are no more than those there are."""
+def pick(
+    configs: tuple[Config, ...], name: str | None, rows: int, columns: int, item_size: int, narrow: bool
+) -> Config:
+    """Return the configuration asked for, else the first that is no larger than the matrix and fits every GPU.
+
+    `narrow`: one of the last two, for offsets that are many (NCHW is read value by value) or long (64 bits), as they
+    take the registers.
+    """
     if name:
         return {config.name: config for config in configs}[name]
-    fitting = [config for config in configs if config.block_n <= triton.next_power_of_2(columns)]
-    return fitting[0] if fitting else configs[-1]
+    most_rows, most_columns = triton.next_power_of_2(rows), triton.next_power_of_2(columns)
+    for config in configs[-2:] if narrow else configs:
+        if config.block_m <= max(most_rows, 64) and config.block_n <= most_columns:
+            buffers = config.num_stages * config.block_k * (2 * config.block_m + config.block_n) * item_size
+            if buffers <= SHARED_MEMORY:
+                return config
+    return configs[-1]

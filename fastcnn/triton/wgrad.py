@@ -10,15 +10,17 @@ from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
 from fastcnn.triton.conv_relu import INTERPRETING, Config, conv_window, dot_precision
-from fastcnn.triton.gradient import Source, is_wide_convolution, load_gradient, pick
+from fastcnn.triton.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
 from fastcnn.triton.tiles import dense, is_channels_last, sum_pixels
 
 # BLOCK_M output channels by BLOCK_N columns of the weight, BLOCK_K pixels at a time.
 CONFIGS = (
-    Config(64, 128, 32, 8, 3),
+    Config(128, 128, 64, 8, 3),
     Config(128, 128, 32, 8, 3),
-    Config(64, 64, 32, 4, 3),
-    Config(64, 16, 32, 4, 3),
+    Config(64, 128, 64, 8, 3),
+    Config(64, 128, 32, 8, 3),
+    Config(64, 64, 16, 8, 3),
+    Config(64, 16, 16, 4, 3),
 )
 PROGRAMS = 264  # two for each multiprocessor of an H200: the pixels are split until there are so many
 LEAST_STEPS = 8  # blocks of pixels that a program multiplies at least, so that the partial sums stay few
@@ -186,7 +188,9 @@ def wgrad(
     pixels = images * out_height * out_width
     if pixels == 0:
         return dw.zero_(), dw.new_zeros(out_channels if bias_grad else 0)
-    tile = pick(CONFIGS, config, group_in * rows * columns)
+    wide = is_wide_convolution(source, x, pixels)
+    narrow = wide or not source.channels_last
+    tile = pick(CONFIGS, config, out_channels // groups, group_in * rows * columns, x.element_size(), narrow)
     blocks_m = triton.cdiv(out_channels // groups, tile.block_m)
     blocks_n = triton.cdiv(group_in * rows * columns, tile.block_n)
     split = split_pixels(pixels, groups * blocks_m * blocks_n, tile.block_k)
@@ -200,9 +204,9 @@ def wgrad(
         WINDOW=window, SOURCE=source.kind, POOL=source.pool, BIAS_GRAD=bias_grad,
         GRAD_CHANNELS_LAST=source.channels_last, X_CHANNELS_LAST=is_channels_last(x),
         W_CHANNELS_LAST=is_channels_last(dw),
-        WIDE=is_wide_convolution(source, x, pixels), PRECISION=dot_precision(x.dtype),
+        WIDE=wide, PRECISION=dot_precision(x.dtype),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=REGISTERS,
     )  # fmt: skip
     dw.as_strided((weight.numel(),), (1,)).copy_(partial.sum(0))
     return dw, bias.sum(0).to(dw.dtype)
