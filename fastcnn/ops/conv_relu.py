@@ -9,7 +9,7 @@ from torch import Tensor
 from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks, convolution
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, prepare, reference
-from fastcnn.ops.gradients import Incoming, gradients, stage_before
+from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
 from fastcnn.ops.library import define
 from fastcnn.shapes import Size
 
@@ -56,6 +56,7 @@ class ConvReLU(torch.autograd.Function):
         input, weight, output = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
+            let_go(ctx)
             grad_conv = torch.where(output <= 0, 0, grad)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
             return *convolution.gradients(grad_conv, input, weight, ctx.settings, needs), grad_bias, None, None

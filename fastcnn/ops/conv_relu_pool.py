@@ -9,7 +9,7 @@ from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks, convolution, max_pool
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, output_shape, prepare
-from fastcnn.ops.gradients import Incoming, gradients, stage_before
+from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
 from fastcnn.ops.library import define
 from fastcnn.ops.max_pool import WINDOW, pool_window, refuse
 from fastcnn.shapes import Size, Window, conv_memory_format, memory_format
@@ -104,6 +104,7 @@ class ConvReLUPool(torch.autograd.Function):
         input, weight, codes = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
+            let_go(ctx)
             grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
             return *convolution.gradients(grad_conv, input, weight, ctx.settings, needs), grad_bias, None, None, None

@@ -106,8 +106,8 @@ def gradients(
         grad_input, bias_before = _dgrad[ctx.backend](
             *incoming[:2], input, weight, before is not None, sums, settings.dgrad or None, *numbers
         )
-        if sums:
-            before.bias_sum = bias_before
+        if before is not None:
+            before.bias_sum = bias_before if sums else None
     if our_wgrad:
         grad_weight, bias = _wgrad[ctx.backend](
             *incoming[:2], input, weight, wants_bias, settings.wgrad or None, *numbers
@@ -123,6 +123,12 @@ def only_reader(activations: Any) -> None:
     node = getattr(activations, "grad_fn", None)
     if getattr(node, "read_once", None) is False:
         node.read_once = True
+
+
+def let_go(ctx: Any) -> None:
+    """Leave the mask to the stage before from now on, as what this backward builds reads its output too."""
+    if ctx.before is not None:
+        ctx.before.masked, ctx.before = False, None
 
 
 def stage_before(input: Tensor, settings: convolution.Convolution) -> Any:

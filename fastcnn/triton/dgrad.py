@@ -90,7 +90,7 @@ def dgrad_kernel(
     PLACES: tl.constexpr = WINDOW.size[0] * WINDOW.size[1]
     w_columns = channel if W_CHANNELS_LAST else channel * PLACES
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for step in range(0, PLACES * BLOCKS_K):
+    for step in range(PLACES * BLOCKS_K):
         place = step // BLOCKS_K
         k = step % BLOCKS_K * BLOCK_K + tl.arange(0, BLOCK_K)
         k_mask = k < GROUP_OUT
