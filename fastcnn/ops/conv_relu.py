@@ -47,8 +47,7 @@ class ConvReLU(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, ctx.settings, ctx.backend = inputs
         ctx.before = stage_before(input, ctx.settings)
-        ctx.read_once = False  # whether the stage that follows is known to be the output's only reader,
-        ctx.masked, ctx.bias_sum = False, None  # and masks the gradient that it hands down, and has summed it
+        ctx.masked, ctx.bias_sum = False, None  # by the stage that follows: the gradient that it hands down
         ctx.save_for_backward(input, weight, output)
 
     @staticmethod

@@ -118,11 +118,8 @@ def gradients(
 
 def only_reader(activations: Any) -> None:
     """Note that nothing but the stage that follows reads these activations, so that it may mask their gradient."""
-    if torch.compiler.is_compiling():
-        return
-    node = getattr(activations, "grad_fn", None)
-    if getattr(node, "read_once", None) is False:
-        node.read_once = True
+    if not torch.compiler.is_compiling():
+        activations.read_once = True  # the cheapest note there is: most stages never ask for it
 
 
 def let_go(ctx: Any) -> None:
@@ -135,8 +132,8 @@ def stage_before(input: Tensor, settings: convolution.Convolution) -> Any:
     """Return the autograd node of the stage whose ReLU our dgrad will mask for, and tell that stage so; or None."""
     if settings.dgrad is None or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
-    node: Any = input.grad_fn
-    if not getattr(node, "read_once", False):
+    node: Any = input.grad_fn if getattr(input, "read_once", False) else None
+    if getattr(node, "masked", None) is not False:  # the very output of a conv_relu, whose node has the attribute
         return None
     node.masked = True
     return node

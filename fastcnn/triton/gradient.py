@@ -84,8 +84,8 @@ def pick(
 ) -> Config:
     """Return the configuration asked for, else the first that is no larger than the matrix and fits every GPU.
 
-    `narrow`: one of the last two, for offsets that are many (NCHW is read value by value) or long (64 bits), as they
-    take the registers.
+    `narrow`: one of the last two, for offsets that are many (NCHW, and few channels, are read value by value) or long
+    (64 bits), as they take the registers.
     """
     if name:
         return {config.name: config for config in configs}[name]

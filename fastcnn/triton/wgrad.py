@@ -189,7 +189,7 @@ def wgrad(
     if pixels == 0:
         return dw.zero_(), dw.new_zeros(out_channels if bias_grad else 0)
     wide = is_wide_convolution(source, x, pixels)
-    narrow = wide or not source.channels_last
+    narrow = wide or not source.channels_last or group_in % 8 != 0
     tile = pick(CONFIGS, config, out_channels // groups, group_in * rows * columns, x.element_size(), narrow)
     blocks_m = triton.cdiv(out_channels // groups, tile.block_m)
     blocks_n = triton.cdiv(group_in * rows * columns, tile.block_n)
