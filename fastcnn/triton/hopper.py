@@ -1,0 +1,264 @@
+"""What the Hopper convolutions share: what they take, how they cut an output into boxes, and what a tile ends with.
+
+A tile is BLOCK_CO output channels by the pixels of one box: rows x columns x images, the images fastest. The copy engine
+(TMA) brings boxes of the input, shifted by a tap; what lies outside the image reads as zero, which is the padding. The
+weights are the product's left operand: a 2x2 window's four pixels then lie in one thread's registers.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcnn.shapes import RELU_OFF, Window, conv_memory_format
+
+OFF = tl.constexpr(RELU_OFF)
+CHANNELS_IN = 8  # a multiple of it: strides of 16 bytes
+CHANNELS_OUT = 16  # likewise for the codes, of one byte
+MULTIPROCESSORS = 132  # of an H100 or H200, where there is no GPU to ask
+
+
+class Box(NamedTuple):
+    """The pixels of a tile."""
+
+    rows: int
+    columns: int
+    images: int
+
+    def fits_pairs(self) -> bool:
+        """Whether no 2x2 window reaches beyond it."""
+        return self.rows % 2 == 0 and self.columns % 2 == 0
+
+
+# By the pixels of a tile: from boxes of one image to single pixels of many. Images that do not fill a box idle.
+BOXES = {
+    128: (Box(16, 8, 1), Box(4, 4, 8), Box(2, 2, 32), Box(1, 1, 128)),
+    256: (Box(16, 16, 1), Box(8, 4, 8), Box(4, 4, 16), Box(2, 2, 64), Box(1, 1, 256)),
+}
+
+
+class Config(NamedTuple):
+    """A tile: output channels by pixels, so many input channels at a time; stages are boxes underway."""
+
+    block_co: int
+    pixels: int
+    block_ci: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        """Return what tuning tables and ``use_backend`` call it; a configuration that changes gets another name."""
+        return f"{self.block_co}x{self.pixels}x{self.block_ci}w{self.num_warps}s{self.num_stages}"
+
+
+class Plan(NamedTuple):
+    """How a call is cut: its configuration, its box, and the tiles along each axis."""
+
+    config: Config
+    box: Box
+    tiles_h: int
+    tiles_w: int
+    tiles_n: int
+    blocks_co: int
+
+    @property
+    def tiles(self) -> int:
+        """Return how many tiles there are in all."""
+        return self.tiles_h * self.tiles_w * self.tiles_n * self.blocks_co
+
+
+def make_plan(
+    configs: Sequence[Config],
+    depth: int,
+    images: int,
+    channels: int,
+    rows: int,
+    columns: int,
+    pooled: bool,
+    multiprocessors: int,
+) -> Plan:
+    """Return the plan that keeps the multiprocessors busy for the shortest time, of equals the first configuration's.
+
+    Args:
+        configs: to choose from.
+        depth: channels of the input.
+        images: of the output.
+        channels: of the output.
+        rows: that are needed of the convolution's output, before the pool.
+        columns: likewise.
+        pooled: whether 2x2 windows must lie inside a box.
+        multiprocessors: of the GPU.
+    """
+
+    def work(plan: Plan) -> int:
+        config = plan.config
+        chunks = triton.cdiv(depth, config.block_ci) * config.block_ci
+        return triton.cdiv(plan.tiles, multiprocessors) * config.block_co * config.pixels * chunks
+
+    plans = [_cut(config, images, channels, rows, columns, pooled) for config in configs]
+    return min(plans, key=work)
+
+
+def _cut(config: Config, images: int, channels: int, rows: int, columns: int, pooled: bool) -> Plan:
+    def cut(box: Box) -> Plan:
+        tiles = (triton.cdiv(rows, box.rows), triton.cdiv(columns, box.columns), triton.cdiv(images, box.images))
+        return Plan(config, box, *tiles, triton.cdiv(channels, config.block_co))
+
+    return min((cut(box) for box in BOXES[config.pixels] if box.fits_pairs() or not pooled), key=lambda p: p.tiles)
+
+
+def refuse(
+    algorithm: str, capabilities: tuple[int, ...], input: Tensor, weight: Tensor, window: Window, groups: int
+) -> None:
+    """Raise where an algorithm cannot serve a call.
+
+    Args:
+        algorithm: its name.
+        capabilities: the major compute capabilities that it is made for.
+        input: (N, C, H, W).
+        weight: (C_out, C, R, S).
+        window: the convolution's kernel.
+        groups: of channels.
+
+    Raises:
+        RuntimeError: names the argument, what is taken and what came.
+    """
+    channels, outputs = input.shape[1], weight.shape[0]
+    rules = (
+        (
+            input.dtype in (torch.bfloat16, torch.float16),  # float32 would be cut to TF32, not rounded, before 3.8
+            f"argument 'input' in bfloat16 or float16, got {input.dtype}",
+        ),
+        (window.stride == (1, 1), f"argument 'stride' 1, got {window.stride}"),
+        (groups == 1, f"argument 'groups' 1, got {groups}"),
+        (
+            channels % CHANNELS_IN == 0,
+            f"argument 'input' with a multiple of {CHANNELS_IN} channels, got {channels}",
+        ),
+        (
+            outputs % CHANNELS_OUT == 0,
+            f"argument 'weight' with a multiple of {CHANNELS_OUT} output channels, got {outputs}",
+        ),
+        (
+            input.device.type != "cuda" or torch.cuda.get_device_capability(input.device)[0] in capabilities,
+            f"argument 'input' on a GPU of compute capability {' or '.join(f'{each}.x' for each in capabilities)}, "
+            f"got one of {_capability(input.device)}",
+        ),
+    )
+    for holds, expected in rules:
+        if not holds:
+            raise RuntimeError(f"backend 'triton' by {algorithm!r} takes {expected}")
+
+
+def _capability(device: torch.device) -> str:
+    return ".".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else "none"
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many a GPU has."""
+    if device.type != "cuda":
+        return MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def pools_pairs(window: Window, rows: int, columns: int) -> bool:
+    """Whether a pool over so many rows and columns is one of whole 2x2 windows side by side."""
+    plain = window[:4] == ((2, 2), (2, 2), (0, 0), (1, 1))
+    return plain and window.output_size(rows, columns) == (rows // 2, columns // 2)
+
+
+class Boxed(NamedTuple):
+    """A tensor as the copy engine sees it: its axes slowest first by name, not by stride, and a box of them."""
+
+    base: Tensor
+    shape: list[int]
+    strides: list[int]
+    box: list[int]
+
+
+def pixels(tensor: Tensor, rows: int, columns: int, images: int, channels: int) -> Boxed:
+    """Return a channels_last (N, C, H, W) as [H, W, N, C], in boxes of these sizes."""
+    count, depth, height, width = tensor.shape
+    strides = [width * depth, depth, height * width * depth, 1]
+    return Boxed(tensor, [height, width, count, depth], strides, [rows, columns, images, channels])
+
+
+def taps(weight: Tensor, outputs: int, channels: int) -> Boxed:
+    """Return a channels_last (C_out, C, R, S) as [R * S, C_out, C], in boxes of one tap."""
+    count, depth, rows, columns = weight.shape
+    strides = [depth, rows * columns * depth, 1]
+    return Boxed(weight, [rows * columns, count, depth], strides, [1, outputs, channels])
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Return the tensor in channels_last, at an address that the copy engine takes."""
+    dense = tensor.contiguous(memory_format=torch.channels_last)
+    return dense.clone(memory_format=torch.channels_last) if dense.data_ptr() % 16 else dense
+
+
+class Call(NamedTuple):
+    """One convolution, ready to launch: its plan, and its tensors as the copy engine sees them."""
+
+    plan: Plan
+    x: Boxed
+    w: Boxed
+    y: Boxed
+    code: Boxed | None
+    format: torch.memory_format  # that the operator promises
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return what both kernels take: channels, height, width, output channels, and the tiles along axes."""
+        height, width, _, channels = self.x.shape
+        plan = self.plan
+        return channels, height, width, self.w.shape[1], plan.tiles_h, plan.tiles_w, plan.blocks_co
+
+    def results(self) -> tuple[Tensor, Tensor | None]:
+        """Return output and codes in the memory format that the operator promises."""
+        code = None if self.code is None else self.code.base.contiguous(memory_format=self.format)
+        return self.y.base.contiguous(memory_format=self.format), code
+
+
+def make_call(
+    configs: Sequence[Config],
+    algorithm: str | None,
+    input: Tensor,
+    weight: Tensor,
+    window: Window,
+    pooled: bool,
+    codes: bool,
+) -> Call:
+    """Allocate the output, and the codes if asked, and cut the call into tiles of the configuration asked for."""
+    _, _, name = (algorithm or "").partition(":")
+    configs = [config for config in configs if name in ("", config.name)]
+    images, outputs = input.shape[0], weight.shape[0]
+    height, width = window.output_size(*input.shape[2:])
+    step = 2 if pooled else 1
+    shape = (images, outputs, height // step, width // step)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    code = torch.empty_like(y, dtype=torch.uint8) if codes else None
+    needed = (shape[2] * step, shape[3] * step)
+    plan = make_plan(configs, input.shape[1], images, outputs, *needed, pooled, multiprocessors(input.device))
+    config, box = plan.config, plan.box
+    out = (box.rows // step, box.columns // step, box.images, config.block_co)
+    return Call(
+        plan,
+        pixels(channels_last(input), *box, config.block_ci),
+        taps(channels_last(weight), config.block_co, config.block_ci),
+        pixels(y, *out),
+        None if code is None else pixels(code, *out),
+        conv_memory_format(input, weight),
+    )
+
+
+@triton.jit
+def inside(start, BOX: tl.constexpr, LENGTH, KERNEL: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr):
+    """Return the first tap that reads inside the image anywhere in a box of an axis, and how many from there on do."""
+    first = (tl.maximum(PADDING - start - (BOX - 1), 0) + DILATION - 1) // DILATION
+    end = (tl.maximum(LENGTH + PADDING - start, 0) + DILATION - 1) // DILATION
+    return first, tl.maximum(tl.minimum(end, KERNEL) - first, 0)
