@@ -32,8 +32,8 @@ ALGORITHMS = {
 # Algorithms with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.
 _CONFIGURED = {
     ("triton", "implicit_gemm"): ("conv_relu", "CONFIGS"),
-    ("triton", "tma"): ("tma", "CONFIGS"),
-    ("triton", "warp_specialized"): ("warp_specialized", "CONFIGS"),
+    ("triton", "tma"): ("hopper", "TMA"),
+    ("triton", "warp_specialized"): ("hopper", "WARP_SPECIALIZED"),
 }
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from fastcnn.triton.hopper import TMA, WARP_SPECIALIZED
+
 ROOT = Path(__file__).parent
+SHARED_MEMORY = 227 * 1024  # that a program may have on sm_90 and sm_100
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,22 @@ def test_matrix_products_run_on_tensor_cores(rows: list[dict[str, Any]]) -> None
     products = [row for row in rows if row["kernel"] == "implicit_gemm_kernel"]
     assert [where(row) for row in products if not row["tensor_cores"]] == []
     assert [where(row) for row in products if row["architecture"] == 90 and not row["wgmma"]] == []
+
+
+def test_hopper_convolutions_feed_the_tensor_cores_from_shared_memory(rows: list[dict[str, Any]]) -> None:
+    kernels = [row for row in rows if row["kernel"] in ("tma_kernel", "warp_specialized_kernel")]
+    assert {(row["kernel"], row["architecture"]) for row in kernels} == {
+        ("tma_kernel", 90),
+        ("tma_kernel", 100),
+        ("warp_specialized_kernel", 90),
+    }
+    assert [where(row) for row in kernels if not row["tma"] or not row["shared_operands"]] == []
+    assert [where(row) for row in kernels if row["architecture"] == 90 and not row["wgmma"]] == []
+    assert [where(row) for row in kernels if row["shared"] > SHARED_MEMORY] == []
+    forced = {row["case"] for row in kernels if ":" in row["case"]}
+    assert forced == {f"tma:{each.name}" for each in TMA} | {
+        f"warp_specialized:{each.name}" for each in WARP_SPECIALIZED
+    }
 
 
 def test_channels_last_convolution_copies_asynchronously(rows: list[dict[str, Any]]) -> None:

@@ -26,6 +26,7 @@ from fastcnn.triton.tiles import (
     tiling,
 )
 
+
 class Config(NamedTuple):
     """A tile of the implicit GEMM: BLOCK_M output pixels by BLOCK_N output channels, BLOCK_K at a time."""
 

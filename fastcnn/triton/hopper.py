@@ -56,6 +56,25 @@ class Config(NamedTuple):
         return f"{self.block_co}x{self.pixels}x{self.block_ci}w{self.num_warps}s{self.num_stages}"
 
 
+# Of the algorithm `tma`: tiles that read the input least often come first.
+TMA = (
+    Config(128, 256, 64, 8, 4),
+    Config(256, 128, 64, 8, 4),
+    Config(128, 128, 64, 8, 4),
+    Config(128, 128, 64, 4, 3),
+    Config(64, 256, 64, 4, 2),
+    Config(64, 128, 64, 4, 3),
+    Config(64, 128, 32, 4, 4),
+)
+# Of `warp_specialized`: the warps are those that multiply. Listed here, as that module needs Gluon.
+WARP_SPECIALIZED = (
+    Config(128, 256, 64, 8, 3),
+    Config(256, 128, 64, 8, 3),
+    Config(128, 128, 64, 8, 4),
+    Config(64, 128, 64, 4, 4),
+)
+
+
 class Plan(NamedTuple):
     """How a call is cut: its configuration, its box, and the tiles along each axis."""
 
@@ -119,7 +138,7 @@ def refuse(
 
     Args:
         algorithm: its name.
-        capabilities: the major compute capabilities that it is made for.
+        capabilities: the major compute capabilities that it is made for; 0 is Triton's interpreter.
         input: (N, C, H, W).
         weight: (C_out, C, R, S).
         window: the convolution's kernel.
@@ -128,35 +147,29 @@ def refuse(
     Raises:
         RuntimeError: names the argument, what is taken and what came.
     """
-    channels, outputs = input.shape[1], weight.shape[0]
-    rules = (
+    channels, outputs, capability = input.shape[1], weight.shape[0], _capability(input.device)
+    gpus = " or ".join(f"{each}.x" for each in capabilities if each)
+    # float32 would be cut to TF32: descriptors that round it begin with Triton 3.7
+    taken = (
+        ("input", "in bfloat16 or float16", input.dtype, input.dtype in (torch.bfloat16, torch.float16)),
+        ("stride", "1", window.stride, window.stride == (1, 1)),
+        ("groups", "1", groups, groups == 1),
+        ("input", f"with a multiple of {CHANNELS_IN} channels", channels, channels % CHANNELS_IN == 0),
+        ("weight", f"with a multiple of {CHANNELS_OUT} output channels", outputs, outputs % CHANNELS_OUT == 0),
         (
-            input.dtype in (torch.bfloat16, torch.float16),  # float32 would be cut to TF32, not rounded, before 3.8
-            f"argument 'input' in bfloat16 or float16, got {input.dtype}",
-        ),
-        (window.stride == (1, 1), f"argument 'stride' 1, got {window.stride}"),
-        (groups == 1, f"argument 'groups' 1, got {groups}"),
-        (
-            channels % CHANNELS_IN == 0,
-            f"argument 'input' with a multiple of {CHANNELS_IN} channels, got {channels}",
-        ),
-        (
-            outputs % CHANNELS_OUT == 0,
-            f"argument 'weight' with a multiple of {CHANNELS_OUT} output channels, got {outputs}",
-        ),
-        (
-            input.device.type != "cuda" or torch.cuda.get_device_capability(input.device)[0] in capabilities,
-            f"argument 'input' on a GPU of compute capability {' or '.join(f'{each}.x' for each in capabilities)}, "
-            f"got one of {_capability(input.device)}",
+            "input",
+            f"on a GPU of compute capability {gpus}",
+            ".".join(map(str, capability)) if capability[0] else input.device,
+            capability[0] in capabilities or input.device.type == "meta",
         ),
     )
-    for holds, expected in rules:
+    for name, expected, got, holds in taken:
         if not holds:
-            raise RuntimeError(f"backend 'triton' by {algorithm!r} takes {expected}")
+            raise RuntimeError(f"backend 'triton' by {algorithm!r} takes argument {name!r} {expected}, got {got}")
 
 
-def _capability(device: torch.device) -> str:
-    return ".".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else "none"
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @cache
@@ -262,3 +275,48 @@ def inside(start, BOX: tl.constexpr, LENGTH, KERNEL: tl.constexpr, PADDING: tl.c
     first = (tl.maximum(PADDING - start - (BOX - 1), 0) + DILATION - 1) // DILATION
     end = (tl.maximum(LENGTH + PADDING - start, 0) + DILATION - 1) // DILATION
     return first, tl.maximum(tl.minimum(end, KERNEL) - first, 0)
+
+
+@triton.jit
+def tile_start(
+    tile,
+    TILES_H,
+    TILES_W,
+    BLOCKS_CO,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    IMAGES: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+):
+    """Return row, column, image and output channel at which a tile begins; neighbours share their pixels."""
+    box = tile // BLOCKS_CO
+    w = box % TILES_W * COLUMNS
+    h = box // TILES_W % TILES_H * ROWS
+    return h, w, box // TILES_W // TILES_H * IMAGES, tile % BLOCKS_CO * BLOCK_CO
+
+
+@triton.jit
+def later_wins(earlier, later):
+    """Whether the later of two places of a window wins: of equals the earlier, and the last NaN, as in torch."""
+    return (later > earlier) | (later != later)
+
+
+@triton.jit
+def finish_pool(
+    acc, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_CO: tl.constexpr
+):
+    """Apply ReLU to a tile [BLOCK_CO, PIXELS] and pool it; return values and codes [BLOCK_CO, PIXELS / 4]."""
+    value = acc.to(DTYPE).to(tl.float32)  # rounded as the stock convolution rounds, so that the same pixel wins
+    window = tl.reshape(value, (BLOCK_CO, ROWS // 2, 2, COLUMNS // 2, 2, IMAGES))
+    top, bottom = tl.split(tl.permute(window, (0, 1, 3, 5, 4, 2)))
+    v0, v1 = tl.split(top)
+    v2, v3 = tl.split(bottom)
+    right, below = later_wins(v0, v1), later_wins(v2, v3)
+    best_top, best_bottom = tl.where(right, v1, v0), tl.where(below, v3, v2)
+    lower = later_wins(best_top, best_bottom)
+    best = tl.where(lower, best_bottom, best_top)
+    off = best <= 0.0
+    code = tl.where(off, OFF, tl.where(lower, tl.where(below, 3, 2), tl.where(right, 1, 0)))
+    y = tl.where(off, 0.0, best).to(DTYPE)
+    shape: tl.constexpr = (BLOCK_CO, ROWS * COLUMNS * IMAGES // 4)
+    return tl.reshape(y, shape), tl.reshape(code.to(tl.uint8), shape)

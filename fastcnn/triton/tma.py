@@ -10,19 +10,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcnn.shapes import Window
 from fastcnn.triton import hopper
-from fastcnn.triton.hopper import OFF, Boxed, Config, inside
+from fastcnn.triton.hopper import Boxed, finish_pool, inside, tile_start
 from fastcnn.triton.tiles import INTERPRETING
 
-CAPABILITIES = (9, 10)
-CONFIGS = (
-    Config(128, 256, 64, 8, 4),
-    Config(256, 128, 64, 8, 4),
-    Config(128, 128, 64, 8, 4),
-    Config(64, 256, 64, 8, 4),
-    Config(64, 128, 64, 4, 4),
-    Config(128, 128, 64, 4, 3),
-    Config(64, 256, 32, 4, 4),
-)
+CAPABILITIES = (0, 9, 10)
 
 
 @triton.jit
@@ -54,12 +45,7 @@ def tma_kernel(
 
     One program computes BLOCK_CO channels of one box of ROWS x COLUMNS x IMAGES pixels, before the pool.
     """
-    pid = tl.program_id(0)
-    co = pid % BLOCKS_CO * BLOCK_CO
-    tile = pid // BLOCKS_CO
-    w0 = tile % TILES_W * COLUMNS
-    h0 = tile // TILES_W % TILES_H * ROWS
-    n = tile // TILES_W // TILES_H * IMAGES
+    h0, w0, n, co = tile_start(tl.program_id(0), TILES_H, TILES_W, BLOCKS_CO, ROWS, COLUMNS, IMAGES, BLOCK_CO)
     PIXELS: tl.constexpr = ROWS * COLUMNS * IMAGES
     r0, rows = inside(h0, ROWS, H, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
     s0, columns = inside(w0, COLUMNS, W, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
@@ -82,35 +68,15 @@ def tma_kernel(
         out = co + tl.arange(0, BLOCK_CO)
         acc += tl.load(bias_ptr + out, mask=out < OUT_C, other=0.0).to(tl.float32)[:, None]
     if POOL:
-        # rounded as the stock convolution rounds, so that the same pixel wins
-        value = acc.to(y_desc.dtype).to(tl.float32)
-        window = tl.reshape(value, (BLOCK_CO, ROWS // 2, 2, COLUMNS // 2, 2, IMAGES))
-        top, bottom = tl.split(tl.permute(window, (0, 1, 3, 5, 4, 2)))
-        v0, v1 = tl.split(top)
-        v2, v3 = tl.split(bottom)
-        right, below = later_wins(v0, v1), later_wins(v2, v3)
-        best_top, best_bottom = tl.where(right, v1, v0), tl.where(below, v3, v2)
-        lower = later_wins(best_top, best_bottom)
-        best = tl.where(lower, best_bottom, best_top)
-        off = best <= 0.0
-        y = tl.where(off, 0.0, best)
+        y, code = finish_pool(acc, y_desc.dtype, ROWS, COLUMNS, IMAGES, BLOCK_CO)
+        at = [h0 // 2, w0 // 2, n, co]
+        y_desc.store(at, tl.reshape(y.T, (ROWS // 2, COLUMNS // 2, IMAGES, BLOCK_CO)))
         if CODES:
-            code = tl.where(lower, tl.where(below, 3, 2), tl.where(right, 1, 0))
-            code = tl.reshape(tl.where(off, OFF, code).to(tl.uint8), (BLOCK_CO, PIXELS // 4))
-            code = tl.reshape(code.T, (ROWS // 2, COLUMNS // 2, IMAGES, BLOCK_CO))
-            code_desc.store([h0 // 2, w0 // 2, n, co], code)
-        y = tl.reshape(y.to(y_desc.dtype), (BLOCK_CO, PIXELS // 4))
-        y_desc.store([h0 // 2, w0 // 2, n, co], tl.reshape(y.T, (ROWS // 2, COLUMNS // 2, IMAGES, BLOCK_CO)))
+            code_desc.store(at, tl.reshape(code.T, (ROWS // 2, COLUMNS // 2, IMAGES, BLOCK_CO)))
     else:
         if RELU:
             acc = tl.where(acc <= 0.0, 0.0, acc)
         y_desc.store([h0, w0, n, co], tl.reshape(acc.to(y_desc.dtype).T, (ROWS, COLUMNS, IMAGES, BLOCK_CO)))
-
-
-@triton.jit
-def later_wins(earlier, later):
-    """Whether the later of two places of a window wins: of equals the earlier, and the last NaN, as in torch."""
-    return (later > earlier) | (later != later)
 
 
 def descriptor(boxed: Boxed | None) -> TensorDescriptor | None:
@@ -144,7 +110,7 @@ def convolution(
         codes: return the argmax codes too.
     """
     hopper.refuse("tma", CAPABILITIES, input, weight, window, groups)
-    call = hopper.make_call(CONFIGS, algorithm, input, weight, window, pool, codes)
+    call = hopper.make_call(hopper.TMA, algorithm, input, weight, window, pool, codes)
     if call.plan.tiles:
         box, tile = call.plan.box, call.plan.config
         tma_kernel[(call.plan.tiles,)](
