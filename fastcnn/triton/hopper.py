@@ -1,8 +1,8 @@
 """What the Hopper convolutions share: what they take, how they cut an output into boxes, and what a tile ends with.
 
-A tile is BLOCK_CO output channels by the pixels of one box: rows x columns x images, the images fastest. The copy engine
-(TMA) brings boxes of the input, shifted by a tap; what lies outside the image reads as zero, which is the padding. The
-weights are the product's left operand: a 2x2 window's four pixels then lie in one thread's registers.
+A tile is BLOCK_CO output channels by the pixels of one box: rows x columns x images, the images fastest. The copy
+engine (TMA) brings boxes of the input, shifted by a tap; what lies outside the image reads as zero, which is the
+padding. The weights are the product's left operand: a 2x2 window's four pixels then lie in one thread's registers.
 """
 
 from collections.abc import Sequence
