@@ -1,9 +1,9 @@
-"""Play the Gluon kernel on the CPU from its own source: its warps as threads, its barriers and copies in the worst order.
+"""Play the Gluon kernel on the CPU from its own source: its warps as threads, barriers and copies in the worst order.
 
-Gluon has no interpreter. Here the functions of fastcnn/triton/warp_specialized.py run as plain Python over torch tensors.
-Matrix products and copies out read shared memory as late as the kernel's waits allow, copies in write it as early as its
-barriers allow: a place that is freed too soon, a phase that is off by one or a missing wait gives wrong results or stands
-still. Layouts, and fences between the proxies of memory, are not played: the compiler and a GPU see those.
+Gluon has no interpreter. Here the functions of fastcnn/triton/warp_specialized.py run as plain Python over tensors.
+Matrix products and copies out read shared memory as late as the kernel's waits allow, copies in write it as early as
+its barriers allow: a place that is freed too soon, a phase that is off by one or a missing wait gives wrong results or
+stands still. Layouts, and fences between the proxies of memory, are not played: the compiler and a GPU see those.
 """
 
 import threading
