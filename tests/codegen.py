@@ -22,7 +22,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from fastcnn.backend import configurations
+from fastcnn.triton import hopper
 
 STEMS = ("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "tma", "warp_specialized")
 ARCHITECTURES = (80, 90, 100)
@@ -158,13 +158,13 @@ def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         "alexnet 27x27": convolution(128, 64, 27, 5, 192),
         "alexnet 13x13": convolution(128, 384, 13, 3, 256),
     }
-    for algorithm in ("tma", "warp_specialized"):
+    for algorithm, configs in {"tma": hopper.TMA, "warp_specialized": hopper.WARP_SPECIALIZED}.items():
         for case, arguments in pooled.items():
             yield f"{case}, {algorithm}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, algorithm, *pool2)
         for case, arguments in plain.items():
             yield f"{case}, {algorithm}", "conv_relu", "conv_relu", (*arguments, algorithm)
-        for config in configurations("triton", algorithm):
-            how = f"{algorithm}:{config}"
+        for config in configs:
+            how = f"{algorithm}:{config.name}"
             arguments = pooled["vgg conv5_3, pool"]
             yield how, "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
 

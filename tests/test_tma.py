@@ -4,6 +4,7 @@
 """
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import fastcnn
 import fastcnn.functional as FF
 from fastcnn.shapes import RELU_OFF, Window
 from fastcnn.triton import hopper, tma
-from fastcnn.triton.hopper import BOXES, TMA, Box, Config
+from fastcnn.triton.hopper import BOXES, TMA, Box, Config, Output
 
 pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and torch.cuda.get_device_capability()[0] not in tma.CAPABILITIES,
@@ -126,13 +127,18 @@ def test_rounding() -> None:
     assert_parity(lambda b: fast(x, w, b), lambda b: stock(x.to(b), w.to(b), b), (b,), TMA_BACKEND)
 
 
+def force(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every plan take this box, and the first configuration."""
+    monkeypatch.setattr(hopper, "make_plan", lambda configs, depth, output, *_: hopper.cut(configs[0], box, output))
+
+
 EACH_CONFIG = [(config, BOXES[config.pixels][0]) for config in TMA]
 EACH_BOX = [(TMA[i], box) for i, pixels in ((2, 128), (0, 256)) for box in BOXES[pixels][1:]]
 
 
 @pytest.mark.parametrize(("config", "box"), EACH_CONFIG + EACH_BOX, ids=str)
 def test_every_configuration_and_box(config: Config, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BOXES, config.pixels, (box,))
+    force(box, monkeypatch)
     images = 1 if box.images == 1 else box.images + 2
     height = box.rows + 2 if box.images == 1 else 3
     x = torch.randint(-2, 3, (images, 8, height, 2), device=DEVICE).to(BFLOAT16, memory_format=torch.channels_last)
@@ -237,23 +243,23 @@ def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         FF.conv2d_relu(x, w)
 
 
-# Images, output channels, rows and columns, pooled: box and idle pixels on an H200, as performance was planned.
-PLANS: dict[str, tuple[tuple[int, int, int, int, bool], Box]] = {
-    "VGG at 224": ((64, 64, 224, 224, True), Box(16, 8, 1)),
-    "VGG at 56": ((64, 256, 56, 56, True), Box(8, 4, 8)),
-    "VGG at 28": ((64, 512, 28, 28, True), Box(4, 4, 16)),
-    "VGG at 14": ((64, 512, 14, 14, True), Box(2, 2, 32)),
-    "AlexNet at 27": ((128, 192, 27, 27, False), Box(1, 1, 128)),
-    "AlexNet at 13": ((128, 256, 13, 13, False), Box(1, 1, 128)),
+# The output, whether it is pooled, and the box.
+PLANS: dict[str, tuple[Output, bool, Box]] = {
+    "VGG at 224": (Output(64, 64, 224, 224), True, Box(16, 8, 1)),
+    "VGG at 56": (Output(64, 256, 56, 56), True, Box(8, 4, 8)),
+    "VGG at 28": (Output(64, 512, 28, 28), True, Box(4, 4, 16)),
+    "VGG at 14": (Output(64, 512, 14, 14), True, Box(2, 2, 32)),
+    "AlexNet at 27": (Output(128, 192, 27, 27), False, Box(1, 1, 128)),
+    "AlexNet at 13": (Output(128, 256, 13, 13), False, Box(1, 1, 128)),
 }
 
 
 @each_case(PLANS)
 def test_no_lane_idles_in_the_networks(case: Any) -> None:
-    (images, channels, rows, columns, pools), box = case
-    plan = hopper.make_plan(TMA, 64, images, channels, rows, columns, pools, 132)
+    output, pools, box = case
+    plan = hopper.make_plan(TMA, 64, output, pools, multiprocessors=132)
     assert plan.box == box
-    assert plan.tiles * plan.config.block_co * plan.config.pixels == images * channels * rows * columns
+    assert plan.tiles * plan.config.block_co * plan.config.pixels == prod(output)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU's memory")

@@ -5,7 +5,6 @@ engine (TMA) brings boxes of the input, shifted by a tap; what lies outside the 
 padding. The weights are the product's left operand: a 2x2 window's four pixels then lie in one thread's registers.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -91,25 +90,23 @@ class Plan(NamedTuple):
         return self.tiles_h * self.tiles_w * self.tiles_n * self.blocks_co
 
 
-def make_plan(
-    configs: Sequence[Config],
-    depth: int,
-    images: int,
-    channels: int,
-    rows: int,
-    columns: int,
-    pooled: bool,
-    multiprocessors: int,
-) -> Plan:
+class Output(NamedTuple):
+    """The convolution's output as far as it is needed: a 2x2 pool leaves out a last odd row or column."""
+
+    images: int
+    channels: int
+    rows: int
+    columns: int
+
+
+@cache
+def make_plan(configs: tuple[Config, ...], depth: int, output: Output, pooled: bool, multiprocessors: int) -> Plan:
     """Return the plan that keeps the multiprocessors busy for the shortest time, of equals the first configuration's.
 
     Args:
         configs: to choose from.
         depth: channels of the input.
-        images: of the output.
-        channels: of the output.
-        rows: that are needed of the convolution's output, before the pool.
-        columns: likewise.
+        output: what is computed.
         pooled: whether 2x2 windows must lie inside a box.
         multiprocessors: of the GPU.
     """
@@ -119,16 +116,23 @@ def make_plan(
         chunks = triton.cdiv(depth, config.block_ci) * config.block_ci
         return triton.cdiv(plan.tiles, multiprocessors) * config.block_co * config.pixels * chunks
 
-    plans = [_cut(config, images, channels, rows, columns, pooled) for config in configs]
-    return min(plans, key=work)
+    def best_box(config: Config) -> Plan:
+        boxes = [box for box in BOXES[config.pixels] if box.fits_pairs() or not pooled]
+        return min((cut(config, box, output) for box in boxes), key=lambda plan: plan.tiles)
+
+    return min(map(best_box, configs), key=work)
 
 
-def _cut(config: Config, images: int, channels: int, rows: int, columns: int, pooled: bool) -> Plan:
-    def cut(box: Box) -> Plan:
-        tiles = (triton.cdiv(rows, box.rows), triton.cdiv(columns, box.columns), triton.cdiv(images, box.images))
-        return Plan(config, box, *tiles, triton.cdiv(channels, config.block_co))
-
-    return min((cut(box) for box in BOXES[config.pixels] if box.fits_pairs() or not pooled), key=lambda p: p.tiles)
+def cut(config: Config, box: Box, output: Output) -> Plan:
+    """Return the plan with this configuration and this box."""
+    return Plan(
+        config,
+        box,
+        triton.cdiv(output.rows, box.rows),
+        triton.cdiv(output.columns, box.columns),
+        triton.cdiv(output.images, box.images),
+        triton.cdiv(output.channels, config.block_co),
+    )
 
 
 def refuse(
@@ -238,7 +242,7 @@ class Call(NamedTuple):
 
 
 def make_call(
-    configs: Sequence[Config],
+    configs: tuple[Config, ...],
     algorithm: str | None,
     input: Tensor,
     weight: Tensor,
@@ -248,15 +252,16 @@ def make_call(
 ) -> Call:
     """Allocate the output, and the codes if asked, and cut the call into tiles of the configuration asked for."""
     _, _, name = (algorithm or "").partition(":")
-    configs = [config for config in configs if name in ("", config.name)]
+    if name:
+        configs = tuple(config for config in configs if config.name == name)
     images, outputs = input.shape[0], weight.shape[0]
     height, width = window.output_size(*input.shape[2:])
     step = 2 if pooled else 1
     shape = (images, outputs, height // step, width // step)
     y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
     code = torch.empty_like(y, dtype=torch.uint8) if codes else None
-    needed = (shape[2] * step, shape[3] * step)
-    plan = make_plan(configs, input.shape[1], images, outputs, *needed, pooled, multiprocessors(input.device))
+    output = Output(images, outputs, shape[2] * step, shape[3] * step)
+    plan = make_plan(configs, input.shape[1], output, pooled, multiprocessors(input.device))
     config, box = plan.config, plan.box
     out = (box.rows // step, box.columns // step, box.images, config.block_co)
     return Call(
