@@ -19,6 +19,9 @@ OFF = tl.constexpr(RELU_OFF)
 CHANNELS_IN = 8  # a multiple of it: strides of 16 bytes
 CHANNELS_OUT = 16  # likewise for the codes, of one byte
 MULTIPROCESSORS = 132  # of an H100 or H200, where there is no GPU to ask
+# A multiprocessor's rates by the clock, to compare tiles: products of 16-bit values, bytes from L2, bytes to memory.
+# Of an H200, the first and the last as measured, the second estimated.
+PRODUCTS, BYTES_IN, BYTES_OUT = 1700, 32, 18
 
 
 class Box(NamedTuple):
@@ -100,27 +103,32 @@ class Output(NamedTuple):
 
 
 @cache
-def make_plan(configs: tuple[Config, ...], depth: int, output: Output, pooled: bool, multiprocessors: int) -> Plan:
-    """Return the plan that keeps the multiprocessors busy for the shortest time, of equals the first configuration's.
+def make_plan(
+    configs: tuple[Config, ...], depth: int, taps: int, output: Output, pooled: bool, multiprocessors: int
+) -> Plan:
+    """Return the plan that should take the shortest time, of equals the first configuration's.
 
     Args:
         configs: to choose from.
         depth: channels of the input.
+        taps: places of the convolution's kernel.
         output: what is computed.
         pooled: whether 2x2 windows must lie inside a box.
         multiprocessors: of the GPU.
     """
 
-    def work(plan: Plan) -> int:
-        config = plan.config
-        chunks = triton.cdiv(depth, config.block_ci) * config.block_ci
-        return triton.cdiv(plan.tiles, multiprocessors) * config.block_co * config.pixels * chunks
+    def clocks(plan: Plan) -> float:
+        channels, pixels, chunk = plan.config[:3]
+        products = channels * pixels * chunk / PRODUCTS
+        copies = (channels + pixels) * chunk * 2 / BYTES_IN
+        tile = taps * triton.cdiv(depth, chunk) * max(products, copies) + channels * pixels * 2 / BYTES_OUT
+        return triton.cdiv(plan.tiles, multiprocessors) * tile
 
     def best_box(config: Config) -> Plan:
         boxes = [box for box in BOXES[config.pixels] if box.fits_pairs() or not pooled]
         return min((cut(config, box, output) for box in boxes), key=lambda plan: plan.tiles)
 
-    return min(map(best_box, configs), key=work)
+    return min(map(best_box, configs), key=clocks)
 
 
 def cut(config: Config, box: Box, output: Output) -> Plan:
@@ -206,7 +214,7 @@ def pixels(tensor: Tensor, rows: int, columns: int, images: int, channels: int) 
     return Boxed(tensor, [height, width, count, depth], strides, [rows, columns, images, channels])
 
 
-def taps(weight: Tensor, outputs: int, channels: int) -> Boxed:
+def one_tap(weight: Tensor, outputs: int, channels: int) -> Boxed:
     """Return a channels_last (C_out, C, R, S) as [R * S, C_out, C], in boxes of one tap."""
     count, depth, rows, columns = weight.shape
     strides = [depth, rows * columns * depth, 1]
@@ -261,13 +269,14 @@ def make_call(
     y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
     code = torch.empty_like(y, dtype=torch.uint8) if codes else None
     output = Output(images, outputs, shape[2] * step, shape[3] * step)
-    plan = make_plan(configs, input.shape[1], output, pooled, multiprocessors(input.device))
+    taps = window.size[0] * window.size[1]
+    plan = make_plan(configs, input.shape[1], taps, output, pooled, multiprocessors(input.device))
     config, box = plan.config, plan.box
     out = (box.rows // step, box.columns // step, box.images, config.block_co)
     return Call(
         plan,
         pixels(channels_last(input), *box, config.block_ci),
-        taps(channels_last(weight), config.block_co, config.block_ci),
+        one_tap(channels_last(weight), config.block_co, config.block_ci),
         pixels(y, *out),
         None if code is None else pixels(code, *out),
         conv_memory_format(input, weight),
