@@ -247,7 +247,7 @@ def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The output, whether it is pooled, and the box.
 PLANS: dict[str, tuple[Output, bool, Box]] = {
-    "VGG at 224": (Output(64, 64, 224, 224), True, Box(16, 8, 1)),
+    "VGG at 224": (Output(64, 64, 224, 224), True, Box(16, 16, 1)),
     "VGG at 56": (Output(64, 256, 56, 56), True, Box(8, 4, 8)),
     "VGG at 28": (Output(64, 512, 28, 28), True, Box(4, 4, 16)),
     "VGG at 14": (Output(64, 512, 14, 14), True, Box(2, 2, 32)),
