@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
 from fastcnn.calls import Call
+from fastcnn.functional import only_reader
 
 __all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
 
@@ -230,9 +231,10 @@ class _Stage(NamedTuple):
     run: Callable[..., Any]
 
 
+_CONV_RELU = _Stage(("conv", "relu"), _conv_relu)
 _STAGES = (  # of two that match, the longer stands first
     _Stage(("conv", "relu", "pool"), _conv_relu_pool),
-    _Stage(("conv", "relu"), _conv_relu),
+    _CONV_RELU,
     _Stage(("lrn", "pool"), _lrn_pool),
     _Stage(("lrn",), _lrn),
     _Stage(("pool",), _max_pool),
@@ -263,16 +265,19 @@ def _run_layers(input: Any, *layers: Any) -> Any:
 def _run_stages(input: Any, layers: tuple[Any, ...]) -> Any:
     """Run layers one after another, those that form a stage as one."""
     roles = tuple(map(_role, layers))
-    start = 0
+    start, before = 0, None
     while start < len(layers):
         stage = _stage_at(roles, start)
         if stage is None:
             input = layers[start](input)
             start += 1
         else:
+            if before is _CONV_RELU and stage.roles[0] == "conv":
+                only_reader(input)
             end = start + len(stage.roles)
             input = stage.run(input, *map(_settings, layers[start:end]))
             start = end
+        before = stage
     return input
 
 
