@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fastcnn.train.checkpoint import atomic_write
-from fastcnn.train.loop import Lane
+from fastcnn.train.lane import Lane
 
 # Two curves that agree lie on each other: the first is drawn wide and light, the second thin and dark on top.
 STYLES: tuple[dict[str, Any], ...] = ({"color": "#f5b041", "linewidth": 4.0}, {"color": "#1b4f72", "linewidth": 1.2})
