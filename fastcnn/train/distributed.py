@@ -116,6 +116,10 @@ class OneProcess:
         """Return the seed of this process's random stream, from which dropout draws."""
         return seed
 
+    def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the state of this process's random stream of those saved by rank; empty to begin a new one."""
+        return streams[0]
+
     def whole(self, state: Any) -> Any:
         """Return nested state with every tensor that is split made whole; all processes must call it."""
         return state
@@ -160,6 +164,10 @@ class DataParallel(OneProcess):
     def stream_seed(self, seed: int) -> int:
         """Each process drops out on its own."""
         return seed + STREAM_STRIDE * self.world.rank
+
+    def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Begin a new stream where there were fewer processes before."""
+        return streams[self.world.rank] if self.world.rank < len(streams) else {}
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

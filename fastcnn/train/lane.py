@@ -208,8 +208,7 @@ class Lane:
         self.scheduler.last_epoch = len(self.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(state["lr"]) if isinstance(group["lr"], Tensor) else state["lr"]
-        streams = state["rng"][self.layout.world.rank :]  # a process more than before begins its own
-        self._rng = {**self._rng, **(streams[0] if streams else {})}
+        self._rng = {**self._rng, **self.layout.own_stream(state["rng"])}
         self.losses = state["losses"].tolist()
         self.step, self.seconds, self.waited = state["step"], state["seconds"], state["waited"]
 
