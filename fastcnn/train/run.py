@@ -98,7 +98,7 @@ class Run:
         data = {**sizes, "classes": list(self.data.classes), "notes": list(self.data.notes)}
         write_metrics(self.directory / "metrics.json", self.settings, self.lanes, data, finished)
         title = f"{self.settings.model} on {self.settings.dataset}, {self.settings.device}, seed {self.settings.seed}"
-        write_curves(self.directory / "curves.png", self.lanes, title)
+        write_curves(self.directory / "curves.png", self.lanes, title, len(self.data.classes))
 
 
 def train(
