@@ -77,7 +77,7 @@ def _fake_backward(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor
 _NAME = "batch_norm_relu"
 NORM = "Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, float eps"
 GRADIENTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
-_statistics = define("bn_relu", "bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics)
+_statistics = define("bn_statistics", "bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics)
 _forward = define("bn_relu", "bn_relu", f"(Tensor input, {NORM}) -> Tensor", _fake)
 _backward = define(
     "bn_relu", "bn_relu_backward", f"(Tensor grad, Tensor input, {NORM}, bool training) -> {GRADIENTS}", _fake_backward
@@ -158,8 +158,8 @@ def prepare(
     """Return what the kernels need; in training, take the input's statistics and update the running ones."""
     parameters = [None if each is None else each.float() for each in (weight, bias)]
     if not training:
-        assert running_mean is not None and running_var is not None  # the check has seen to it
-        return Norm(running_mean.float(), running_var.float(), *parameters, float(eps), False)
+        mean, variance = running_mean.float(), running_var.float()  # type: ignore[union-attr]  # the check has seen
+        return Norm(mean, variance, *parameters, float(eps), False)
     with torch.no_grad():
         mean, variance, unbiased = _statistics[backend](input.detach()).unbind()
         _update(running_mean, mean, momentum)

@@ -12,7 +12,7 @@ from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, bn_relu, checks, max_pool
 from fastcnn.ops.bn_relu import GRADIENTS, NORM, Norm
 from fastcnn.ops.library import define
-from fastcnn.shapes import Size, Window
+from fastcnn.shapes import Window
 
 
 def reference(*arguments: Any) -> Tensor:

@@ -196,9 +196,11 @@ def check_batch_norm(
     for name, value in (("momentum", momentum), ("eps", eps)):
         if not isinstance(value, Real):
             raise wrong(function, name, "a number", repr(value), TypeError)
-    if not training and (running_mean is None or running_var is None):
+    if (running_mean is None) != (running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"
-        raise wrong(function, missing, "a Tensor unless training is True", None)
+        raise wrong(function, missing, "both running statistics or neither", None, ValueError)
+    if running_mean is None and not training:
+        raise wrong(function, "running_mean", "a Tensor unless training is True", None)
     if eps < 0 or (training and eps == 0):
         raise wrong(function, "eps", "a positive number", eps, ValueError)
     if training and input.numel() == channels:

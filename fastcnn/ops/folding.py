@@ -1,6 +1,5 @@
 """An evaluated batch norm folded into the convolution before it: whether that is done, and weight and bias."""
 
-import torch
 from torch import Tensor
 
 from fastcnn.backend import runs_stock
