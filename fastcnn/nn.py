@@ -143,7 +143,8 @@ class Sequential(nn.Sequential):
 
     The children stay ordinary layers (`nn.Conv2d`, `nn.ReLU`, ...), found by index, name, hook and key as in
     `torch.nn.Sequential`. On each call the longest runs of children that form a stage run as one function:
-    Conv2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU. A child that has a hook, a forward
+    Conv2d(-BatchNorm2d)-ReLU(-MaxPool2d), BatchNorm2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d,
+    Linear-ReLU; a batch norm whose statistics stand still may go into the convolution before it. A child that has a hook, a forward
     of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx or torch.jit.trace
     records a graph.
 
@@ -267,7 +268,7 @@ def _conv_bn_relu_pool(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d, relu: nn
 
 
 def _add_relu(input: Any, other: Any) -> Any:
-    return FF.add_relu(input, other)
+    return F.relu(input + other) if _is_recorded(input) else FF.add_relu(input, other)
 
 
 def _lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
