@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, memory_format
-from fastcnn.triton.bn_statistics import MERGED_ROWS, summing
+from fastcnn.triton.bn_statistics import MERGED_ROWS, planes, summing
 from fastcnn.triton.max_pool import unpool
 from fastcnn.triton.tiles import (
     dense,
@@ -244,9 +244,11 @@ class Norm(NamedTuple):
 def bn_relu(input: Tensor, *numbers) -> Tensor:
     """Operator ``fastcnn::bn_relu.triton``."""
     norm, x = Norm.of(*numbers), dense(input)
-    images, channels, pixels = x.shape[0], x.shape[1], x[0, 0].numel()
+    images, channels, pixels = planes(x)
     channels_last = is_channels_last(input)
     y = torch.empty_like(x, memory_format=memory_format(input))
+    if x.numel() == 0:
+        return y
     tiles = tiling(pixels, channels, channels_last, elements=1024)
     bn_relu_kernel[tiles.grid(images)](
         x, y, *norm, channels, pixels, tiles.blocks_p, tiles.blocks_c, **norm.flags(),
@@ -261,7 +263,7 @@ def backward(
     """Launch the two passes: the gradients of input, weight and bias; codes and window are a pool's that follows."""
     x, format = dense(input), memory_format(input)
     grad = grad.contiguous(memory_format=format)
-    images, channels, pixels = x.shape[0], x.shape[1], x[0, 0].numel()
+    images, channels, pixels = planes(x)
     out_height, out_width = grad.shape[-2:] if window else (0, 0)
     channels_last = is_channels_last(input)
     flags = {
@@ -271,6 +273,10 @@ def backward(
         "CHANNELS_LAST": channels_last,
         "WIDE": is_wide(x, grad),
     }
+    dx = torch.empty_like(x, memory_format=format)
+    grad_bias, grad_weight = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
+    if x.numel() == 0:
+        return dx, grad_weight.zero_(), grad_bias.zero_()
     tiles, repeat = summing(images, pixels, channels, channels_last)
     rows = images * tiles.blocks_p
     partial = x.new_empty((2, rows, channels), dtype=torch.float64)
@@ -279,11 +285,9 @@ def backward(
         grad, codes, x, partial, *norm, *plane, tiles.blocks_p, tiles.blocks_c, rows, repeat,
         **flags, BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
-    grad_bias, grad_weight = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     merge_sums_kernel[(triton.cdiv(channels, 8),)](
         partial, norm.variance, grad_bias, grad_weight, norm.eps, channels, rows, BLOCK_R=MERGED_ROWS, BLOCK_C=8
     )
-    dx = torch.empty_like(x, memory_format=format)
     tiles = tiling(pixels, channels, channels_last, elements=1024)
     gradient_kernel[tiles.grid(images)](
         grad, codes, x, dx, grad_bias, grad_weight, *norm, float(images * pixels), *plane,

@@ -82,6 +82,8 @@ def _forward(input: Tensor, norm: Norm, window: Window, codes: bool) -> tuple[Te
     shape = (images, channels, out_height, out_width)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(input))
     code = torch.empty_like(y, dtype=torch.uint8) if codes else None
+    if y.numel() == 0:
+        return y, code
     tiles = tiling(out_height * out_width, channels, channels_last, elements=1024 if channels_last else 512)
     bn_relu_pool_kernel[tiles.grid(images)](
         x, y, code, *norm, channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,

@@ -4,6 +4,8 @@ Layout: NCHW or NHWC, one program some tiles of pixels and channels (see tiles.p
 summed in float64 at the end: a batch norm's error is then that of its elementwise arithmetic.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -105,26 +107,33 @@ def merge_kernel(
     tl.store(out_ptr + 2 * C + c, scatter / (total - 1.0), mask=c < C)
 
 
+def planes(x: Tensor) -> tuple[int, int, int]:
+    """Return images, channels and pixels of (N, C, *)."""
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+
+
 def summing(images: int, pixels: int, channels: int, channels_last: bool) -> tuple[Tiling, int]:
     """Return the tiles of a kernel that sums, and how many of them a program goes over."""
     single = tiling(pixels, channels, channels_last, elements=1024)
-    repeat = triton.cdiv(single.blocks_p * images, MOST_ROWS)
+    repeat = max(triton.cdiv(single.blocks_p * images, MOST_ROWS), 1)
     return single._replace(blocks_p=triton.cdiv(single.blocks_p, repeat)), repeat
 
 
 def bn_relu_statistics(input: Tensor) -> Tensor:
     """Operator ``fastcnn::bn_relu_statistics.triton``: mean, biased and unbiased variance, (3, C)."""
     x = dense(input)
-    images, channels, pixels = x.shape[0], x.shape[1], x[0, 0].numel()
+    images, channels, pixels = planes(x)
     channels_last = is_channels_last(input)
     tiles, repeat = summing(images, pixels, channels, channels_last)
     rows = images * tiles.blocks_p
     partial = x.new_empty((2, rows, channels), dtype=torch.float64)
+    out = x.new_empty((3, channels), dtype=torch.float32)
+    if x.numel() == 0:
+        return out.fill_(float("nan"))
     statistics_kernel[tiles.grid(images)](
         x, partial, channels, pixels, tiles.blocks_p, tiles.blocks_c, rows, repeat,
         CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
-    out = x.new_empty((3, channels), dtype=torch.float32)
     merge_kernel[(triton.cdiv(channels, 8),)](
         x, partial, out, channels, pixels, tiles.blocks_p, rows, repeat * tiles.block_p,
         CHANNELS_LAST=channels_last, BLOCK_R=MERGED_ROWS, BLOCK_C=8,
