@@ -73,7 +73,7 @@ STAGES = {
         (IMAGE, IMAGE[1:2], IMAGE[1:2]),
         ("bn_relu_pool_codes", "bn_relu_pool_backward"),
     ),
-    "add_relu": (FF.add_relu, (IMAGE, IMAGE), ("add_relu", "add_relu_backward")),
+    "add_relu": (lambda x, s: FF.add_relu(x, x * s), (IMAGE, (6, 1, 1)), ("add_relu", "add_relu_backward")),
     "linear_relu": (FF.linear_relu, ((5, 7), (4, 7), BIAS), ("linear_relu", "linear_relu_backward")),
 }
 each_stage = pytest.mark.parametrize(("function", "shapes", "operators"), STAGES.values(), ids=STAGES)

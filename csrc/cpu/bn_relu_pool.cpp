@@ -72,7 +72,8 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, con
   const Tensor x = dense(input, channels_last);
   const Tensor unpooled =
       pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, false).first;
-  return normalise_backward(dense(unpooled, channels_last), x, unpooled, numbers, training, true);
+  const Tensor flow = dense(unpooled, channels_last);
+  return normalise_backward(flow, x, flow, numbers, training, true);
 }
 
 }  // namespace fastcnn::cpu
