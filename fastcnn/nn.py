@@ -144,9 +144,9 @@ class Sequential(nn.Sequential):
     The children stay ordinary layers (`nn.Conv2d`, `nn.ReLU`, ...), found by index, name, hook and key as in
     `torch.nn.Sequential`. On each call the longest runs of children that form a stage run as one function:
     Conv2d(-BatchNorm2d)-ReLU(-MaxPool2d), BatchNorm2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d,
-    Linear-ReLU; a batch norm whose statistics stand still may go into the convolution before it. A child that has a hook, a forward
-    of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx or torch.jit.trace
-    records a graph.
+    Linear-ReLU; a batch norm whose statistics stand still may go into the convolution before it. A child that has a
+    hook, a forward of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx or
+    torch.jit.trace records a graph.
 
     Shapes: those of the children.
 
@@ -243,7 +243,7 @@ def _folds(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
     """Whether the batch norm is constant and the convolution takes it up."""
     if _uses_own_statistics(bn) or not isinstance(input, Tensor) or input.dim() != 4:
         return False
-    return folds(input, conv.weight, conv.bias, bn.weight, bn.bias)
+    return folds(input, conv.stride, conv.weight, conv.bias, bn.weight, bn.bias)
 
 
 def _folded_arguments(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:

@@ -32,9 +32,8 @@ Tensor add_relu(const Tensor& input, const Tensor& other) {
   const Tensor x = laid_out_as(input, y), added = laid_out_as(other, y);
   with_type("add_relu", y, [&](auto type) {
     using T = decltype(type);
-    parallel(y.numel(), 2, [&](int64_t begin, int64_t end) {
-      add_range(data<T>(x), data<T>(added), mutable_data<T>(y), begin, end);
-    });
+    parallel(y.numel(), 2,
+        [&](int64_t begin, int64_t end) { add_range(data<T>(x), data<T>(added), mutable_data<T>(y), begin, end); });
   });
   return y;
 }
@@ -45,9 +44,8 @@ Tensor add_relu_backward(const Tensor& grad, const Tensor& output) {
   const Tensor from = laid_out_as(grad, dx), y = laid_out_as(output, dx);
   with_type("add_relu_backward", y, [&](auto type) {
     using T = decltype(type);
-    parallel(y.numel(), 2, [&](int64_t begin, int64_t end) {
-      mask_range(data<T>(from), data<T>(y), mutable_data<T>(dx), begin, end);
-    });
+    parallel(y.numel(), 2,
+        [&](int64_t begin, int64_t end) { mask_range(data<T>(from), data<T>(y), mutable_data<T>(dx), begin, end); });
   });
   return dx;
 }

@@ -29,9 +29,8 @@ constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
 constexpr int64_t BLOCK = 1024;      // NCHW: elements that are summed in float32, before they are in float64
 
 template <class T, bool RELU>
-FASTCNN_CLONES void normalise_planes(
-    const T* x, T* y, int64_t pixels, int64_t channels, int64_t first, const Numbers& numbers, int64_t begin,
-    int64_t end) {
+FASTCNN_CLONES void normalise_planes(const T* x, T* y, int64_t pixels, int64_t channels, int64_t first,
+    const Numbers& numbers, int64_t begin, int64_t end) {
   for (int64_t p = begin; p < end; ++p) {
     const int64_t c = (first + p) % channels;
     const float mean = numbers.mean[c], scale = numbers.scale[c], bias = numbers.bias[c];
@@ -231,8 +230,7 @@ void normalise_into(const T* x, T* y, const Layout& layout, int64_t first, const
   relu ? run_normalise<T, true>(x, y, layout, first, numbers) : run_normalise<T, false>(x, y, layout, first, numbers);
 }
 
-#define FASTCNN_NORMALISE(T) \
-  template void normalise_into(const T*, T*, const Layout&, int64_t, const Numbers&, bool)
+#define FASTCNN_NORMALISE(T) template void normalise_into(const T*, T*, const Layout&, int64_t, const Numbers&, bool)
 FASTCNN_NORMALISE(float);
 FASTCNN_NORMALISE(BFloat16);
 FASTCNN_NORMALISE(Half);

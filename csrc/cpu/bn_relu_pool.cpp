@@ -70,8 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, con
   const Window window = make_window(size, stride, padding, dilation, ceil_mode);
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
-  const Tensor unpooled =
-      pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, false).first;
+  const Tensor unpooled = pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, false).first;
   const Tensor flow = dense(unpooled, channels_last);
   return normalise_backward(flow, x, flow, numbers, training, true);
 }

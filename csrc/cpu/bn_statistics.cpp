@@ -72,9 +72,8 @@ std::vector<Partial> channels_moments(const T* x, const Layout& layout, const st
   std::vector<Partial> total(channels);
   if (!layout.channels_last) {
     std::vector<Partial> planes(layout.images * channels);
-    parallel(layout.images * channels, layout.pixels * 2, [&](int64_t begin, int64_t end) {
-      planes_moments(x, planes.data(), layout.pixels, channels, begin, end);
-    });
+    parallel(layout.images * channels, layout.pixels * 2,
+        [&](int64_t begin, int64_t end) { planes_moments(x, planes.data(), layout.pixels, channels, begin, end); });
     for (size_t p = 0; p < planes.size(); ++p) {
       total[p % channels].merge(planes[p]);
     }

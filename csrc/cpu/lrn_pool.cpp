@@ -82,7 +82,8 @@ Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& 
     each_image(shape, [&](int64_t first, int64_t images) {
       const std::unique_ptr<T[]> unpooled(new T[images * image]);
       const Layout part{images, shape.channels, shape.pixels, channels_last};
-      pool_backward_into<T>(gradient + first * pooled, places + first * pooled, unpooled.get(), nullptr, plane, part, window);
+      pool_backward_into<T>(
+          gradient + first * pooled, places + first * pooled, unpooled.get(), nullptr, plane, part, window);
       lrn_backward_into<T>(values + first * image, unpooled.get(), to + first * image, part, norm);
     });
   });

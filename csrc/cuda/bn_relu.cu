@@ -54,8 +54,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS) bn_relu_kernel(const T* x, T* y
 
 // The gradients that flow to N normalised values. MASK: the gradient is that of the ReLU's output.
 template <bool MASK, int N, int M, class T>
-__device__ __forceinline__ Floats<N> flowing(
-    const Vector<T, N>& grad, const Floats<N>& x, const ThreadNorm<M>& norm) {
+__device__ __forceinline__ Floats<N> flowing(const Vector<T, N>& grad, const Floats<N>& x, const ThreadNorm<M>& norm) {
   Floats<N> flow = unpack(grad);
 #pragma unroll
   for (int i = 0; i < N; ++i) {

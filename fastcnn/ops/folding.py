@@ -1,5 +1,6 @@
 """An evaluated batch norm folded into the convolution before it: whether that is done, and weight and bias."""
 
+import torch
 from torch import Tensor
 
 from fastcnn.backend import runs_stock
@@ -8,16 +9,20 @@ from fastcnn.ops import autograd, checks
 _STEM = "conv_bn"  # FASTEST's name for folding: no operator of its own
 
 
-def folds(input: Tensor, *parameters: Tensor | None) -> bool:
+def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: Tensor | None) -> bool:
     """Whether a convolution of `input` takes up the batch norm that follows it.
 
-    It does where nobody wants a gradient. Under ``auto`` it also takes a device on which that was measured to be
-    faster, an input at least as large as the weight, the first of `parameters`, for folding passes over that, and
-    float32: folded weights of 16 bits are rounded once more than the stock layers' are.
+    It does where nobody wants a gradient and the output is at least as large as the weight, over which folding passes;
+    under ``auto`` where that was measured to be faster, under ``torch`` never.
     """
-    if autograd.needs_grad(input, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
+    if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
         return False
-    return not runs_stock(_STEM, "convolution and batch norm", input, None)
+    if runs_stock(_STEM, "convolution and batch norm", input, None):
+        return False
+    if torch.compiler.is_compiling():  # the graph shall not depend on a size that may vary
+        return True
+    pixels = input.shape[0] * (input.shape[2] // stride[0]) * (input.shape[3] // stride[1])
+    return pixels * weight.shape[0] >= weight.numel()
 
 
 def folded(
