@@ -108,7 +108,8 @@ class BatchNormReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, *tensors = ctx.saved_tensors
-        norm = Norm(*tensors, ctx.eps, ctx.training)
+        mean, variance, weight, bias = tensors
+        norm = Norm(mean, variance, weight, bias, ctx.eps, ctx.training)
         if autograd.differentiable():
             dx, grad_weight, grad_bias = stock_gradients(stock_output(input, norm), grad, input, norm.weight, norm.bias)
         else:
@@ -156,15 +157,15 @@ def prepare(
     eps: float,
 ) -> Norm:
     """Return what the kernels need; in training, take the input's statistics and update the running ones."""
-    parameters = [None if each is None else each.float() for each in (weight, bias)]
+    scale, shift = (None if each is None else each.float() for each in (weight, bias))
     if not training:
         mean, variance = running_mean.float(), running_var.float()  # type: ignore[union-attr]  # the check has seen
-        return Norm(mean, variance, *parameters, float(eps), False)
+        return Norm(mean, variance, scale, shift, float(eps), False)
     with torch.no_grad():
         mean, variance, unbiased = _statistics[backend](input.detach()).unbind()
         _update(running_mean, mean, momentum)
         _update(running_var, unbiased, momentum)
-    return Norm(mean, variance, *parameters, float(eps), True)
+    return Norm(mean, variance, scale, shift, float(eps), True)
 
 
 def _update(running: Tensor | None, batch: Tensor, momentum: float) -> None:

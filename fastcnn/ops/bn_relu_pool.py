@@ -78,7 +78,8 @@ class BatchNormReLUPool(torch.autograd.Function):
         if grad is None:
             return (None,) * 9
         input, *tensors, codes = ctx.saved_tensors
-        norm = Norm(*tensors, ctx.eps, ctx.training)
+        mean, variance, weight, bias = tensors
+        norm = Norm(mean, variance, weight, bias, ctx.eps, ctx.training)
         if autograd.differentiable():
             (size, stride, padding, _, ceil_mode) = ctx.window
             activations = bn_relu.stock_output(input, norm)

@@ -1,5 +1,7 @@
 """An evaluated batch norm folded into the convolution before it: whether that is done, and weight and bias."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: T
 
 
 def folded(
-    weight: Tensor, bias: Tensor | None, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None,
+    weight: Tensor, bias: Tensor | None, mean: Any, variance: Any, gamma: Tensor | None, beta: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return weight and bias of the one convolution, in the convolution's dtype."""

@@ -234,7 +234,9 @@ class Norm(NamedTuple):
     @classmethod
     def of(cls, *numbers) -> "Norm":
         """Return the numbers of an operator's arguments without gaps."""
-        return cls(*(None if each is None else each.contiguous() for each in numbers[:4]), numbers[4])
+        mean, variance, *parameters = numbers[:4]
+        weight, bias = (None if each is None else each.contiguous() for each in parameters)
+        return cls(mean.contiguous(), variance.contiguous(), weight, bias, numbers[4])
 
     def flags(self) -> dict[str, bool]:
         """Return the kernels' constants."""
