@@ -144,7 +144,8 @@ def test_no_running_statistics_outside_training_are_touched(backend: Any) -> Non
 @each_format
 def test_special_values(format: torch.memory_format, case: bool, backend: Any) -> None:
     input = specials(2, 4, 5, 6).to(memory_format=format)
-    input[:, 0] = torch.randn(2, 5, 6, device=DEVICE)  # one channel without
+    input[:, :2] = torch.randn(2, 2, 5, 6, device=DEVICE)  # a channel without, and one that begins with infinity
+    input[0, 1, 0, 0] = float("inf")
     results = []
     for name, function in (("torch", stock_function), (backend[0], FF.batch_norm_relu)):
         leaf, running = (

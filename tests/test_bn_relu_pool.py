@@ -151,3 +151,16 @@ def test_explicit_backend_names_what_it_refuses() -> None:
         x = new(1, 3, 6, 6, dtype=torch.float32)
         with pytest.raises(RuntimeError, match="'pool_padding'"):
             FF.batch_norm_relu_max_pool2d(x, mean, variance, pool_size=2, pool_padding=2)
+
+
+@each_backend
+@each_format
+def test_values_that_round_to_equals_tie(format: torch.memory_format, backend: Any) -> None:
+    x = torch.tensor([1.0, 1.5, 1.25, 1.75], device=DEVICE).view(1, 1, 2, 2).expand(1, 8, 2, 2).bfloat16()
+    mean, variance, weight = (torch.full((8,), value, device=DEVICE) for value in (0.0, 1.0, 0.01))
+    leaf = x.contiguous(memory_format=format).requires_grad_()
+    with fastcnn.use_backend(backend[0]):  # all come to 100 in bfloat16
+        output = FF.batch_norm_relu_max_pool2d(leaf, mean, variance, weight, weight * 1e4, pool_size=2)
+        output.sum().backward()
+    assert leaf.grad is not None
+    assert (leaf.grad != 0).flatten(2).nonzero()[:, 2].eq(0).all()
