@@ -31,7 +31,8 @@ struct Moments {
       return;
     }
     const Real distance = other.mean - mean, share = other.count / total;
-    mean += distance * share;
+    const Real moved = mean + distance * share;
+    mean = moved == moved ? moved : mean * (count / total) + other.mean * share;  // one infinity stays one
     squares += other.squares + distance * distance * count * share;
     count = total;
   }
