@@ -15,16 +15,20 @@ STEMS = (
     *("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu"),
     *("bn_relu", "bn_relu_pool", "add_relu"),
 )
+GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# functional -> ops -> backend -> tuning, and fuse -> nn; shapes is a leaf. The backend finds kernels by name, when
-# first used.
+# functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes and calls are leaves. The backend
+# finds kernels by name, when first used.
 PUBLIC = {"fastcnn", "functional", "nn", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"backend", "functional", "fuse", "models", "nn"},
+    "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn"},
     "models": {"models", "nn"},
-    "fuse": {"nn"},
-    "nn": {"functional", "ops"},
+    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "backend", "train", "cli_options"},
+    "fuse": {"nn", "rewrite"},
+    "rewrite": {"rewrite", "nn", "calls"},
+    "nn": {"functional", "ops", "calls"},
+    "calls": set(),
     "functional": {"ops", "shapes"},
     "ops": {"ops", "backend", "shapes"},
     "triton": {"triton", "shapes"},
@@ -35,7 +39,7 @@ MAY_IMPORT = {
     "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
     "bench": {"bench", "train", "cli_options", *PUBLIC},
     "cli_options": set(),
-    "cli": {"cli", "cli_options", "train", "tune", "bench", *PUBLIC},
+    "cli": {"cli", "cli_options", "explain", "train", "tune", "bench", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
 TESTS_MAY_IMPORT = {"train", "tune", "bench", "cli", *PUBLIC}
@@ -45,6 +49,7 @@ KERNEL_TESTS = {
     "test_codegen.py": {"triton", "shapes"},
     "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
+    "test_gradients.py": {"backend"},
     "tables.py": {"tuning"},
     "test_tune.py": {"tuning"},
     "test_tuning.py": {"tuning"},
@@ -54,6 +59,7 @@ OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
     "tune": {"torch", "typer", "rich"},
+    "explain": {"torch", "typer"},
     "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},
     "cli_options": {"typer"},
@@ -144,7 +150,7 @@ def test_operators_are_named_after_their_stem():
     registered = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")]
     names = {name.removeprefix("fastcnn::").split(".")[0] for name in registered}
     kinds = ("", "_codes", "_backward", "_statistics")
-    assert names <= {stem + kind for stem in STEMS for kind in kinds}
+    assert names <= {stem + kind for stem in STEMS for kind in kinds} | GRADIENTS
     assert set(STEMS) <= names
 
 
