@@ -26,9 +26,15 @@ ALGORITHMS = {
     "epilogue": ("triton", "cuda", "cpu"),
     "implicit_gemm": ("triton", "cuda"),
     "direct": ("cuda",),
+    "packed": ("triton",),
+    "space_to_depth": ("triton",),
 }
 # Algorithms with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.
-_CONFIGURED = {("triton", "implicit_gemm"): ("conv_relu", "CONFIGS")}
+_CONFIGURED = {
+    ("triton", "implicit_gemm"): ("conv_relu", "CONFIGS"),
+    ("triton", "packed"): ("first_layers", "CONFIGS"),
+    ("triton", "space_to_depth"): ("conv_relu", "CONFIGS"),
+}
 
 
 class Fastest(NamedTuple):
@@ -183,9 +189,10 @@ class use_backend:
     Args:
         name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
         algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution,
-            then one pass of ours), ``implicit_gemm`` (the convolution is ours too) or ``direct`` (ours, for up to four
-            input channels). ``None`` leaves the choice to the backend. An algorithm with several configurations
-            takes one of them by name: ``implicit_gemm:128x64x32w8s3``.
+            then one pass of ours), ``implicit_gemm`` (the convolution is ours too), ``direct`` or ``packed`` (ours,
+            for up to four input channels) or ``space_to_depth`` (ours, for strided convolutions). ``None`` leaves
+            the choice to the backend. An algorithm with several configurations takes one of them by name:
+            ``implicit_gemm:128x64x32w8s3``.
 
     Raises:
         ValueError: an unknown name.

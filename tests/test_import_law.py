@@ -42,6 +42,7 @@ KERNEL_TESTS = {
     "test_codegen.py": {"triton", "shapes"},
     "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
+    "test_first_layers_triton.py": {"triton", "shapes"},
     "tables.py": {"tuning"},
     "test_tune.py": {"tuning"},
     "test_tuning.py": {"tuning"},

@@ -3,6 +3,7 @@
 Layout: NCHW or NHWC for input and output, OIHW or OHWI for the weight.
 """
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ from fastcnn.triton.tiles import (
 
 # Triton's interpreter multiplies bfloat16 matrices as if their bits were integers; float32 products of them are exact.
 INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
+
+EPILOGUE = ("", "epilogue")  # names of the algorithm whose convolution is torch's
 
 
 class Config(NamedTuple):
@@ -262,7 +265,15 @@ def implicit_gemm(
 def asked(algorithm: str | None) -> tuple[str, Config | None]:
     """Split ``implicit_gemm:128x64x32w8s3`` into an algorithm and its configuration."""
     name, _, config = (algorithm or "").partition(":")
-    return name, {each.name: each for each in CONFIGS}[config] if config else None
+    return name, Config(*map(int, re.findall(r"\d+", config))) if config else None
+
+
+def own_convolution(name: str, *arguments) -> Tensor:
+    """Run a convolution by an algorithm that is all ours; see `implicit_gemm` for the arguments."""
+    from fastcnn.triton import first_layers  # which builds on the implicit GEMM
+
+    algorithms = {"implicit_gemm": implicit_gemm, **first_layers.ALGORITHMS}
+    return algorithms[name](*arguments)
 
 
 def bare_convolution(
@@ -285,9 +296,9 @@ def conv_relu(
 ) -> Tensor:
     """Operator ``fastcnn::conv_relu.triton``; the epilogue serves every shape, so it is the default."""
     name, config = asked(algorithm)
-    if name == "implicit_gemm":
+    if name not in EPILOGUE:
         window = conv_window(weight, stride, padding, dilation)
-        return implicit_gemm(input, weight, bias, window, groups, relu=True, config=config)
+        return own_convolution(name, input, weight, bias, window, groups, True, config)
     y = bare_convolution(input, weight, stride, padding, dilation, groups)
     bias_relu_(y, bias)
     return y

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.conv_relu import asked, bare_convolution, conv_window, implicit_gemm
+from fastcnn.triton.conv_relu import EPILOGUE, asked, bare_convolution, conv_window, own_convolution
 from fastcnn.triton.max_pool import pool, pool_backward
 
 
@@ -19,9 +19,9 @@ def _convolution(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the convolution, and the bias if the pooling pass must still add it."""
     name, config = asked(algorithm)
-    if name == "implicit_gemm":
+    if name not in EPILOGUE:
         window = conv_window(weight, stride, padding, dilation)
-        return implicit_gemm(input, weight, bias, window, groups, relu=False, config=config), None
+        return own_convolution(name, input, weight, bias, window, groups, False, config), None
     return bare_convolution(input, weight, stride, padding, dilation, groups), bias
 
 
