@@ -35,6 +35,9 @@ _CONFIGURED = {
     ("triton", "packed"): ("first_layers", "CONFIGS"),
     ("triton", "space_to_depth"): ("conv_relu", "CONFIGS"),
 }
+# Ops that not every backend has kernels of. The other backends run torch's operations, as they do for any layer that is
+# no stage.
+_ONLY = {"normalize": ("triton",), "linear_relu_dropout": ("triton",)}
 
 
 class Fastest(NamedTuple):
@@ -284,6 +287,11 @@ def runs_stock(op: str, function: str, input: object, winner: tuning.Winner | No
     if reason:
         _say_once(function, reason, input.device.type)
     return bool(reason)
+
+
+def lacks(op: str) -> bool:
+    """Whether a backend was chosen that has no kernels of an op at all."""
+    return _choice.backend in _KERNELS and _choice.backend not in _ONLY[op]
 
 
 def choose(

@@ -12,19 +12,26 @@ argument, what was expected and what came. An explicitly chosen backend that can
 
 from typing import Any, Literal, overload
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import conv_relu, conv_relu_pool, lrn, lrn_pool, max_pool
 from fastcnn.ops import linear_relu as linear
+from fastcnn.ops import linear_relu_dropout as dropout
+from fastcnn.ops import normalize as normalization
+from fastcnn.ops.normalize import Constants
 from fastcnn.shapes import Size
 
 __all__ = [
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "linear_relu",
+    "linear_relu_dropout",
     "local_response_norm",
     "local_response_norm_max_pool2d",
     "max_pool2d",
+    "normalize",
 ]
 
 
@@ -267,3 +274,62 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         tensor([[3., 0.]])
     """
     return linear.linear_relu(input, weight, bias)
+
+
+def linear_relu_dropout(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5, training: bool = True
+) -> Tensor:
+    """Apply a linear layer, ReLU and dropout: ``F.dropout(F.relu(F.linear(...)), p, training)`` in one stage.
+
+    Under backend ``triton`` the mask is that of a seed that torch's generator draws, so it obeys ``torch.manual_seed``
+    but differs from stock's, and nothing is kept of it: the output's zeros tell it. Under the other backends dropout
+    is torch's own, with stock's very mask.
+
+    Args:
+        input, weight, bias: as in :func:`linear_relu`.
+        p: the probability of a unit being dropped, 0 to 1; what stays is divided by 1 - p.
+        training: False leaves dropout out.
+
+    Returns:
+        (*, out_features), in the input's dtype; under autocast in the autocast dtype.
+
+    Raises:
+        TypeError: an argument is not a tensor, or `p` not a number.
+        ValueError: `p` is no probability.
+        RuntimeError: shapes, dtypes or devices do not go together.
+
+    Example:
+        >>> import torch, fastcnn.functional as FF
+        >>> FF.linear_relu_dropout(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), training=False)
+        tensor([[3., 0.]])
+    """
+    fused = dropout.linear_relu_dropout(input, weight, bias, p, training)
+    return F.dropout(linear_relu(input, weight, bias), p, training) if fused is None else fused
+
+
+def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None = None) -> Tensor:
+    """Normalise images: ``(x - mean) / std``, where bytes stand for 0 to 1; in one pass, the cast included.
+
+    As ``torchvision.transforms.v2.ToDtype(float32, scale=True)`` and ``Normalize``. Kernels: backend ``triton``; the
+    other backends run torch's operations.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); uint8 from 0 to 255, or floating, as a rule from 0 to 1.
+        mean, std: a number, or one for each channel, in units of images from 0 to 1. Tensors on the input's device
+            save a copy at each call.
+        dtype: of the output. None means the autocast dtype under autocast, else the input's, for bytes float32.
+
+    Returns:
+        The shape and memory format of `input`.
+
+    Raises:
+        TypeError: `input` or `dtype` of another kind, or constants that are not numbers.
+        ValueError: a `std` of 0.
+        RuntimeError: another number of constants than channels, or not an image.
+
+    Example:
+        >>> import torch, fastcnn.functional as FF
+        >>> FF.normalize(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2), 0.5, 0.25)
+        tensor([[[-2.,  2.]]])
+    """
+    return normalization.normalize(input, mean, std, dtype)

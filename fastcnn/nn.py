@@ -3,7 +3,7 @@
 The module tree stays torch's own, only the run is fused: keys, prints, slices and hooks are those of stock layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
+from fastcnn.ops.normalize_conv_relu import normalize_conv_relu
+from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool
 
-__all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
+__all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 
 Size2d: TypeAlias = int | tuple[int, int]
 
@@ -65,6 +67,68 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`: (N, C, ...)."""
         return super().forward(input) if _is_recorded(input) else _lrn(input, self)
+
+
+class Normalize(nn.Module):
+    """Normalise images, bytes from 0 to 255 or floats from 0 to 1: ``(x - mean) / std`` in one pass.
+
+    `mean` and `std` are a number or one for each channel, `dtype` that of the output; see
+    `fastcnn.functional.normalize`. Before a first convolution in a `fastcnn.nn.Sequential` it joins that one's stage.
+    A state dict holds nothing of it; its constants stay in float32. Raises ValueError for a `std` of 0.
+
+    Shapes: input (N, C, H, W) or (C, H, W); output the same.
+
+    Example:
+        >>> import torch, fastcnn
+        >>> from collections import OrderedDict
+        >>> model = fastcnn.AlexNet()  # in front of its layers, whose keys stay as they are
+        >>> layers = OrderedDict(normalize=fastcnn.nn.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+        >>> layers.update(model.features.named_children())
+        >>> model.features = fastcnn.nn.Sequential(layers)
+        >>> model(torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8)).shape
+        torch.Size([2, 1000])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, mean: float | Sequence[float], std: float | Sequence[float], dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.constants = {"mean": _numbers(mean), "std": _numbers(std)}
+        if 0 in self.constants["std"]:
+            raise ValueError(f"Normalize: argument 'std': expected no 0, by which nothing can be divided, got {std!r}")
+        self.dtype = dtype
+        for name, values in self.constants.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Normalize":
+        super()._apply(fn, recurse)
+        for name, values in self.constants.items():  # .half() would round them, to_empty() forget them
+            setattr(self, name, torch.tensor(values, dtype=torch.float32, device=getattr(self, name).device))
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise `input`: (N, C, H, W) or (C, H, W)."""
+        if _is_recorded(input):
+            return _stock_normalize(input, self.mean, self.std, self.dtype)
+        return FF.normalize(*_normalize_arguments(input, self))
+
+    def extra_repr(self) -> str:
+        """Give the constants."""
+        return ", ".join(f"{name}={values}" for name, values in (*self.constants.items(), ("dtype", self.dtype)))
+
+
+def _numbers(values: Any) -> list[float]:
+    return [float(each) for each in (values if isinstance(values, (Sequence, Tensor)) else [values])]
+
+
+@torch.fx.wrap
+def _stock_normalize(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Normalise in torch's operators alone; a graph of torch.fx, which knows no dtypes, holds the call."""
+    unit = input / 255 if input.dtype == torch.uint8 else input
+    return ((unit - mean[:, None, None]) / std[:, None, None]).to(dtype or unit.dtype)
 
 
 class ConvReLU2d(nn.Conv2d):
@@ -141,9 +205,9 @@ class Sequential(nn.Sequential):
 
     The children stay ordinary layers (`nn.Conv2d`, `nn.ReLU`, ...), found by index, name, hook and key as in
     `torch.nn.Sequential`. On each call the longest runs of children that form a stage run as one function:
-    Conv2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU. A child that has a hook, a forward
-    of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx or torch.jit.trace
-    records a graph.
+    (Normalize-)Conv2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU(-Dropout). A child that
+    has a hook, a forward of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx
+    or torch.jit.trace records a graph.
 
     Shapes: those of the children.
 
@@ -210,6 +274,30 @@ def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxP
     return FF.conv2d_relu_max_pool2d(*_conv_arguments(input, conv), **_pool_keywords(pool))
 
 
+def _normalize_arguments(input: Any, normalize: Normalize) -> tuple[Any, ...]:
+    mean, std = normalize.mean, normalize.std
+    if input.dtype == torch.float64:  # which the buffers are too coarse for
+        mean, std = (torch.tensor(each, dtype=input.dtype) for each in normalize.constants.values())
+    return input, mean, std, normalize.dtype
+
+
+def _normalize_conv_relu(input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module) -> Any:
+    fused = None
+    if conv.padding_mode == "zeros":  # else what is normalised is padded next
+        fused = normalize_conv_relu(_normalize_arguments(input, normalize), *_conv_arguments(input, conv)[1:])
+    return _conv_relu(normalize(input), conv, relu) if fused is None else fused
+
+
+def _normalize_conv_relu_pool(
+    input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module, pool: nn.MaxPool2d
+) -> Any:
+    fused = None
+    if conv.padding_mode == "zeros":
+        settings = *_conv_arguments(input, conv)[1:], *_pool_keywords(pool).values()
+        fused = normalize_conv_relu_pool(_normalize_arguments(input, normalize), *settings)
+    return _conv_relu_pool(normalize(input), conv, relu, pool) if fused is None else fused
+
+
 def _lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
     return FF.local_response_norm(input, lrn.size, lrn.alpha, lrn.beta, lrn.k)
 
@@ -234,6 +322,10 @@ def _linear_relu(input: Any, linear: nn.Linear, _relu: nn.Module) -> Any:
     return FF.linear_relu(input, linear.weight, linear.bias)
 
 
+def _linear_relu_dropout(input: Any, linear: nn.Linear, _relu: nn.Module, dropout: nn.Dropout) -> Any:
+    return FF.linear_relu_dropout(input, linear.weight, linear.bias, dropout.p, dropout.training)
+
+
 class _Stage(NamedTuple):
     """Children in a row, by role, and the function that runs them as one."""
 
@@ -242,12 +334,15 @@ class _Stage(NamedTuple):
 
 
 _STAGES = (  # of two that match, the longer stands first
+    _Stage(("normalize", "conv", "relu", "pool"), _normalize_conv_relu_pool),
+    _Stage(("normalize", "conv", "relu"), _normalize_conv_relu),
     _Stage(("conv", "relu", "pool"), _conv_relu_pool),
     _Stage(("conv", "relu"), _conv_relu),
     _Stage(("lrn", "pool"), _lrn_pool),
     _Stage(("lrn",), _lrn),
     _Stage(("pool",), _max_pool),
     _Stage(("lone pool",), _max_pool),
+    _Stage(("linear", "relu", "dropout"), _linear_relu_dropout),
     _Stage(("linear", "relu"), _linear_relu),
 )
 
@@ -259,6 +354,8 @@ _ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.LocalResponseNorm.forward: "lrn",
     LocalResponseNorm.forward: "lrn",
     nn.Linear.forward: "linear",
+    nn.Dropout.forward: "dropout",
+    Normalize.forward: "normalize",
 }
 
 
@@ -280,6 +377,8 @@ def _role(child: nn.Module) -> str | None:
         return role if type(child)._conv_forward is _STOCK_CONV_FORWARD else None
     if isinstance(child, nn.MaxPool2d):
         return role if _can_end_a_stage(child) else "lone pool"
+    if isinstance(child, nn.Dropout):  # in place, torch drops by other random numbers
+        return None if child.inplace else role
     return role
 
 

@@ -25,11 +25,13 @@ FUNCTIONS = {
     "conv2d_relu": f"({CONV})",
     "conv2d_relu_max_pool2d": f"({CONV}, {POOL})",
     "linear_relu": "(input, weight, bias=None)",
+    "linear_relu_dropout": "(input, weight, bias=None, p=0.5, training=True)",
     "local_response_norm": f"({LRN})",
     "local_response_norm_max_pool2d": f"({LRN}, {POOL})",
+    "normalize": "(input, mean, std, dtype=None)",
     "max_pool2d": ("(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)"),
 }
-LAYERS = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
+LAYERS = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 PRETRAINED = "(*, weights=None, progress=True, **kwargs)"
 VGG = "(*, weights=None, progress=True, cifar=False, **kwargs)"
 MODELS = {

@@ -17,9 +17,11 @@ FUSED_FUNCTIONS = (
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "linear_relu",
+    "linear_relu_dropout",
     "local_response_norm",
     "local_response_norm_max_pool2d",
     "max_pool2d",
+    "normalize",
 )
 
 

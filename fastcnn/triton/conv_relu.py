@@ -179,6 +179,7 @@ def relu_backward_kernel(
     y_ptr,
     dx_ptr,
     partial_ptr,
+    scale,
     C,
     P,
     BLOCKS_P,
@@ -190,7 +191,7 @@ def relu_backward_kernel(
     BLOCK_C: tl.constexpr,
     REPEAT: tl.constexpr,
 ):
-    """Mask grad: (N, C, P) by the sign of y into dx; one program does REPEAT tiles of pixels.
+    """Mask grad: (N, C, P) by the sign of y, times scale, into dx; one program does REPEAT tiles of pixels.
 
     With BIAS_GRAD each program also leaves its sum over pixels in one row of partial: (N * BLOCKS_P, C).
     """
@@ -204,7 +205,7 @@ def relu_backward_kernel(
         at = image + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
         y = tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
-        grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32))
+        grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32) * scale)
         tl.store(dx_ptr + at, grad.to(dx_ptr.dtype.element_ty), mask=mask)
         if BIAS_GRAD:
             partial += grad
@@ -324,7 +325,7 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
     )  # fmt: skip
 
 
-def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor, Tensor]:
+def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::conv_relu_backward.triton``: the masked gradient and the bias gradient, in one pass."""
     format = memory_format(output)
     dx = torch.empty_like(output)
@@ -335,7 +336,7 @@ def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[T
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
         relu_backward_kernel[tiles.grid(images)](
-            grad.contiguous(memory_format=format), output, dx, partial,
+            grad.contiguous(memory_format=format), output, dx, partial, scale,
             channels, pixels, tiles.blocks_p, tiles.blocks_c,
             BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=is_wide(dx),
             BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, REPEAT=REPEAT,

@@ -120,9 +120,7 @@ def packed_kernel(
         acc = tl.where(acc <= 0.0, 0.0, acc)
     if WIDE:
         out = out.to(tl.int64)
-    y_at = (image * OUT_C * OH * OW)[:, None] + offset(
-        out[None, :], pixel[:, None], OUT_C, OH * OW, Y_CHANNELS_LAST
-    )
+    y_at = (image * OUT_C * OH * OW)[:, None] + offset(out[None, :], pixel[:, None], OUT_C, OH * OW, Y_CHANNELS_LAST)
     tl.store(y_ptr + y_at, acc.to(y_ptr.dtype.element_ty), mask=m_mask[:, None] & out_mask[None, :])
 
 
@@ -283,7 +281,7 @@ def deep_input(input: Tensor, dtype: torch.dtype, window: Window, norm: Norm | N
 
 
 def deepen_weight(weight: Tensor, stride: tuple[int, int]) -> Tensor:
-    """Rearrange a weight to match: (C_out, C, KH, KW) to (C_out, deep channels, KH / stride, KW / stride), rounded up."""
+    """Rearrange a weight to match: (C_out, C, KH, KW) to (C_out, deep channels, blocks, blocks), zeros at the ends."""
     out_channels, channels, *size = weight.shape
     rows, columns = _steps((size[0], size[1]), stride)
     whole = F.pad(weight, (0, columns * stride[1] - size[1], 0, rows * stride[0] - size[0]))

@@ -65,7 +65,7 @@ def normalize(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> T
     """Operator ``fastcnn::normalize.triton``: (N, C, H, W) to the same shape and layout in another dtype."""
     x = dense(input)
     y = torch.empty_like(x, dtype=dtype)
-    images, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     if y.numel() == 0:
         return y
     normalize_kernel[(triton.cdiv(x.numel(), BLOCK),)](
