@@ -22,6 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 STEMS = ("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu")
+STEMS += ("first_layers", "normalize", "normalize_conv_relu", "linear_relu_dropout")
 ARCHITECTURES = (80, 90, 100)
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LOAD = r"ld\.global(?:\.[a-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)"
@@ -108,6 +109,7 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
             "conv_relu",
             (new(100, 1, 28, 28), mnist, None, *same, "implicit_gemm"),
         )
+        yield from first_layers(name, new, bias)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool_codes", (vgg, weight, bias, *same, None, *pool2)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool", (vgg, weight, bias, *same, None, *pool2)
         half, half_codes = new(16, 64, 112, 112), codes(16, 64, 112, 112)
@@ -127,6 +129,36 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         wide = new(1, 64, 8192, 8192)
         yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, *pool2)
         yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")
+
+
+def first_layers(name: str, new: Any, bias: torch.Tensor) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """Yield the first layers of VGG and AlexNet, on bytes and on floats, and what else begins or ends a network."""
+    same, strided = ([1, 1], [1, 1], [1, 1], 1), ([4, 4], [2, 2], [1, 1], 1)
+    mean, seed = torch.empty(3, device="meta"), torch.empty(1, dtype=torch.int64, device="meta")
+    floats, vgg, alexnet = new(64, 3, 224, 224), new(64, 3, 3, 3), new(64, 3, 11, 11)
+    pictures = new(64, 3, 224, 224, dtype=torch.uint8)
+    yield f"{name} bytes", "normalize", "normalize", (pictures, mean, mean, bias.dtype)
+    for config in importlib.import_module("fastcnn.triton.first_layers").CONFIGS:
+        each = f"packed:{config.name}"
+        yield f"{name} {each}", "conv_relu", "conv_relu", (floats, vgg, bias, *same, each)
+        yield (
+            f"{name} bytes, {each}",
+            "normalize_conv_relu",
+            "normalize_conv_relu",
+            (pictures, mean, mean, vgg, bias, *same, each),
+        )
+    yield f"{name} 11x11/4, packed", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "packed")
+    yield f"{name} space_to_depth", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "space_to_depth")
+    yield (
+        f"{name} bytes, space_to_depth",
+        "normalize_conv_relu",
+        "normalize_conv_relu",
+        (pictures, mean, mean, alexnet, bias, *strided, "space_to_depth"),
+    )
+    rows, matrix = (torch.empty(shape, dtype=bias.dtype, device="meta") for shape in ((128, 9216), (4096, 9216)))
+    y = torch.empty(128, 4096, dtype=bias.dtype, device="meta")
+    yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout", (rows, matrix, None, seed, 0.5)
+    yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout_backward", (y, y, 0.5, True)
 
 
 def compile_all() -> Iterator[dict[str, Any]]:

@@ -45,6 +45,7 @@ KERNEL_TESTS = {
     "test_configurations.py": {"triton", "shapes"},
     "test_first_layers_triton.py": {"triton", "shapes"},
     "test_normalize.py": {"triton"},
+    "test_linear_relu_dropout.py": {"triton"},
     "tables.py": {"tuning"},
     "test_tune.py": {"tuning"},
     "test_tuning.py": {"tuning"},
