@@ -289,6 +289,11 @@ def runs_stock(op: str, function: str, input: object, winner: tuning.Winner | No
     return bool(reason)
 
 
+def chosen() -> str:
+    """Return the backend that was asked for."""
+    return _choice.backend
+
+
 def lacks(op: str) -> bool:
     """Whether a backend was chosen that has no kernels of an op at all."""
     return _choice.backend in _KERNELS and _choice.backend not in _ONLY[op]

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 STEMS = ("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu")
-STEMS += ("first_layers", "normalize", "normalize_conv_relu", "linear_relu_dropout")
+STEMS += ("first_layers", "normalize", "normalize_conv_relu", "linear_relu_dropout", "sgd")
 ARCHITECTURES = (80, 90, 100)
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LOAD = r"ld\.global(?:\.[a-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)"
@@ -147,6 +147,8 @@ def first_layers(name: str, new: Any, bias: torch.Tensor) -> Iterator[tuple[str,
             "normalize_conv_relu",
             (pictures, mean, mean, vgg, bias, *same, each),
         )
+    large = new(1, 3, 32768, 32768)
+    yield f"{name} 2**31 elements, packed", "conv_relu", "conv_relu", (large, vgg, bias, *same, "packed")
     yield f"{name} 11x11/4, packed", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "packed")
     yield f"{name} space_to_depth", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "space_to_depth")
     yield (
@@ -159,6 +161,8 @@ def first_layers(name: str, new: Any, bias: torch.Tensor) -> Iterator[tuple[str,
     y = torch.empty(128, 4096, dtype=bias.dtype, device="meta")
     yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout", (rows, matrix, None, seed, 0.5)
     yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout_backward", (y, y, 0.5, True)
+    weights, master = (torch.empty(4096, 9216, dtype=each, device="meta") for each in (bias.dtype, torch.float32))
+    yield f"{name} momentum", "sgd", "sgd", (weights, weights, master, master, 0.1, 0.9, 0.0, 5e-4, False, False, False)
 
 
 def compile_all() -> Iterator[dict[str, Any]]:

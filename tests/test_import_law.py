@@ -17,12 +17,13 @@ STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linea
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
 # functional -> ops -> backend -> tuning, and fuse -> nn; shapes is a leaf. The backend finds kernels by name, when
 # first used.
-PUBLIC = {"fastcnn", "functional", "nn", "models"}
+PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"backend", "functional", "fuse", "models", "nn"},
+    "fastcnn": {"backend", "functional", "fuse", "models", "nn", "optim"},
     "models": {"models", "nn"},
     "fuse": {"nn"},
     "nn": {"functional", "ops"},
+    "optim": {"backend"},
     "functional": {"ops", "shapes"},
     "ops": {"ops", "backend", "shapes"},
     "triton": {"triton", "shapes"},
@@ -45,6 +46,7 @@ KERNEL_TESTS = {
     "test_configurations.py": {"triton", "shapes"},
     "test_first_layers_triton.py": {"triton", "shapes"},
     "test_normalize.py": {"triton"},
+    "test_optim.py": {"triton"},
     "test_linear_relu_dropout.py": {"triton"},
     "tables.py": {"tuning"},
     "test_tune.py": {"tuning"},

@@ -93,7 +93,7 @@ def test_argument_order_is_that_of_torch():
 
 
 def test_all_lists_the_public_names():
-    assert sorted(fastcnn.__all__) == sorted([*TOP, *MODELS, "functional", "models", "nn"])
+    assert sorted(fastcnn.__all__) == sorted([*TOP, *MODELS, "functional", "models", "nn", "optim"])
     assert sorted(FF.__all__) == sorted(FUNCTIONS)
     assert sorted(fastcnn.nn.__all__) == sorted(LAYERS)
     assert sorted(fastcnn.models.__all__) == sorted(MODELS)
@@ -156,6 +156,7 @@ def documented():
     yield from ((fastcnn, name) for name in [*TOP, *MODELS])
     yield from ((FF, name) for name in FUNCTIONS)
     yield from ((fastcnn.nn, name) for name in LAYERS)
+    yield fastcnn.optim, "SGD"
 
 
 @pytest.mark.parametrize(("module", "name"), list(documented()), ids=lambda value: getattr(value, "__name__", value))
@@ -164,7 +165,7 @@ def test_docstring_has_an_example(module, name):
 
 
 def modules_with_examples():
-    names = ["fastcnn.functional", "fastcnn.backend", "fastcnn.nn", "fastcnn.fuse", "fastcnn.models"]
+    names = ["fastcnn.functional", "fastcnn.backend", "fastcnn.nn", "fastcnn.optim", "fastcnn.fuse", "fastcnn.models"]
     return [*names, *(f"fastcnn.models.{module.name}" for module in pkgutil.iter_modules(fastcnn.models.__path__))]
 
 

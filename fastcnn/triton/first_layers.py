@@ -23,9 +23,8 @@ CHANNEL_MULTIPLE = 16  # of what space_to_depth makes: 32 bytes, a whole step of
 BLOCK = 1024
 CONFIGS = (
     Config(128, 64, 32, 8, 1),
-    Config(128, 64, 32, 4, 1),
     Config(64, 64, 32, 4, 1),
-    Config(128, 32, 32, 4, 1),
+    Config(64, 32, 32, 4, 1),
     Config(64, 16, 32, 4, 1),
 )
 
@@ -204,7 +203,8 @@ def packed(
     y = torch.empty(shape, dtype=w.dtype, device=x.device, memory_format=conv_memory_format(input, weight))
     if y.numel() == 0:
         return y
-    config = config or pick_config(out_channels)
+    wide = is_wide(x, y)
+    config = config or pick_config(out_channels, wide)
     pixels = images * shape[2] * shape[3]
     blocks_n = triton.cdiv(out_channels, config.block_n)
     packed_kernel[(triton.cdiv(pixels, config.block_m) * blocks_n,)](
@@ -212,15 +212,17 @@ def packed(
         C=channels, WINDOW=window, NORMALIZE=norm is not None, BYTES=x.dtype == torch.uint8,
         HAS_BIAS=bias is not None, RELU=relu, X_CHANNELS_LAST=is_channels_last(x),
         W_CHANNELS_LAST=is_channels_last(w), Y_CHANNELS_LAST=is_channels_last(y),
-        WIDE=is_wide(x, y), PRECISION=dot_precision(w.dtype),
+        WIDE=wide, PRECISION=dot_precision(w.dtype),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return y
 
 
-def pick_config(out_channels: int) -> Config:
+def pick_config(out_channels: int, wide: bool) -> Config:
     """Return the tile whose channels fit best; a wider one reads the images less often."""
+    if wide:
+        return CONFIGS[-1]  # 64-bit offsets take registers
     fitting = [config for config in CONFIGS if config.block_n <= triton.next_power_of_2(out_channels)]
     return fitting[0] if fitting else CONFIGS[-1]
 
