@@ -1,6 +1,6 @@
 """Compile every Triton kernel, as the operators launch it on real layers, for GPUs that need not be there.
 
-    python tests/codegen.py            # a table: kernel, configuration, registers, spills, shared memory
+    python tests/codegen.py            # a table: kernel, configuration, registers, spills, occupancy, least time
     python tests/codegen.py --json     # the same for the test
 
 Runs the launchers on tensors of the meta device, with Triton's own specialisation but a driver that only names its
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import limits
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -50,16 +51,18 @@ class Driver:
 class Compiler:
     """Stands in for a kernel: what would launch it compiles it, for every architecture."""
 
-    compiled: ClassVar[list[tuple[str, int, Any]]] = []
+    compiled: ClassVar[list[tuple[str, int, Any, float]]] = []
 
     def __init__(self, kernel: Any, driver: Driver) -> None:
         self.kernel, self.driver = kernel, driver
 
     def __getitem__(self, grid: Any) -> Any:
         def launch(*args: Any, **kwargs: Any) -> None:
+            name = self.kernel.__name__
+            seconds = limits.least_seconds(name, dict(zip(self.kernel.arg_names, args)) | kwargs)
             for self.driver.architecture in ARCHITECTURES:
                 binary = self.kernel.warmup(*args, grid=grid, **kwargs)
-                self.compiled.append((self.kernel.__name__, self.driver.architecture, binary))
+                self.compiled.append((name, self.driver.architecture, binary, seconds))
 
         return launch
 
@@ -176,8 +179,10 @@ def compile_all() -> Iterator[dict[str, Any]]:
                 setattr(module, name, Compiler(value, driver))
     for case, stem, operator, arguments in layers():
         getattr(modules[stem], operator)(*arguments)
-        for kernel, architecture, binary in Compiler.compiled:
-            yield {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
+        for kernel, architecture, binary, seconds in Compiler.compiled:
+            row = {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
+            needs = (row["warps"], row["registers"], row["shared"])
+            yield row | {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": seconds}
         Compiler.compiled.clear()
 
 
@@ -194,7 +199,9 @@ def resources(binary: Any) -> dict[str, Any]:
         "registers": int(found[1]),
         "stack": int(found[2]) + int(found[3]),
         "shared": binary.metadata.shared,
+        "warps": binary.metadata.num_warps,
         "wgmma": "wgmma.mma_async" in ptx,
+        "tma": "cp.async.bulk.tensor" in ptx,
         "tensor_cores": "mma" in ptx,
         "load_bytes": max((int(n or 1) * int(b) // 8 for n, b in re.findall(LOAD, ptx)), default=0),
         "async_copy": "cp.async.cg" in ptx,
@@ -207,13 +214,20 @@ def main() -> None:
     if "--json" in sys.argv:
         print(json.dumps(rows))
         return
-    print(f"{'kernel':26} {'case':28} {'sm':>3} {'regs':>4} {'stack':>5} {'shared':>6} {'load':>4} tensor cores")
+    print(
+        f"{'kernel':26} {'case':40} {'sm':>3} {'regs':>4} {'spills':>6} {'shared':>6} {'load':>4} {'filled':>6} "
+        f"{'least µs':>8} tensor cores"
+    )
     for row in rows:
         cores = "wgmma" if row["wgmma"] else "mma" if row["tensor_cores"] else ""
+        least = f"{row['least_seconds'] * 1e6:.1f}" if row["architecture"] == 90 else ""
         print(
-            f"{row['kernel']:26} {row['case']:28} {row['architecture']:3} {row['registers']:4} {row['stack']:5} "
-            f"{row['shared']:6} {row['load_bytes']:4} {cores}"
+            f"{row['kernel']:26} {row['case']:40} {row['architecture']:3} {row['registers']:4} {row['stack']:6} "
+            f"{row['shared']:6} {row['load_bytes']:4} {row['occupancy']:6.0%} {least:>8} {cores}"
+            f"{' TMA' if row['tma'] else ''}"
         )
+    print("spills: bytes of stack; load: widest load of a thread, bytes; filled: warps that run at once, of those that")
+    print("fit; least: what an H200 needs at its measured rates, each tensor moved once, products at full rate")
 
 
 if __name__ == "__main__":

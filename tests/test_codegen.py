@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 
 ROOT = Path(__file__).parent
@@ -33,6 +34,21 @@ def test_every_kernel_is_compiled(rows: list[dict[str, Any]]) -> None:
     written = set(re.findall(r"^def (\w+_kernel)\(", sources, flags=re.MULTILINE))
     assert written == {row["kernel"] for row in rows}
     assert {row["architecture"] for row in rows} == {80, 90, 100}
+
+
+def test_occupancy_counts_what_runs_out_first() -> None:
+    assert limits.occupancy(90, warps=8, registers=128, shared=0) == 2 * 8 / 64  # registers
+    assert limits.occupancy(90, warps=4, registers=32, shared=100 * 1024) == 2 * 4 / 64  # shared memory
+    assert limits.occupancy(80, warps=4, registers=32, shared=100 * 1024) == 1 * 4 / 64
+    assert limits.occupancy(90, warps=1, registers=16, shared=0) == 32 / 64  # blocks
+
+
+def test_least_time_is_the_roofline_s(rows: list[dict[str, Any]]) -> None:
+    found = {(row["kernel"], row["case"]): row["least_seconds"] for row in rows}
+    pass_over_vgg = 2 * (16 * 64 * 224 * 224 * 2) + 64 * 2  # in place: read and written, and the bias
+    assert found["bias_relu_kernel", "bf16 NHWC 3x3"] == pytest.approx(pass_over_vgg / 4.3e12)
+    products = 2 * 16 * 224 * 224 * 64 * 64 * 9
+    assert found["implicit_gemm_kernel", "bf16 NHWC 3x3"] == pytest.approx(products / 790e12)
 
 
 def test_no_spills(rows: list[dict[str, Any]]) -> None:

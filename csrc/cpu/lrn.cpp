@@ -16,6 +16,9 @@ namespace fastcnn::cpu {
 namespace {
 
 constexpr int64_t BLOCK_FLOATS = 32 * 1024;  // of one scratch array: a few of them stay in the second-level cache
+constexpr int64_t LONGEST_LINE =
+    4096;                             // pixels of a plane that are read where they are: a window's lines stay there too
+constexpr int64_t FEWEST_BLOCKS = 8;  // of a tensor, for the threads
 
 // The blocks of a tensor. In scratch memory a block has channels of zeros before and after the image's.
 struct Blocks {
@@ -24,11 +27,15 @@ struct Blocks {
   int64_t pixels;    // of a block; the last one of an image may have fewer
   int64_t an_image;  // blocks
 
-  Blocks(const Layout& layout, const LRN& norm, int64_t floats)
+  Blocks(const Layout& layout, const LRN& norm, bool copied)
       : layout(layout),
         padding(norm.size / 2),
-        pixels(clamp(floats / rows() / 16 * 16, 16, round_up(layout.pixels, 16))),
+        pixels(clamp(wanted(copied) / 16 * 16, 16, round_up(layout.pixels, 16))),
         an_image(ceil_div(layout.pixels, pixels)) {}
+
+  int64_t wanted(bool copied) const {
+    return copied ? BLOCK_FLOATS / rows() : std::min(LONGEST_LINE, layout.images * layout.pixels / FEWEST_BLOCKS);
+  }
 
   int64_t count() const { return layout.images * an_image; }
   int64_t rows() const { return layout.channels + 2 * padding; }
@@ -72,34 +79,50 @@ struct Same {
   FASTCNN_HOST_DEVICE float operator()(float value) const { return value; }
 };
 
-// total[i] = the sum of term(values[i + j * step]) for j from 0 to size - 1.
-template <class Term>
-FASTCNN_HOST_DEVICE void window_sum(const float* __restrict values, int64_t size, int64_t step, int64_t count,
-    const Term& term, float* __restrict total) {
-  if (size == 5) {
-    for (int64_t i = 0; i < count; ++i) {
-      total[i] = term(values[i]) + term(values[i + step]) + term(values[i + 2 * step]) + term(values[i + 3 * step]) +
-                 term(values[i + 4 * step]);
-    }
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    total[i] = term(values[i]);
-  }
-  for (int64_t j = 1; j < size; ++j) {
-    const float* __restrict other = values + j * step;
-    for (int64_t i = 0; i < count; ++i) {
-      total[i] += term(other[i]);
-    }
-  }
-}
-
 // The channels of a line's window: `size` of them, `step` apart.
 struct Neighbours {
   const float* first;
   int64_t size;
   int64_t step;
 };
+
+// The sum of term(value) over a window of five, as a function of the place in the line: it runs in the loop that takes
+// it, where the additions fill the time that quotients and roots leave.
+template <class Term>
+struct FiveSummed {
+  const float* __restrict first;
+  int64_t step;
+  FASTCNN_HOST_DEVICE float operator()(int64_t i) const {
+    constexpr Term term;
+    return term(first[i]) + term(first[i + step]) + term(first[i + 2 * step]) + term(first[i + 3 * step]) +
+           term(first[i + 4 * step]);
+  }
+};
+
+// A sum that has been taken.
+struct Summed {
+  const float* __restrict total;
+  FASTCNN_HOST_DEVICE float operator()(int64_t i) const { return total[i]; }
+};
+
+// Call use with the sums of a line's windows; `scratch` has room for a line.
+template <class Term, class Use>
+FASTCNN_HOST_DEVICE void with_sums(const Neighbours& near, int64_t count, float* __restrict scratch, const Use& use) {
+  constexpr Term term;
+  if (near.size == 5) {
+    return use(FiveSummed<Term>{near.first, near.step});
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    scratch[i] = term(near.first[i]);
+  }
+  for (int64_t j = 1; j < near.size; ++j) {
+    const float* __restrict other = near.first + j * near.step;
+    for (int64_t i = 0; i < count; ++i) {
+      scratch[i] += term(other[i]);
+    }
+  }
+  use(Summed{scratch});
+}
 
 // Those of the i-th line of a block in scratch memory, or, if x needs no conversion, in the tensor itself, where there
 // is no padding.
@@ -114,18 +137,18 @@ FASTCNN_HOST_DEVICE Neighbours neighbours(
 }
 
 template <class T>
-bool needs_scratch(const Blocks& blocks) {
-  return blocks.layout.channels_last || !std::is_same_v<T, float>;
+bool needs_copy(const Layout& layout) {
+  return layout.channels_last || !std::is_same_v<T, float>;
 }
 
 // y = x * factor, for one line.
-template <class T, Power POWER>
+template <class T, Power POWER, class Sum>
 FASTCNN_HOST_DEVICE void normalise(
-    const float* __restrict x, const float* __restrict sum, int64_t count, const LRN& norm, T* __restrict y) {
+    const float* __restrict x, const Sum& sum, int64_t count, const LRN& norm, T* __restrict y) {
   if (POWER == Power::THREE_QUARTERS && may_multiply(norm)) {
     int32_t largest = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const float scale = lrn_scale(norm, sum[i]);
+      const float scale = lrn_scale(norm, sum(i));
       largest = std::max(largest, bits_of(scale));
       y[i] = static_cast<T>(x[i] * multiplied_factor(scale));
     }
@@ -134,7 +157,7 @@ FASTCNN_HOST_DEVICE void normalise(
     }
   }
   for (int64_t i = 0; i < count; ++i) {
-    y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum[i])).factor);
+    y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum(i))).factor);
   }
 }
 
@@ -149,7 +172,7 @@ FASTCNN_HOST_DEVICE void prefetch(const T* line, int64_t count) {
 
 template <class T, Power POWER>
 FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
-  const bool copy = needs_scratch<T>(blocks);
+  const bool copy = needs_copy<T>(blocks.layout);
   std::vector<float> values(copy ? blocks.size() : 0), total(std::max(blocks.pixels, blocks.layout.channels));
   for (int64_t block = begin; block < end; ++block) {
     const int64_t length = blocks.length(block), count = blocks.line_length(length);
@@ -164,53 +187,94 @@ FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& n
       if (!copy) {
         prefetch(near.first + near.size * near.step, count);
       }
-      window_sum(near.first, near.size, near.step, count, Square{}, total.data());
-      normalise<T, POWER>(own, total.data(), count, norm, y + blocks.begin(block) + blocks.line_begin(line));
+      T* __restrict to = y + blocks.begin(block) + blocks.line_begin(line);
+      with_sums<Square>(near, count, total.data(),
+          [&](const auto& sum) __attribute__((always_inline)) { normalise<T, POWER>(own, sum, count, norm, to); });
     }
+  }
+}
+
+// For one line: the factors, and the terms of the sums that dx needs.
+template <class T, Power POWER, class Sum>
+FASTCNN_HOST_DEVICE void take_terms(const Sum& sum, const float* __restrict own, const T* __restrict grad,
+    int64_t count, const LRN& norm, float* __restrict factor, float* __restrict term) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum(i)));
+    factor[i] = powers.factor;
+    term[i] = static_cast<float>(grad[i]) * own[i] * powers.next;
+  }
+}
+
+// For one line: dx, of the sums of terms over the windows that hold it.
+template <class T, class Sum>
+FASTCNN_HOST_DEVICE void give_gradient(const Sum& sum, const float* __restrict own, const T* __restrict grad,
+    const float* __restrict factor, int64_t count, const LRN& norm, T* __restrict dx) {
+  for (int64_t i = 0; i < count; ++i) {
+    dx[i] = static_cast<T>(lrn_gradient(norm, static_cast<float>(grad[i]), own[i], factor[i], sum(i)));
   }
 }
 
 template <class T, Power POWER>
 FASTCNN_CLONES void backward(
     const T* x, const T* grad, T* dx, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
-  const bool copy = needs_scratch<T>(blocks);
-  std::vector<float> values(copy ? blocks.size() : 0), factors(blocks.size()), terms(blocks.size());
-  std::vector<float> total(std::max(blocks.pixels, blocks.layout.channels));
-  const int64_t after = (norm.size - 1) / 2 * blocks.step();
-  float* __restrict sum = total.data();
+  std::vector<float> values(blocks.size()), factors(blocks.size()), terms(blocks.size());
+  std::vector<float> scratch(std::max(blocks.pixels, blocks.layout.channels));
+  const int64_t step = blocks.step(), after = (norm.size - 1) / 2 * step;
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t length = blocks.length(block), count = blocks.line_length(length);
-    const float* direct = reinterpret_cast<const float*>(x + blocks.begin(block));
-    if (copy) {
-      load(blocks, length, x + blocks.begin(block), values.data());
-    }
+    const int64_t length = blocks.length(block), count = blocks.line_length(length), start = blocks.begin(block);
+    load(blocks, length, x + start, values.data());
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
       const int64_t at = blocks.scratch_begin(line);
-      const Neighbours near = neighbours(blocks, norm, direct, copy ? values.data() : nullptr, line);
-      const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
-      const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
-      if (!copy) {
-        prefetch(near.first + near.size * near.step, count);
-        prefetch(from + blocks.layout.pixels, count);
-      }
-      float* __restrict factor = factors.data() + at, * __restrict term = terms.data() + at;
-      window_sum(near.first, near.size, near.step, count, Square{}, sum);
-      for (int64_t i = 0; i < count; ++i) {
-        const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
-        factor[i] = powers.factor;
-        term[i] = static_cast<float>(from[i]) * own[i] * powers.next;
-      }
+      const Neighbours near = neighbours(blocks, norm, nullptr, values.data(), line);
+      with_sums<Square>(near, count, scratch.data(), [&](const auto& sum) __attribute__((always_inline)) {
+        take_terms<T, POWER>(sum, values.data() + at, grad + start + blocks.line_begin(line), count, norm,
+            factors.data() + at, terms.data() + at);
+      });
     }
     for (int64_t line = 0; line < blocks.lines(length); ++line) {
-      const int64_t at = blocks.scratch_begin(line);
-      const float* __restrict own = copy ? values.data() + at : direct + blocks.line_begin(line);
-      const float* __restrict factor = factors.data() + at;
-      const T* __restrict from = grad + blocks.begin(block) + blocks.line_begin(line);
-      T* __restrict out = dx + blocks.begin(block) + blocks.line_begin(line);
-      window_sum(terms.data() + at - after, norm.size, blocks.step(), count, Same{}, sum);
-      for (int64_t i = 0; i < count; ++i) {
-        out[i] = static_cast<T>(lrn_gradient(norm, static_cast<float>(from[i]), own[i], factor[i], sum[i]));
+      const int64_t at = blocks.scratch_begin(line), from = start + blocks.line_begin(line);
+      const Neighbours near{terms.data() + at - after, norm.size, step};
+      with_sums<Same>(near, count, scratch.data(), [&](const auto& sum) __attribute__((always_inline)) {
+        give_gradient(sum, values.data() + at, grad + from, factors.data() + at, count, norm, dx + from);
+      });
+    }
+  }
+}
+
+constexpr int64_t CHUNK = 8;  // channels at a time
+
+// The same for NCHW in float32: a few channels at a time, so that lines are long and memory is read in its order.
+// In scratch memory, a chunk's own channels stand behind those that its windows reach back to.
+template <Power POWER>
+FASTCNN_CLONES void backward_planes(
+    const float* x, const float* grad, float* dx, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
+  const int64_t channels = blocks.layout.channels, step = blocks.pixels, plane = blocks.layout.pixels;
+  const int64_t before = norm.size / 2, after = (norm.size - 1) / 2, rows = CHUNK + norm.size - 1;
+  std::vector<float> factors(rows * step), terms(rows * step), scratch(step);
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t count = blocks.length(block), start = blocks.begin(block);
+    std::fill_n(terms.begin(), after * step, 0.0f);
+    for (int64_t first = 0, taken = 0; first < channels; first += CHUNK) {
+      for (; taken < std::min(first + CHUNK + before, channels); ++taken) {
+        const int64_t at = (taken - first + after) * step, from = start + taken * plane;
+        const Neighbours near = neighbours(blocks, norm, x + start, nullptr, taken);
+        prefetch(near.first + near.size * plane, count);
+        prefetch(grad + from + plane, count);
+        with_sums<Square>(near, count, scratch.data(), [&](const auto& sum) __attribute__((always_inline)) {
+          take_terms<float, POWER>(sum, x + from, grad + from, count, norm, factors.data() + at, terms.data() + at);
+        });
       }
+      std::fill(terms.begin() + std::min(taken - first + after, rows) * step, terms.end(), 0.0f);
+      for (int64_t line = first; line < std::min(first + CHUNK, channels); ++line) {
+        const int64_t at = (line - first) * step, from = start + line * plane;
+        const float* factor = factors.data() + at + after * step;
+        const Neighbours near{terms.data() + at, norm.size, step};
+        with_sums<Same>(near, count, scratch.data(), [&](const auto& sum) __attribute__((always_inline)) {
+          give_gradient(sum, x + from, grad + from, factor, count, norm, dx + from);
+        });
+      }
+      std::copy(terms.begin() + CHUNK * step, terms.end(), terms.begin());
+      std::copy(factors.begin() + CHUNK * step, factors.end(), factors.begin());
     }
   }
 }
@@ -232,8 +296,7 @@ void with_formula(double beta, const Run& run) {
 
 template <class T>
 void lrn_into(const T* x, T* y, const Layout& layout, const LRN& norm) {
-  const bool copies = layout.channels_last || !std::is_same_v<T, float>;
-  const Blocks blocks(layout, norm, copies ? BLOCK_FLOATS : 4 * BLOCK_FLOATS);
+  const Blocks blocks(layout, norm, needs_copy<T>(layout));
   with_formula(norm.beta, [&](auto power) {
     parallel(blocks.count(), blocks.cost(),
         [&](int64_t begin, int64_t end) { forward<T, power()>(x, y, blocks, norm, begin, end); });
@@ -242,10 +305,17 @@ void lrn_into(const T* x, T* y, const Layout& layout, const LRN& norm) {
 
 template <class T>
 void lrn_backward_into(const T* x, const T* grad, T* dx, const Layout& layout, const LRN& norm) {
-  const Blocks blocks(layout, norm, BLOCK_FLOATS);
+  const bool copied = needs_copy<T>(layout);
+  const Blocks blocks(layout, norm, copied);
   with_formula(norm.beta, [&](auto power) {
-    parallel(blocks.count(), 3 * blocks.cost(),
-        [&](int64_t begin, int64_t end) { backward<T, power()>(x, grad, dx, blocks, norm, begin, end); });
+    parallel(blocks.count(), 3 * blocks.cost(), [&](int64_t begin, int64_t end) {
+      if constexpr (std::is_same_v<T, float>) {
+        if (!copied) {
+          return backward_planes<power()>(x, grad, dx, blocks, norm, begin, end);
+        }
+      }
+      backward<T, power()>(x, grad, dx, blocks, norm, begin, end);
+    });
   });
 }
 

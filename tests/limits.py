@@ -1,0 +1,69 @@
+"""What bounds a compiled kernel on a GPU: the blocks that fit a multiprocessor, and the least time of a launch."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Multiprocessor(NamedTuple):
+    """What one multiprocessor holds, by the CUDA C++ Programming Guide's table of compute capabilities."""
+
+    warps: int
+    blocks: int
+    registers: int
+    shared: int  # bytes
+
+
+# By compute capability: A100, H200, B200.
+MULTIPROCESSORS = {
+    80: Multiprocessor(64, 32, 65536, 164 * 1024),
+    90: Multiprocessor(64, 32, 65536, 228 * 1024),
+    100: Multiprocessor(64, 32, 65536, 228 * 1024),
+}
+RESERVED = 1024  # bytes of shared memory that the driver takes for each block
+REGISTERS_AT_ONCE = 256  # registers are given to a warp in steps of so many
+
+# An H200's ceilings, measured: 16-bit matrix products, TF32 at half their rate, and bytes copied (read plus written).
+COPY = 4.3e12
+PRODUCTS = {2: 790e12, 4: 395e12}
+
+
+def blocks_at_once(architecture: int, warps: int, registers: int, shared: int) -> int:
+    """Return how many blocks run side by side on one multiprocessor."""
+    holds = MULTIPROCESSORS[architecture]
+    of_a_warp = -(-registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
+    return min(
+        holds.blocks,
+        holds.warps // warps,
+        holds.registers // (of_a_warp * warps),
+        holds.shared // (shared + RESERVED),
+    )
+
+
+def occupancy(architecture: int, warps: int, registers: int, shared: int) -> float:
+    """Return which part of a multiprocessor's warps the blocks that fit it fill."""
+    return blocks_at_once(architecture, warps, registers, shared) * warps / MULTIPROCESSORS[architecture].warps
+
+
+# Floating-point operations of a launch, by its arguments; kernels that are not here move memory.
+FLOPS = {
+    "implicit_gemm_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
+}
+IN_PLACE = {"bias_relu_kernel": "y_ptr"}  # read and written
+
+
+def least_seconds(kernel: str, given: Mapping[str, Any]) -> float:
+    """Return the roofline's time of a launch on an H200: each tensor moved once, products at the GPU's highest rate."""
+    tensors = {id(each): each for each in map(_tensor, given.values()) if each is not None}
+    moved = sum(each.nbytes for each in tensors.values())
+    if kernel in IN_PLACE:
+        moved += given[IN_PLACE[kernel]].nbytes
+    flops = FLOPS[kernel](given) if kernel in FLOPS else 0
+    widest = max(each.element_size() for each in tensors.values() if each.dim() == 4)
+    return max(moved / COPY, flops / PRODUCTS[max(widest, 2)])
+
+
+def _tensor(argument: Any) -> Tensor | None:
+    argument = getattr(argument, "base", argument)  # of a descriptor
+    return argument if isinstance(argument, Tensor) else None
