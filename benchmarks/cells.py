@@ -19,11 +19,12 @@ CONVOLUTIONS = ("conv_relu", "conv_relu_pool")
 # Backends and, for convolutions, their algorithms, as `fastcnn.use_backend` takes them.
 FORCED = {
     "cuda": (
-        *(("triton", "epilogue"), ("triton", "implicit_gemm")),
+        *(("triton", "epilogue"), ("triton", "implicit_gemm"), ("triton", "packed"), ("triton", "space_to_depth")),
         *(("cuda", "epilogue"), ("cuda", "implicit_gemm"), ("cuda", "direct")),
     ),
     "cpu": (("cpu", None),),
 }
+FIRST_LAYERS = ("direct", "packed", "space_to_depth")  # algorithms that no whole model can be forced to
 
 
 class Variant(NamedTuple):
@@ -239,8 +240,9 @@ def _model_methods(device: str, variant: Variant, mode: str, headline: bool, mai
         "fastcnn autocast": half and mode == "inference",
         "fastcnn nchw": variant.layout != "nchw" and headline,
         "fastcnn cuda graph": cuda,
-        # `direct` serves a first layer alone, so that no whole model can be forced to it.
-        **{name: True for name, (_, how) in forced(device, convolutions=True).items() if how != "direct"},
+        "fastcnn shadow weights": cuda and half and mode == "training" and headline,
+        "fastcnn shadow weights cuda graph": cuda and half and mode == "training" and headline,
+        **{name: True for name, (_, how) in forced(device, convolutions=True).items() if how not in FIRST_LAYERS},
         compiled: headline or cuda,
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]
