@@ -164,8 +164,9 @@ def first_layers(name: str, new: Any, bias: torch.Tensor) -> Iterator[tuple[str,
     y = torch.empty(128, 4096, dtype=bias.dtype, device="meta")
     yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout", (rows, matrix, None, seed, 0.5)
     yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout_backward", (y, y, 0.5, True)
-    weights, master = (torch.empty(4096, 9216, dtype=each, device="meta") for each in (bias.dtype, torch.float32))
-    yield f"{name} momentum", "sgd", "sgd", (weights, weights, master, master, 0.1, 0.9, 0.0, 5e-4, False, False, False)
+    kinds = (bias.dtype, bias.dtype, torch.float32, torch.float32)
+    tensors = [torch.empty(4096, 9216, dtype=each, device="meta") for each in kinds]
+    yield f"{name} momentum", "sgd", "sgd", (*tensors, 0.1, 0.9, 0.0, 5e-4, False, False, False)
 
 
 def compile_all() -> Iterator[dict[str, Any]]:
