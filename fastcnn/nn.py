@@ -3,15 +3,16 @@
 The module tree stays torch's own, only the run is fused: keys, prints, slices and hooks are those of stock layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
+from fastcnn.calls import Call
+from fastcnn.normalization import Normalize, is_recorded
 from fastcnn.ops.normalize_conv_relu import normalize_conv_relu
 from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool
 
@@ -22,13 +23,6 @@ Size2d: TypeAlias = int | tuple[int, int]
 # Captured at import, so that a class whose forward somebody patches later no longer counts as stock.
 _STOCK_CALL = nn.Module.__call__
 _STOCK_CONV_FORWARD = nn.Conv2d._conv_forward
-
-
-def _is_recorded(input: Any) -> bool:
-    """Whether a graph of the layers is being written down, which shall hold torch's operators and need no fastcnn."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    # The flag, as torch.compiler.is_exporting() is true under any torch.compile of torch 2.11.
-    return tracing or torch.compiler._is_exporting_flag or isinstance(input, torch.fx.Proxy)
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -47,7 +41,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool `input`: (N, C, H, W) or (C, H, W); with `return_indices=True` give the pair (values, indices)."""
-        return super().forward(input) if _is_recorded(input) else _max_pool(input, self)
+        return super().forward(input) if is_recorded(input) else _max_pool(input, self)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -66,69 +60,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`: (N, C, ...)."""
-        return super().forward(input) if _is_recorded(input) else _lrn(input, self)
-
-
-class Normalize(nn.Module):
-    """Normalise images, bytes from 0 to 255 or floats from 0 to 1: ``(x - mean) / std`` in one pass.
-
-    `mean` and `std` are a number or one for each channel, `dtype` that of the output; see
-    `fastcnn.functional.normalize`. Before a first convolution in a `fastcnn.nn.Sequential` it joins that one's stage.
-    A state dict holds nothing of it; its constants stay in float32. Raises ValueError for a `std` of 0.
-
-    Shapes: input (N, C, H, W) or (C, H, W); output the same.
-
-    Example:
-        >>> import torch, fastcnn
-        >>> from collections import OrderedDict
-        >>> model = fastcnn.AlexNet()  # in front of its layers, whose keys stay as they are
-        >>> layers = OrderedDict(normalize=fastcnn.nn.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-        >>> layers.update(model.features.named_children())
-        >>> model.features = fastcnn.nn.Sequential(layers)
-        >>> model(torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8)).shape
-        torch.Size([2, 1000])
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self, mean: float | Sequence[float], std: float | Sequence[float], dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        self.constants = {"mean": _numbers(mean), "std": _numbers(std)}
-        if 0 in self.constants["std"]:
-            raise ValueError(f"Normalize: argument 'std': expected no 0, by which nothing can be divided, got {std!r}")
-        self.dtype = dtype
-        for name, values in self.constants.items():
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "Normalize":
-        super()._apply(fn, recurse)
-        for name, values in self.constants.items():  # .half() would round them, to_empty() forget them
-            setattr(self, name, torch.tensor(values, dtype=torch.float32, device=getattr(self, name).device))
-        return self
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input`: (N, C, H, W) or (C, H, W)."""
-        if _is_recorded(input):
-            return _stock_normalize(input, self.mean, self.std, self.dtype)
-        return FF.normalize(*_normalize_arguments(input, self))
-
-    def extra_repr(self) -> str:
-        """Give the constants."""
-        return ", ".join(f"{name}={values}" for name, values in (*self.constants.items(), ("dtype", self.dtype)))
-
-
-def _numbers(values: Any) -> list[float]:
-    return [float(each) for each in (values if isinstance(values, (Sequence, Tensor)) else [values])]
-
-
-@torch.fx.wrap
-def _stock_normalize(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Normalise in torch's operators alone; a graph of torch.fx, which knows no dtypes, holds the call."""
-    unit = input / 255 if input.dtype == torch.uint8 else input
-    return ((unit - mean[:, None, None]) / std[:, None, None]).to(dtype or unit.dtype)
+        return super().forward(input) if is_recorded(input) else _lrn(input, self)
 
 
 class ConvReLU2d(nn.Conv2d):
@@ -144,7 +76,7 @@ class ConvReLU2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), and take the ReLU."""
-        return F.relu(super().forward(input)) if _is_recorded(input) else _conv_relu(input, self)
+        return F.relu(super().forward(input)) if is_recorded(input) else _conv_relu(input, self)
 
 
 class ConvReLUMaxPool2d(nn.Conv2d):
@@ -179,7 +111,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), take the ReLU, and pool."""
-        if _is_recorded(input):
+        if is_recorded(input):
             activations = F.relu(super().forward(input))
             return F.max_pool2d(
                 activations, self.pool_size, self.pool_stride, self.pool_padding, ceil_mode=self.pool_ceil_mode
@@ -225,21 +157,9 @@ class Sequential(nn.Sequential):
 
     def forward(self, input: Any) -> Any:
         """Run the children on `input`, which is whatever the first child takes."""
-        if _is_recorded(input) or _has_any_global_hook():
+        if is_recorded(input) or _has_any_global_hook():
             return super().forward(input)
-        children = tuple(self)
-        roles = tuple(map(_role, children))
-        start = 0
-        while start < len(children):
-            stage = _stage_at(roles, start)
-            if stage is None:
-                input = children[start](input)
-                start += 1
-            else:
-                end = start + len(stage.roles)
-                input = stage.run(input, *children[start:end])
-                start = end
-        return input
+        return _run_stages(input, tuple(self))
 
     def __add__(self, other: nn.Sequential) -> "Sequential":
         """Join two Sequentials; `torch.nn.Sequential` would give one that runs unfused."""
@@ -274,17 +194,10 @@ def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxP
     return FF.conv2d_relu_max_pool2d(*_conv_arguments(input, conv), **_pool_keywords(pool))
 
 
-def _normalize_arguments(input: Any, normalize: Normalize) -> tuple[Any, ...]:
-    mean, std = normalize.mean, normalize.std
-    if input.dtype == torch.float64:  # which the buffers are too coarse for
-        mean, std = (torch.tensor(each, dtype=input.dtype) for each in normalize.constants.values())
-    return input, mean, std, normalize.dtype
-
-
 def _normalize_conv_relu(input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module) -> Any:
     fused = None
     if conv.padding_mode == "zeros":  # else what is normalised is padded next
-        fused = normalize_conv_relu(_normalize_arguments(input, normalize), *_conv_arguments(input, conv)[1:])
+        fused = normalize_conv_relu(normalize.arguments(input), *_conv_arguments(input, conv)[1:])
     return _conv_relu(normalize(input), conv, relu) if fused is None else fused
 
 
@@ -294,7 +207,7 @@ def _normalize_conv_relu_pool(
     fused = None
     if conv.padding_mode == "zeros":
         settings = *_conv_arguments(input, conv)[1:], *_pool_keywords(pool).values()
-        fused = normalize_conv_relu_pool(_normalize_arguments(input, normalize), *settings)
+        fused = normalize_conv_relu_pool(normalize.arguments(input), *settings)
     return _conv_relu_pool(normalize(input), conv, relu, pool) if fused is None else fused
 
 
@@ -359,6 +272,35 @@ _ROLES: dict[Any, str] = {  # by the forward function of the class
 }
 
 
+def _run_layers(input: Any, *layers: Any) -> Any:
+    """Run layers and calls of functions one after another, as the rewritten forward of a network asks for."""
+    if not (is_recorded(input) or _has_any_global_hook()):
+        return _run_stages(input, layers)
+    for layer in layers:
+        input = layer(input)
+    return input
+
+
+def _run_stages(input: Any, layers: tuple[Any, ...]) -> Any:
+    """Run layers one after another, those that form a stage as one."""
+    roles = tuple(map(_role, layers))
+    start = 0
+    while start < len(layers):
+        stage = _stage_at(roles, start)
+        if stage is None:
+            input = layers[start](input)
+            start += 1
+        else:
+            end = start + len(stage.roles)
+            input = stage.run(input, *map(_settings, layers[start:end]))
+            start = end
+    return input
+
+
+def _settings(layer: Any) -> Any:
+    return layer.settings if type(layer) is Call else layer
+
+
 def _stage_at(roles: tuple[str | None, ...], start: int) -> _Stage | None:
     for stage in _STAGES:
         if roles[start : start + len(stage.roles)] == stage.roles:
@@ -366,8 +308,10 @@ def _stage_at(roles: tuple[str | None, ...], start: int) -> _Stage | None:
     return None
 
 
-def _role(child: nn.Module) -> str | None:
+def _role(child: Any) -> str | None:
     """Tell what `child` can be in a stage, or None where only its own call does all that the user asked of it."""
+    if type(child) is Call:
+        return child.role
     # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role, and
     # a scripted module's class has no forward to read.
     role = _ROLES.get(getattr(type(child), "forward", None))
@@ -396,5 +340,5 @@ def _calls_only_forward(child: nn.Module) -> bool:
     )
 
 
-def _can_end_a_stage(pool: nn.MaxPool2d) -> bool:
+def _can_end_a_stage(pool: Any) -> bool:
     return pool.dilation in (1, (1, 1)) and not pool.return_indices

@@ -15,15 +15,19 @@ STEMS = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_r
 STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linear_relu_dropout")
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# functional -> ops -> backend -> tuning, and fuse -> nn; shapes is a leaf. The backend finds kernels by name, when
-# first used.
+# functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes and calls are leaves. The backend
+# finds kernels by name, when first used.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"backend", "functional", "fuse", "models", "nn", "optim"},
+    "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn", "optim"},
     "models": {"models", "nn"},
-    "fuse": {"nn"},
-    "nn": {"functional", "ops"},
+    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "backend", "train", "cli_options"},
+    "fuse": {"nn", "rewrite"},
+    "rewrite": {"rewrite", "nn", "calls"},
+    "nn": {"functional", "calls", "normalization", "ops"},
+    "normalization": {"functional"},
     "optim": {"backend"},
+    "calls": set(),
     "functional": {"ops", "shapes"},
     "ops": {"ops", "backend", "shapes"},
     "triton": {"triton", "shapes"},
@@ -34,7 +38,7 @@ MAY_IMPORT = {
     "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
     "bench": {"bench", "train", "cli_options", *PUBLIC},
     "cli_options": set(),
-    "cli": {"cli", "cli_options", "train", "tune", "bench", *PUBLIC},
+    "cli": {"cli", "cli_options", "explain", "train", "tune", "bench", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
 TESTS_MAY_IMPORT = {"train", "tune", "bench", "cli", *PUBLIC}
@@ -57,6 +61,7 @@ OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
     "tune": {"torch", "typer", "rich"},
+    "explain": {"torch", "typer"},
     "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},
     "cli_options": {"typer"},

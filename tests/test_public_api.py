@@ -54,7 +54,9 @@ MODELS = {
 }
 TOP = {
     "BackendStatus": "(available, reason='', build='')",
+    "Explanation": "(rows)",
     "backends": "()",
+    "explain": "(model, input=None)",
     "fuse": "(model)",
     "unfuse": "(model)",
     "use_backend": "(name, *, algorithm=None)",
@@ -165,7 +167,8 @@ def test_docstring_has_an_example(module, name):
 
 
 def modules_with_examples():
-    names = ["fastcnn.functional", "fastcnn.backend", "fastcnn.nn", "fastcnn.optim", "fastcnn.fuse", "fastcnn.models"]
+    names = ["functional", "backend", "nn", "optim", "fuse", "explain", "models"]
+    names = [f"fastcnn.{name}" for name in names]
     return [*names, *(f"fastcnn.models.{module.name}" for module in pkgutil.iter_modules(fastcnn.models.__path__))]
 
 
