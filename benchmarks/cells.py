@@ -20,6 +20,7 @@ CONVOLUTIONS = ("conv_relu", "conv_relu_pool")
 FORCED = {
     "cuda": (
         *(("triton", "epilogue"), ("triton", "implicit_gemm"), ("triton", "packed"), ("triton", "space_to_depth")),
+        ("triton", "epilogue+dgrad+wgrad"),
         *(("cuda", "epilogue"), ("cuda", "implicit_gemm"), ("cuda", "direct")),
     ),
     "cpu": (("cpu", None),),
@@ -168,10 +169,14 @@ def _due(headline: bool, main: bool, method: str) -> int:
     return COMPILED if compiled else MAIN if main else SECOND
 
 
-def forced(device: str, convolutions: bool) -> dict[str, tuple[str, str | None]]:
-    """Return the backends that can be forced here, by the name of their method, with their algorithms."""
+def forced(device: str, convolutions: bool, training: bool = True) -> dict[str, tuple[str, str | None]]:
+    """Return the backends that can be forced here, by the name of their method, with their algorithms.
+
+    Without `training` those that differ in their gradients alone are left out.
+    """
     known = fastcnn.backends()
-    choices = [(name, how if convolutions else None) for name, how in FORCED[device] if known[name].available]
+    able = [(name, how) for name, how in FORCED[device] if known[name].available]
+    choices = [(name, how if convolutions else None) for name, how in able if training or "+" not in (how or "")]
     return {f"fastcnn {'-'.join(filter(None, choice))}": choice for choice in choices}
 
 
@@ -201,7 +206,7 @@ def _op_methods(stem: str, device: str, mode: str, headline: bool, main: bool) -
         "copy": True,
         "cudnn fused": cudnn,
         "fastcnn": True,
-        **dict.fromkeys(forced(device, stem in CONVOLUTIONS), True),
+        **dict.fromkeys(forced(device, stem in CONVOLUTIONS, training=mode != "forward"), True),
         compiled: main and (headline or device == "cuda"),
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]
@@ -242,7 +247,7 @@ def _model_methods(device: str, variant: Variant, mode: str, headline: bool, mai
         "fastcnn cuda graph": cuda,
         "fastcnn shadow weights": cuda and half and mode == "training" and headline,
         "fastcnn shadow weights cuda graph": cuda and half and mode == "training" and headline,
-        **{name: True for name, (_, how) in forced(device, convolutions=True).items() if how not in FIRST_LAYERS},
+        **{n: True for n, (_, how) in forced(device, True, mode == "training").items() if how not in FIRST_LAYERS},
         compiled: headline or cuda,
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]

@@ -20,6 +20,7 @@ from fastcnn.ops import conv_relu, conv_relu_pool, lrn, lrn_pool, max_pool
 from fastcnn.ops import linear_relu as linear
 from fastcnn.ops import linear_relu_dropout as dropout
 from fastcnn.ops import normalize as normalization
+from fastcnn.ops.gradients import only_reader as only_reader
 from fastcnn.ops.normalize import Constants
 from fastcnn.shapes import Size
 

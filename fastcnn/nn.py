@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
 from fastcnn.calls import Call
+from fastcnn.functional import only_reader
 from fastcnn.normalization import Normalize, is_recorded
 from fastcnn.ops.normalize_conv_relu import normalize_conv_relu
 from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool
@@ -246,11 +247,12 @@ class _Stage(NamedTuple):
     run: Callable[..., Any]
 
 
+_CONV_RELU = _Stage(("conv", "relu"), _conv_relu)
 _STAGES = (  # of two that match, the longer stands first
     _Stage(("normalize", "conv", "relu", "pool"), _normalize_conv_relu_pool),
     _Stage(("normalize", "conv", "relu"), _normalize_conv_relu),
     _Stage(("conv", "relu", "pool"), _conv_relu_pool),
-    _Stage(("conv", "relu"), _conv_relu),
+    _CONV_RELU,
     _Stage(("lrn", "pool"), _lrn_pool),
     _Stage(("lrn",), _lrn),
     _Stage(("pool",), _max_pool),
@@ -284,16 +286,19 @@ def _run_layers(input: Any, *layers: Any) -> Any:
 def _run_stages(input: Any, layers: tuple[Any, ...]) -> Any:
     """Run layers one after another, those that form a stage as one."""
     roles = tuple(map(_role, layers))
-    start = 0
+    start, before = 0, None
     while start < len(layers):
         stage = _stage_at(roles, start)
         if stage is None:
             input = layers[start](input)
             start += 1
         else:
+            if before is _CONV_RELU and stage.roles[0] == "conv":
+                only_reader(input)
             end = start + len(stage.roles)
             input = stage.run(input, *map(_settings, layers[start:end]))
             start = end
+        before = stage
     return input
 
 

@@ -22,7 +22,11 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-STEMS = ("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu")
+CONFIGS = {
+    stem: [config.name for config in importlib.import_module(f"fastcnn.triton.{stem}").CONFIGS]
+    for stem in ("dgrad", "wgrad")
+}
+STEMS = ("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad")
 STEMS += ("first_layers", "normalize", "normalize_conv_relu", "linear_relu_dropout", "sgd")
 ARCHITECTURES = (80, 90, 100)
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -132,6 +136,22 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         wide = new(1, 64, 8192, 8192)
         yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, *pool2)
         yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")
+        image = new(128, 3, 224, 224)
+        # every configuration in the type and layout that it is for, on the gradient that takes most registers
+        configs = CONFIGS if format == torch.channels_last else {"dgrad": [None], "wgrad": [None]}
+        for config in configs["dgrad"]:
+            case = f"{name} 3x3, pooled {config or ''}"
+            yield case, "dgrad", "dgrad", (half, half_codes, vgg, weight, True, True, config, *same, *pool2)
+        for config in configs["wgrad"]:
+            case = f"{name} 3x3, pooled {config or ''}"
+            yield case, "wgrad", "wgrad", (half, half_codes, vgg, weight, True, config, *same, *pool2)
+        yield f"{name} 3x3, masked", "dgrad", "dgrad", (vgg, vgg, vgg, weight, True, True, None, *same)
+        yield f"{name} 3x3, masked", "wgrad", "wgrad", (vgg, vgg, vgg, weight, True, None, *same)
+        alexnet_first = (new(128, 64, 27, 27), codes(128, 64, 27, 27), image, first)
+        yield f"{name} 11x11/4, pooled", "wgrad", "wgrad", (*alexnet_first, True, None, *valid, *pool3)
+        yield f"{name} 11x11/4, pooled", "dgrad", "dgrad", (*alexnet_first, False, False, None, *valid, *pool3)
+        yield f"{name} 2**32 elements", "dgrad", "dgrad", (wide, wide, wide, weight, True, True, None, *same)
+        yield f"{name} 2**32 elements", "wgrad", "wgrad", (wide, wide, wide, weight, True, None, *same)
 
 
 def first_layers(name: str, new: Any, bias: torch.Tensor) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:

@@ -50,7 +50,20 @@ def occupancy(architecture: int, warps: int, registers: int, shared: int) -> flo
 FLOPS = {
     "implicit_gemm_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
     "packed_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
+    "dgrad_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"] // _strides(given),
+    "wgrad_kernel": lambda given: 2 * given["OUT_C"] * given["GROUP_IN"] * _places(given) * given["P"],
 }
+
+
+def _places(given: Mapping[str, Any]) -> int:
+    return given["WINDOW"].size[0] * given["WINDOW"].size[1]
+
+
+def _strides(given: Mapping[str, Any]) -> int:
+    """Return of how many of the input's pixels one meets each place of the kernel."""
+    return given["WINDOW"].stride[0] * given["WINDOW"].stride[1]
+
+
 IN_PLACE = {  # read and written
     "bias_relu_kernel": ("y_ptr",),
     "dropout_kernel": ("y_ptr",),

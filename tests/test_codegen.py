@@ -56,7 +56,8 @@ def test_no_spills(rows: list[dict[str, Any]]) -> None:
 
 
 def test_matrix_products_run_on_tensor_cores(rows: list[dict[str, Any]]) -> None:
-    products = [row for row in rows if row["kernel"] in ("implicit_gemm_kernel", "packed_kernel")]
+    kernels = ("implicit_gemm_kernel", "packed_kernel", "dgrad_kernel", "wgrad_kernel")
+    products = [row for row in rows if row["kernel"] in kernels]
     assert [where(row) for row in products if not row["tensor_cores"]] == []
     assert [where(row) for row in products if row["architecture"] == 90 and not row["wgmma"]] == []
 
@@ -65,6 +66,12 @@ def test_channels_last_convolution_copies_asynchronously(rows: list[dict[str, An
     wide = [row for row in rows if row["kernel"] == "implicit_gemm_kernel" and row["case"] == "bf16 NHWC 3x3"]
     assert wide
     assert [where(row) for row in wide if not row["async_copy"]] == []
+
+
+def test_channels_last_gradients_load_vectors(rows: list[dict[str, Any]]) -> None:
+    wide = [row for row in rows if row["kernel"] in ("dgrad_kernel", "wgrad_kernel") and "bf16 NHWC 3x3" in row["case"]]
+    assert wide
+    assert [where(row) for row in wide if row["load_bytes"] < 8] == []  # 16 where a thread has so much of a tile
 
 
 def test_channels_last_passes_load_sixteen_bytes_a_thread(rows: list[dict[str, Any]]) -> None:

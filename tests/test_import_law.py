@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastcnn"
 STEMS = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
 STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linear_relu_dropout")
+GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
 # functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes and calls are leaves. The backend
@@ -52,6 +53,7 @@ KERNEL_TESTS = {
     "test_normalize.py": {"triton"},
     "test_optim.py": {"triton"},
     "test_linear_relu_dropout.py": {"triton"},
+    "test_gradients.py": {"backend"},
     "tables.py": {"tuning"},
     "test_tune.py": {"tuning"},
     "test_tuning.py": {"tuning"},
@@ -152,7 +154,7 @@ def test_operators_are_named_after_their_stem():
     registered = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")]
     names = {name.removeprefix("fastcnn::").split(".")[0] for name in registered}
     kinds = ("", "_codes", "_backward")
-    assert names <= {stem + kind for stem in STEMS for kind in kinds}
+    assert names <= {stem + kind for stem in STEMS for kind in kinds} | GRADIENTS
     assert set(STEMS) <= names
 
 

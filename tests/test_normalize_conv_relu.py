@@ -141,6 +141,7 @@ def test_autocast_reads_bytes_into_its_dtype() -> None:
 NOT_JOINED = {
     "an algorithm that reads no bytes": (("triton", "implicit_gemm"), {}, {}),
     "no algorithm": (("triton", None), {}, {}),
+    "gradients of ours": (("triton", "packed:64x16x32w4s1+wgrad"), {}, {}),
     "an even kernel, same: padded by hand": (PACKED, {"padding": "same", "kernel_size": 2}, {}),
     "reflected padding": (PACKED, {"padding": 1, "padding_mode": "reflect"}, {}),
     "stock": (("torch", None), {}, {}),

@@ -25,12 +25,19 @@ def _fake_backward(grad: Tensor, output: Tensor, p: float, bias_grad: bool) -> t
 
 
 _NAME = _STEM = "linear_relu_dropout"
-_forward = define(_STEM, _STEM, "(Tensor input, Tensor weight, Tensor? bias, Tensor seed, float p) -> Tensor", _fake)
+_forward = define(
+    _STEM,
+    _STEM,
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor seed, float p) -> Tensor",
+    _fake,
+    backends=("triton",),
+)
 _backward = define(
     _STEM,
     f"{_STEM}_backward",
     "(Tensor grad, Tensor output, float p, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
     _fake_backward,
+    backends=("triton",),
 )
 
 

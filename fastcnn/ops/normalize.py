@@ -26,7 +26,13 @@ def _fake(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tenso
 
 _NAME = "normalize"
 _STEM = "normalize"
-forward = define(_STEM, "normalize", "(Tensor input, Tensor mean, Tensor std, ScalarType dtype) -> Tensor", _fake)
+forward = define(
+    _STEM,
+    "normalize",
+    "(Tensor input, Tensor mean, Tensor std, ScalarType dtype) -> Tensor",
+    _fake,
+    backends=("triton",),
+)
 
 
 def input_gradient(grad: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepar
 from fastcnn.ops.library import define
 from fastcnn.shapes import Size, conv_memory_format
 
-JOINED = ("packed", "space_to_depth")  # algorithms of triton's
+JOINED = (("triton", "packed"), ("triton", "space_to_depth"))
 NORMALIZED_CONVOLUTION = (
     "Tensor input, Tensor mean, Tensor std, Tensor weight, Tensor? bias, int[] convolution, str? algorithm"
 )
@@ -51,7 +51,7 @@ def _fake(
 
 _NAME = "conv2d_relu"  # the function that users know, for messages
 _STEM = "normalize_conv_relu"
-_forward = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}) -> Tensor", _fake)
+_forward = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}) -> Tensor", _fake, backends=("triton",))
 
 
 class NormalizeConvReLU(torch.autograd.Function):
@@ -124,11 +124,11 @@ def joined(op: str, function: str, norm_arguments: tuple[Any, ...], arguments: t
         return None
     prepared, weight, bias, settings = prepare(function, like, *arguments[:6])
     backend, algorithm = choose(op, function, prepared, lambda: checks.refuse_dtype(prepared), winner)
-    if backend != "triton" or (algorithm or "").partition(":")[0] not in JOINED:
-        return None
+    if algorithm is None or "+" in algorithm or (backend, algorithm.partition(":")[0]) not in JOINED:
+        return None  # nor where gradients are to be ours, which read images that are normalised
     if prepared.shape != like.shape or prepared.dtype != like.dtype:  # padded by hand, or cast: not by the kernel
         return None
-    return Joined(input, mean, std, weight, bias, settings._replace(algorithm=algorithm), backend)
+    return Joined(input, mean, std, weight, bias, settings.running(algorithm), backend)
 
 
 def normalize_conv_relu(norm_arguments: tuple[Any, ...], *arguments: Any) -> Tensor | None:

@@ -40,9 +40,13 @@ def _fake_codes(*args: Any) -> tuple[Tensor, Tensor]:
 
 _NAME = "conv2d_relu_max_pool2d"  # the function that users know, for messages
 _STEM = "normalize_conv_relu_pool"
-_values = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}, {WINDOW}) -> Tensor", _fake)
+_values = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}, {WINDOW}) -> Tensor", _fake, backends=("triton",))
 _codes = define(
-    _STEM, f"{_STEM}_codes", f"({NORMALIZED_CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes
+    _STEM,
+    f"{_STEM}_codes",
+    f"({NORMALIZED_CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)",
+    _fake_codes,
+    backends=("triton",),
 )
 
 
