@@ -125,6 +125,15 @@ def run_add_relu(input: Any, other: Any) -> Any:
     return F.relu(input + other) if is_recorded(input) else FF.add_relu(input, other)
 
 
+def _sum_relu(input: Any, addition: Any, _relu: Any) -> Any:
+    other = addition.other
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
+        return F.relu(input + other)
+    if addition.in_place and (input.shape != other.shape or input.dtype != other.dtype):
+        return F.relu(input.add_(other))  # which keeps the shape and dtype of the input
+    return FF.add_relu(input, other)
+
+
 def run_lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
     """Run a local response normalisation."""
     return FF.local_response_norm(input, lrn.size, lrn.alpha, lrn.beta, lrn.k)
@@ -179,6 +188,7 @@ STAGES = (  # of two that match, the longer stands first
     Stage(("lone pool",), run_max_pool),
     Stage(("linear", "relu", "dropout"), _linear_relu_dropout),
     Stage(("linear", "relu"), _linear_relu),
+    Stage(("add", "relu"), _sum_relu),
 )
 
 ROLES: dict[Any, str] = {  # by the forward function of the class

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,38 +10,6 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import fastcnn
-from fastcnn import functional as FF
-
-FUSED_FUNCTIONS = (
-    "batch_norm_relu",
-    "batch_norm_relu_max_pool2d",
-    "conv2d_relu",
-    "conv2d_relu_max_pool2d",
-    "linear_relu",
-    "linear_relu_dropout",
-    "local_response_norm",
-    "local_response_norm_max_pool2d",
-    "max_pool2d",
-    "normalize",
-)
-
-
-@pytest.fixture
-def stages(monkeypatch):
-    """Names of the fused functions, in the order in which the layers call them."""
-    calls = []
-
-    def recorded(name):
-        def call(*args, **kwargs):
-            calls.append(name)
-            return getattr(FF, name)(*args, **kwargs)
-
-        return call
-
-    functions = SimpleNamespace(**{name: recorded(name) for name in FUSED_FUNCTIONS})
-    monkeypatch.setattr("fastcnn.nn.FF", functions)
-    monkeypatch.setattr("fastcnn.stages.FF", functions)
-    return calls
 
 
 def image(channels=3, size=9):
