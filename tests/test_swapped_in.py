@@ -1,9 +1,11 @@
 """What scripts do to a model works on a fused one as on a stock one, and leaves it fused where it can be."""
 
 import copy
+import importlib
 import io
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -24,7 +26,6 @@ SmallNet = load("small_net").SmallNet
 
 @pytest.fixture(autouse=True)
 def _kernels() -> Iterator[None]:
-    torch._dynamo.reset()
     with fastcnn.use_backend(BACKENDS[DEVICE]):
         yield
 
@@ -42,9 +43,10 @@ def pair(change: Callable[[Any], Any] = lambda model: model) -> tuple[Any, Any]:
 def train(model: Any, run: Callable[[Tensor], Tensor] | None = None, steps: int = 3) -> list[Tensor]:
     """Train for a few steps and return the losses, then the weights and buffers."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    run = model if run is None else run
     losses = []
     for step in range(steps):
-        loss = nn.functional.cross_entropy((run or model)(batch(seed=step)), torch.tensor([0, 1, 0, 1], device=DEVICE))
+        loss = nn.functional.cross_entropy(run(batch(seed=step)), torch.tensor([0, 1, 0, 1], device=DEVICE))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -59,6 +61,7 @@ def assert_ran(operators: dict[str, int], expected: dict[str, int]) -> None:
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
 def test_compiled_training(mode: str) -> None:
+    torch._dynamo.reset()
     fused, stock = pair()
     compiled = torch.compile(fused, mode=mode, fullgraph=True)
     torch.testing.assert_close(train(fused, compiled), train(stock))
@@ -154,28 +157,30 @@ def test_normalized_weights_train_as_on_stock_layers(norm: Any, fuses: bool) -> 
     assert_ran(operators, passes(SMALL_NET if fuses else lone, forward=3, backward=3))
 
 
-class _OnTheCpu:
-    """What torch's `replicate` and `parallel_apply` need of devices, for replicas that share the CPU."""
-
-    @staticmethod
-    def copies(tensors: list[Tensor], devices: list[int], detach: bool = False) -> list[list[Tensor]]:
-        return [[tensor.detach() if detach else tensor.clone() for tensor in tensors] for _ in devices]
+def copies(tensors: list[Tensor], devices: list[int], detach: bool = False) -> list[list[Tensor]]:
+    """Copy tensors once for each device, as `replicate` does, but to where they are."""
+    return [[tensor.detach() if detach else tensor.clone() for tensor in tensors] for _ in devices]
 
 
 def test_replicas_of_data_parallel_run_fused_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas hold plain tensors where a layer has parameters, and run each in a thread of its own."""
-    from torch.nn.parallel import parallel_apply, replicate
-
-    monkeypatch.setattr("torch.nn.parallel.replicate._broadcast_coalesced_reshape", _OnTheCpu.copies)
-    monkeypatch.setattr("torch.nn.parallel.replicate._get_device_index", lambda device, _optional: device)
+    module = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(module, "_broadcast_coalesced_reshape", copies)
+    monkeypatch.setattr(module, "_get_device_index", lambda device, _optional: device)
 
     def run(model: Any) -> Callable[[Tensor], Tensor]:
-        return lambda images: torch.cat(parallel_apply(replicate(model, [0, 1]), list(images.chunk(2))))
+        def forward(images: Tensor) -> Tensor:
+            with ThreadPoolExecutor(2) as threads:  # torch's parallel_apply, but for the GPUs
+                replicas = nn.parallel.replicate(model, [0, 1])
+                return torch.cat(list(threads.map(lambda replica, part: replica(part), replicas, images.chunk(2))))
+
+        return forward
 
     fused, stock = pair()
     results, operators = counted(lambda: train(fused, run(fused)))
     torch.testing.assert_close(results, train(stock))
-    assert operators.keys() == (passes(SMALL_NET, 1, 1).keys() if FUSES else set())
+    # The profiler sees this thread, which runs the backwards of both replicas' kernels.
+    assert_ran(operators, {f"{stage}_backward": times * 2 * 3 for stage, times in SMALL_NET.items()})
 
 
 @pytest.fixture
@@ -262,9 +267,10 @@ def test_captum_attributes_as_on_stock_layers(name: str) -> None:
 def test_grad_cam_of_the_example_is_captums() -> None:
     attr = pytest.importorskip("captum.attr")
     fused, _ = pair(not_in_place)
-    ours = load("grad_cam").grad_cam(fused, fused.features[7], batch(1), 1)
-    theirs = attr.LayerGradCam(fused, fused.features[7]).attribute(batch(1), target=1, relu_attributions=True)
+    ours = load("grad_cam").grad_cam(fused, fused.features[7], batch(1), 0)
+    theirs = attr.LayerGradCam(fused, fused.features[7]).attribute(batch(1), target=0, relu_attributions=True)
     theirs = nn.functional.interpolate(theirs.detach(), (32, 32), mode="bilinear")
+    assert theirs.amax() > 0
     torch.testing.assert_close(ours, theirs / theirs.amax())
 
 
