@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0a;10.0
 export NVCC_APPEND_FLAGS ?= -Werror=all-warnings
 
-.PHONY: demo test lint gpu sanitize codegen bench bench-quick bench-cpu asan clean
+.PHONY: demo test zoo lint gpu sanitize codegen bench bench-quick bench-cpu asan clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
@@ -20,6 +20,9 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	bash tests/host_cuda/run.sh -n $(JOBS) --dist worksteal
+
+zoo: $(VENV)/dev.stamp
+	FASTCNN_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py -v
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -19,11 +19,16 @@ CONVOLUTIONS = ("conv_relu", "conv_relu_pool")
 # Backends and, for convolutions, their algorithms, as `fastcnn.use_backend` takes them.
 FORCED = {
     "cuda": (
-        *(("triton", "epilogue"), ("triton", "implicit_gemm")),
+        *(("triton", "epilogue"), ("triton", "implicit_gemm"), ("triton", "epilogue+dgrad+wgrad")),
+        *(("triton", "tma"), ("triton", "warp_specialized")),
         *(("cuda", "epilogue"), ("cuda", "implicit_gemm"), ("cuda", "direct")),
     ),
     "cpu": (("cpu", None),),
 }
+
+
+# Algorithms that serve a first layer alone, or all but it: no whole model can be forced to them.
+OF_SOME_LAYERS = ("direct", "tma", "warp_specialized")
 
 
 class Variant(NamedTuple):
@@ -167,10 +172,14 @@ def _due(headline: bool, main: bool, method: str) -> int:
     return COMPILED if compiled else MAIN if main else SECOND
 
 
-def forced(device: str, convolutions: bool) -> dict[str, tuple[str, str | None]]:
-    """Return the backends that can be forced here, by the name of their method, with their algorithms."""
+def forced(device: str, convolutions: bool, training: bool = True) -> dict[str, tuple[str, str | None]]:
+    """Return the backends that can be forced here, by the name of their method, with their algorithms.
+
+    Without `training` those that differ in their gradients alone are left out.
+    """
     known = fastcnn.backends()
-    choices = [(name, how if convolutions else None) for name, how in FORCED[device] if known[name].available]
+    able = [(name, how) for name, how in FORCED[device] if known[name].available]
+    choices = [(name, how if convolutions else None) for name, how in able if training or "+" not in (how or "")]
     return {f"fastcnn {'-'.join(filter(None, choice))}": choice for choice in choices}
 
 
@@ -200,7 +209,7 @@ def _op_methods(stem: str, device: str, mode: str, headline: bool, main: bool) -
         "copy": True,
         "cudnn fused": cudnn,
         "fastcnn": True,
-        **dict.fromkeys(forced(device, stem in CONVOLUTIONS), True),
+        **dict.fromkeys(forced(device, stem in CONVOLUTIONS, training=mode != "forward"), True),
         compiled: main and (headline or device == "cuda"),
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]
@@ -239,8 +248,11 @@ def _model_methods(device: str, variant: Variant, mode: str, headline: bool, mai
         "fastcnn autocast": half and mode == "inference",
         "fastcnn nchw": variant.layout != "nchw" and headline,
         "fastcnn cuda graph": cuda,
-        # `direct` serves a first layer alone, so that no whole model can be forced to it.
-        **{name: True for name, (_, how) in forced(device, convolutions=True).items() if how != "direct"},
+        **{
+            name: True
+            for name, (_, how) in forced(device, True, mode == "training").items()
+            if how not in OF_SOME_LAYERS
+        },
         compiled: headline or cuda,
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]

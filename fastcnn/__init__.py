@@ -4,6 +4,7 @@ from importlib import metadata as _metadata
 
 from fastcnn import functional, models, nn
 from fastcnn.backend import BackendStatus, backends, use_backend
+from fastcnn.explain import Explanation, explain
 from fastcnn.fuse import fuse, unfuse
 from fastcnn.models import *  # noqa: F403  the models are re-exported by their own __all__
 
@@ -12,4 +13,16 @@ try:
 except _metadata.PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["BackendStatus", "backends", "functional", "fuse", "models", "nn", "unfuse", "use_backend", *models.__all__]
+__all__ = [
+    "BackendStatus",
+    "Explanation",
+    "backends",
+    "explain",
+    "functional",
+    "fuse",
+    "models",
+    "nn",
+    "unfuse",
+    "use_backend",
+    *models.__all__,
+]

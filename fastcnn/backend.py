@@ -26,9 +26,19 @@ ALGORITHMS = {
     "epilogue": ("triton", "cuda", "cpu"),
     "implicit_gemm": ("triton", "cuda"),
     "direct": ("cuda",),
+    "tma": ("triton",),
+    "warp_specialized": ("triton",),
 }
-# Algorithms with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.
-_CONFIGURED = {("triton", "implicit_gemm"): ("conv_relu", "CONFIGS")}
+# The convolution's own gradients that may be ours too: named after the algorithm and a plus, else they are torch's.
+GRADIENTS = {"dgrad": ("triton",), "wgrad": ("triton",)}
+# Algorithms and gradients with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.
+_CONFIGURED = {
+    ("triton", "implicit_gemm"): ("conv_relu", "CONFIGS"),
+    ("triton", "dgrad"): ("dgrad", "CONFIGS"),
+    ("triton", "wgrad"): ("wgrad", "CONFIGS"),
+    ("triton", "tma"): ("hopper", "TMA"),
+    ("triton", "warp_specialized"): ("hopper", "WARP_SPECIALIZED"),
+}
 
 
 class Fastest(NamedTuple):
@@ -183,9 +193,11 @@ class use_backend:
     Args:
         name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
         algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution,
-            then one pass of ours), ``implicit_gemm`` (the convolution is ours too) or ``direct`` (ours, for up to four
-            input channels). ``None`` leaves the choice to the backend. An algorithm with several configurations
-            takes one of them by name: ``implicit_gemm:128x64x32w8s3``.
+            then one pass of ours), ``implicit_gemm`` (the convolution is ours too), ``direct`` (ours, for up to four
+            input channels), ``tma`` or ``warp_specialized`` (ours, fed by the copy engine of Hopper GPUs: stride 1,
+            16-bit types). ``None`` leaves the choice to the backend. An algorithm with several configurations
+            takes one of them by name: ``implicit_gemm:128x64x32w8s3``. Gradients of the convolution that shall be ours
+            rather than torch's follow after a plus: ``epilogue+dgrad+wgrad`` (input and weight).
 
     Raises:
         ValueError: an unknown name.
@@ -215,17 +227,21 @@ class use_backend:
 def _validate(name: str, algorithm: str | None) -> None:
     if name not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    bare, colon, configuration = (algorithm or "").partition(":")
-    if algorithm is not None and bare not in ALGORITHMS:
-        raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)} or None, got {algorithm!r}")
-    if name in _KERNELS and algorithm is not None and name not in ALGORITHMS[bare]:
-        able = ", ".join(repr(each) for each, backends in ALGORITHMS.items() if name in backends)
-        raise ValueError(f"algorithm: backend {name!r} has {able}, got {algorithm!r}")
+    parts = [part.partition(":") for part in algorithm.split("+")] if algorithm is not None else []
+    for number, (bare, _, _) in enumerate(parts):
+        known, what = (GRADIENTS, "after a plus") if number else (ALGORITHMS, "")
+        if bare not in known or bare in [part[0] for part in parts[:number]]:
+            able = f"one of {', '.join(known)}" + (" once" if number else " or None")
+            raise ValueError(f"algorithm: expected {able}{what and f' {what}'}, got {algorithm!r}")
+        if name in _KERNELS and name not in known[bare]:
+            able = ", ".join(repr(each) for each, backends in known.items() if name in backends) or "no gradients"
+            raise ValueError(f"algorithm: backend {name!r} has {able}{what and f' {what}'}, got {algorithm!r}")
     if reason := _MISSING[name]():
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
-    if colon and configuration not in (held := configurations(name, bare)):
-        able = f"one of {', '.join(held)}" if held else "none, as it has no configurations"
-        raise ValueError(f"algorithm: expected of {bare!r} under backend {name!r} {able}, got {algorithm!r}")
+    for bare, colon, configuration in parts:
+        if colon and configuration not in (held := configurations(name, bare)):
+            able = f"one of {', '.join(held)}" if held else "none, as it has no configurations"
+            raise ValueError(f"algorithm: expected of {bare!r} under backend {name!r} {able}, got {algorithm!r}")
 
 
 def _read_environment() -> None:

@@ -1,4 +1,4 @@
-"""The command ``fastcnn``: train, tune, bench, summary, doctor."""
+"""The command ``fastcnn``: train, tune, bench, explain, summary, doctor."""
 
 import contextlib
 import datetime
@@ -21,6 +21,7 @@ from rich.table import Table
 import fastcnn
 from fastcnn.bench.command import bench
 from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
+from fastcnn.explain.command import explain
 from fastcnn.train import checkpoint, environment
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import Interrupted, UserError, require
@@ -60,6 +61,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.command()(tune)
+app.command()(explain)
 app.add_typer(bench, name="bench")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastcnn.ops import conv_relu, conv_relu_pool, lrn, lrn_pool, max_pool
 from fastcnn.ops import linear_relu as linear
+from fastcnn.ops.gradients import only_reader as only_reader
 from fastcnn.shapes import Size
 
 __all__ = [

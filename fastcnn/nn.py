@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
+from fastcnn.calls import Call
+from fastcnn.functional import only_reader
 
 __all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
 
@@ -163,19 +165,7 @@ class Sequential(nn.Sequential):
         """Run the children on `input`, which is whatever the first child takes."""
         if _is_recorded(input) or _has_any_global_hook():
             return super().forward(input)
-        children = tuple(self)
-        roles = tuple(map(_role, children))
-        start = 0
-        while start < len(children):
-            stage = _stage_at(roles, start)
-            if stage is None:
-                input = children[start](input)
-                start += 1
-            else:
-                end = start + len(stage.roles)
-                input = stage.run(input, *children[start:end])
-                start = end
-        return input
+        return _run_stages(input, tuple(self))
 
     def __add__(self, other: nn.Sequential) -> "Sequential":
         """Join two Sequentials; `torch.nn.Sequential` would give one that runs unfused."""
@@ -241,9 +231,10 @@ class _Stage(NamedTuple):
     run: Callable[..., Any]
 
 
+_CONV_RELU = _Stage(("conv", "relu"), _conv_relu)
 _STAGES = (  # of two that match, the longer stands first
     _Stage(("conv", "relu", "pool"), _conv_relu_pool),
-    _Stage(("conv", "relu"), _conv_relu),
+    _CONV_RELU,
     _Stage(("lrn", "pool"), _lrn_pool),
     _Stage(("lrn",), _lrn),
     _Stage(("pool",), _max_pool),
@@ -262,6 +253,38 @@ _ROLES: dict[Any, str] = {  # by the forward function of the class
 }
 
 
+def _run_layers(input: Any, *layers: Any) -> Any:
+    """Run layers and calls of functions one after another, as the rewritten forward of a network asks for."""
+    if not (_is_recorded(input) or _has_any_global_hook()):
+        return _run_stages(input, layers)
+    for layer in layers:
+        input = layer(input)
+    return input
+
+
+def _run_stages(input: Any, layers: tuple[Any, ...]) -> Any:
+    """Run layers one after another, those that form a stage as one."""
+    roles = tuple(map(_role, layers))
+    start, before = 0, None
+    while start < len(layers):
+        stage = _stage_at(roles, start)
+        if stage is None:
+            input = layers[start](input)
+            start += 1
+        else:
+            if before is _CONV_RELU and stage.roles[0] == "conv":
+                only_reader(input)
+            end = start + len(stage.roles)
+            input = stage.run(input, *map(_settings, layers[start:end]))
+            start = end
+        before = stage
+    return input
+
+
+def _settings(layer: Any) -> Any:
+    return layer.settings if type(layer) is Call else layer
+
+
 def _stage_at(roles: tuple[str | None, ...], start: int) -> _Stage | None:
     for stage in _STAGES:
         if roles[start : start + len(stage.roles)] == stage.roles:
@@ -269,8 +292,10 @@ def _stage_at(roles: tuple[str | None, ...], start: int) -> _Stage | None:
     return None
 
 
-def _role(child: nn.Module) -> str | None:
+def _role(child: Any) -> str | None:
     """Tell what `child` can be in a stage, or None where only its own call does all that the user asked of it."""
+    if type(child) is Call:
+        return child.role
     # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role, and
     # a scripted module's class has no forward to read.
     role = _ROLES.get(getattr(type(child), "forward", None))
@@ -297,5 +322,5 @@ def _calls_only_forward(child: nn.Module) -> bool:
     )
 
 
-def _can_end_a_stage(pool: nn.MaxPool2d) -> bool:
+def _can_end_a_stage(pool: Any) -> bool:
     return pool.dilation in (1, (1, 1)) and not pool.return_indices

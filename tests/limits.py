@@ -46,10 +46,32 @@ def occupancy(architecture: int, warps: int, registers: int, shared: int) -> flo
     return blocks_at_once(architecture, warps, registers, shared) * warps / MULTIPROCESSORS[architecture].warps
 
 
+def _boxed_flops(given: Mapping[str, Any]) -> int:
+    """Return those of a Hopper convolution, whose output may be pooled."""
+    y, weight = given["y_desc"].base, given["w_desc"].base
+    pixels = y.numel() // y.shape[1] * (4 if given["POOL"] else 1)
+    return int(2 * weight.numel() * pixels)
+
+
 # Floating-point operations of a launch, by its arguments; kernels that are not here move memory.
 FLOPS = {
     "implicit_gemm_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
+    "tma_kernel": _boxed_flops,
+    "warp_specialized_kernel": _boxed_flops,
+    "dgrad_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"] // _strides(given),
+    "wgrad_kernel": lambda given: 2 * given["OUT_C"] * given["GROUP_IN"] * _places(given) * given["P"],
 }
+
+
+def _places(given: Mapping[str, Any]) -> int:
+    return given["WINDOW"].size[0] * given["WINDOW"].size[1]
+
+
+def _strides(given: Mapping[str, Any]) -> int:
+    """Return of how many of the input's pixels one meets each place of the kernel."""
+    return given["WINDOW"].stride[0] * given["WINDOW"].stride[1]
+
+
 IN_PLACE = {"bias_relu_kernel": "y_ptr"}  # read and written
 
 

@@ -12,16 +12,20 @@ import fastcnn
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastcnn"
 STEMS = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
+GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# functional -> ops -> backend -> tuning, and fuse -> nn; shapes is a leaf. The backend finds kernels by name, when
-# first used.
+# functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes and calls are leaves. The backend
+# finds kernels by name, when first used.
 PUBLIC = {"fastcnn", "functional", "nn", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"backend", "functional", "fuse", "models", "nn"},
+    "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn"},
     "models": {"models", "nn"},
-    "fuse": {"nn"},
-    "nn": {"functional"},
+    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "backend", "train", "cli_options"},
+    "fuse": {"nn", "rewrite"},
+    "rewrite": {"rewrite", "nn", "calls"},
+    "nn": {"functional", "calls"},
+    "calls": set(),
     "functional": {"ops", "shapes"},
     "ops": {"ops", "backend", "shapes"},
     "triton": {"triton", "shapes"},
@@ -32,7 +36,7 @@ MAY_IMPORT = {
     "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
     "bench": {"bench", "train", "cli_options", *PUBLIC},
     "cli_options": set(),
-    "cli": {"cli", "cli_options", "train", "tune", "bench", *PUBLIC},
+    "cli": {"cli", "cli_options", "explain", "train", "tune", "bench", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
 TESTS_MAY_IMPORT = {"train", "tune", "bench", "cli", *PUBLIC}
@@ -42,15 +46,20 @@ KERNEL_TESTS = {
     "test_codegen.py": {"triton", "shapes"},
     "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
+    "played_gluon.py": {"triton", "shapes"},
+    "test_gradients.py": {"backend"},
     "tables.py": {"tuning"},
+    "test_tma.py": {"triton", "shapes"},
     "test_tune.py": {"tuning"},
     "test_tuning.py": {"tuning"},
+    "test_warp_specialized.py": {"triton", "shapes"},
 }
 # Importing the package needs torch alone; what else a layer needs it imports where it is used.
 OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
     "tune": {"torch", "typer", "rich"},
+    "explain": {"torch", "typer"},
     "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},
     "cli_options": {"typer"},
@@ -141,7 +150,7 @@ def test_operators_are_named_after_their_stem():
     registered = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")]
     names = {name.removeprefix("fastcnn::").split(".")[0] for name in registered}
     kinds = ("", "_codes", "_backward")
-    assert names <= {stem + kind for stem in STEMS for kind in kinds}
+    assert names <= {stem + kind for stem in STEMS for kind in kinds} | GRADIENTS
     assert set(STEMS) <= names
 
 

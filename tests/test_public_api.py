@@ -52,7 +52,9 @@ MODELS = {
 }
 TOP = {
     "BackendStatus": "(available, reason='', build='')",
+    "Explanation": "(rows)",
     "backends": "()",
+    "explain": "(model, input=None)",
     "fuse": "(model)",
     "unfuse": "(model)",
     "use_backend": "(name, *, algorithm=None)",
@@ -162,7 +164,7 @@ def test_docstring_has_an_example(module, name):
 
 
 def modules_with_examples():
-    names = ["fastcnn.functional", "fastcnn.backend", "fastcnn.nn", "fastcnn.fuse", "fastcnn.models"]
+    names = ["fastcnn.functional", "fastcnn.backend", "fastcnn.nn", "fastcnn.fuse", "fastcnn.explain", "fastcnn.models"]
     return [*names, *(f"fastcnn.models.{module.name}" for module in pkgutil.iter_modules(fastcnn.models.__path__))]
 
 

@@ -15,6 +15,7 @@ from fastcnn.cli import main
 from fastcnn.tune import candidates, parity, report, run, timing
 from fastcnn.tuning import Winner, call, table
 
+OURS = "epilogue+dgrad+wgrad"
 STOCK, KERNEL = candidates.STOCK, Winner("cpu", "epilogue")
 
 __all__ = ["cache"]
@@ -163,8 +164,21 @@ def test_every_configuration_is_a_candidate(monkeypatch):
     monkeypatch.setitem(candidates.ON, "cpu", ("triton",))
     offered = [str(each) for each in candidates.candidates("conv_relu", CPU)]
     assert offered[:3] == ["torch", "triton epilogue", "triton implicit_gemm:128x64x32w8s3"]
-    assert len(set(offered)) == len(offered) == 6
+    assert len(set(offered)) == len(offered)
+    assert len([each for each in offered if "+" not in each]) == 17
+    assert {"triton tma:128x256x64w8s4", "triton warp_specialized:64x128x64w4s4"} <= set(offered)
+    assert {"triton epilogue+dgrad+wgrad", "triton implicit_gemm+dgrad+wgrad"} < set(offered)
+    assert {"triton epilogue+dgrad:128x64x64w8s3", "triton epilogue+wgrad:64x16x16w4s3"} < set(offered)
     assert [str(each) for each in candidates.candidates("lrn", CPU)] == ["torch", "triton"]
+
+
+@pytest.mark.parametrize(("mode", "algorithms"), [("inference", ["epilogue"]), ("training", ["epilogue", OURS])])
+def test_gradients_are_timed_in_training_alone(mode, algorithms, monkeypatch):
+    checked = [run.Trial(Winner("cpu", each), None, 0.0) for each in ("epilogue", OURS)]
+    monkeypatch.setattr(timing, "take_turns", lambda offered, step, device: [1.0] * len(offered))
+    checked = [run.Trial(STOCK, None, 0.0), *checked]
+    result = run.time_stage(small_stages()[0], mode, checked, CPU)
+    assert [trial.candidate.algorithm for trial in result.trials] == [None, *algorithms]
 
 
 def test_real_times_give_a_table_that_auto_reads(monkeypatch, capsys):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fastcnn.backend import choose, runs_stock, tuned
-from fastcnn.ops import autograd, checks
-from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, gradients, prepare, reference
+from fastcnn.ops import autograd, checks, convolution
+from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, prepare, reference
+from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
 from fastcnn.ops.library import define
 from fastcnn.shapes import Size
 
@@ -45,6 +46,8 @@ class ConvReLU(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, ctx.settings, ctx.backend = inputs
+        ctx.before = stage_before(input, ctx.settings)
+        ctx.masked, ctx.bias_sum = False, None  # by the stage that follows: the gradient that it hands down
         ctx.save_for_backward(input, weight, output)
 
     @staticmethod
@@ -52,16 +55,13 @@ class ConvReLU(torch.autograd.Function):
         input, weight, output = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
+            let_go(ctx)
             grad_conv = torch.where(output <= 0, 0, grad)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
-        else:
-            grad_conv, grad_bias = _backward[ctx.backend](grad, output, needs[2])
-        return (
-            *gradients(grad_conv, input, weight, ctx.settings, needs),
-            grad_bias if needs[2] else None,
-            None,
-            None,
-        )
+            return *convolution.gradients(grad_conv, input, weight, ctx.settings, needs), grad_bias, None, None
+        incoming = Incoming(grad, bias=ctx.bias_sum) if ctx.masked else Incoming(grad, output)
+        one_pass = partial(_backward[ctx.backend], grad, output)
+        return *gradients(ctx, input, weight, incoming, one_pass), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -81,7 +81,7 @@ def conv_relu(*arguments: Any) -> Tensor:
     if backend == "torch":
         return reference(*arguments)
     if algorithm:
-        settings = settings._replace(algorithm=algorithm)
+        settings = settings.running(algorithm)
     return autograd.with_batch(_run, input, weight, bias, settings, backend)
 
 

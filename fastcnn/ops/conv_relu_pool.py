@@ -8,7 +8,8 @@ from torch import Tensor
 from fastcnn.backend import choose, runs_stock, tuned
 from fastcnn.ops import autograd, checks, convolution, max_pool
 from fastcnn.ops.codes import unpool
-from fastcnn.ops.convolution import CONVOLUTION, Convolution, gradients, output_shape, prepare
+from fastcnn.ops.convolution import CONVOLUTION, Convolution, output_shape, prepare
+from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
 from fastcnn.ops.library import define
 from fastcnn.ops.max_pool import WINDOW, pool_window, refuse
 from fastcnn.shapes import Size, Window, conv_memory_format, memory_format
@@ -91,6 +92,7 @@ class ConvReLUPool(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         input, weight, _, ctx.settings, ctx.window, ctx.backend = inputs
         ctx.height, ctx.width = output_shape(input, weight, *ctx.settings[:3])[2:]
+        ctx.before = stage_before(input, ctx.settings)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(input, weight, output[1])
@@ -102,19 +104,16 @@ class ConvReLUPool(torch.autograd.Function):
         input, weight, codes = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
+            let_go(ctx)
             grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
-        else:
-            grad_conv, grad_bias = _backward[ctx.backend](
-                grad, codes, ctx.height, ctx.width, needs[2], ctx.window.numbers()
-            )
-        return (
-            *gradients(grad_conv, input, weight, ctx.settings, needs),
-            grad_bias if needs[2] else None,
-            None,
-            None,
-            None,
-        )
+            return *convolution.gradients(grad_conv, input, weight, ctx.settings, needs), grad_bias, None, None, None
+        pool = ctx.window.numbers()
+
+        def one_pass(bias_grad: bool) -> tuple[Tensor, Tensor]:
+            return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, bias_grad, pool)
+
+        return *gradients(ctx, input, weight, Incoming(grad, codes, pool), one_pass), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -134,7 +133,7 @@ def conv_relu_pool(*arguments: Any) -> Tensor:
     if backend == "torch":
         return reference(*arguments)
     if algorithm:
-        settings = settings._replace(algorithm=algorithm)
+        settings = settings.running(algorithm)
     return autograd.with_batch(_run, input, weight, bias, settings, window, backend)
 
 

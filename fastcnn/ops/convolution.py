@@ -25,6 +25,15 @@ class Convolution(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     algorithm: str | None = None  # the backend's own choice
+    # Whose gradients they are: None torch's, otherwise ours with this configuration, or the kernel's own choice.
+    dgrad: str | None = None
+    wgrad: str | None = None
+
+    def running(self, algorithm: str) -> "Convolution":
+        """Return these settings run by an algorithm, as in ``epilogue+dgrad+wgrad:64x64x32w4s3``."""
+        forward, *gradients = algorithm.split("+")
+        ours = {kind: config for kind, _, config in (each.partition(":") for each in gradients)}
+        return self._replace(algorithm=forward, dgrad=ours.get("dgrad"), wgrad=ours.get("wgrad"))
 
     def arguments(self) -> tuple[tuple[int, ...], str | None]:
         """Return stride, padding, dilation and groups in one row, and the algorithm."""
@@ -121,10 +130,10 @@ def reference(
 def gradients(
     grad: Tensor, input: Tensor, weight: Tensor, settings: Convolution, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dgrad and wgrad of the bare convolution, each only if needed."""
+    """Return dgrad and wgrad of the bare convolution as torch computes them, each only if needed."""
     if not (needs[0] or needs[1]):
         return None, None
-    stride, padding, dilation, groups, _ = settings
+    stride, padding, dilation, groups = settings[:4]
     grad_input, grad_weight, _ = _convolution_backward(
         grad, input, weight, None, stride, padding, dilation, False, [0, 0], groups, [needs[0], needs[1], False]
     )

@@ -18,13 +18,15 @@ KERNEL_BACKENDS = ("triton", "cuda", "cpu")
 COMPILED_BACKENDS = ("cuda", "cpu")  # csrc/ops.cpp registers their kernels
 
 
-def define(stem: str, name: str, signature: str, fake: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """Define an operator for every backend with kernels and return its overloads by backend.
+def define(
+    stem: str, name: str, signature: str, fake: Callable[..., Any], backends: tuple[str, ...] = KERNEL_BACKENDS
+) -> dict[str, Callable[..., Any]]:
+    """Define an operator for every backend that has a kernel and return its overloads by backend.
 
     The overloads share schema and fake kernel, so that a traced graph names the backend it runs on.
     """
     overloads = {}
-    for backend_name in KERNEL_BACKENDS:
+    for backend_name in backends:
         qualified = f"{name}.{backend_name}"
         _library.define(qualified + signature)
         if backend_name not in COMPILED_BACKENDS:
@@ -43,9 +45,9 @@ def _taking_apart(fake: Callable[..., Any]) -> Callable[..., Any]:
 
 def _apart(args: tuple[Any, ...]) -> Iterator[Any]:
     for arg in args:
-        if isinstance(arg, (list, tuple)):  # pairs, and a last number
+        if isinstance(arg, (list, tuple)):  # pairs, and a last number; or nothing, as of a pool that is not there
             yield from (arg[i : i + 2] for i in range(0, len(arg) - 1, 2))
-            yield arg[-1]
+            yield from arg[-1:]
         else:
             yield arg
 

@@ -1,8 +1,10 @@
 """What may run a stage on a device: stock torch, and every algorithm and configuration of every backend there."""
 
+from collections.abc import Iterator
+
 import torch
 
-from fastcnn.backend import ALGORITHMS, backends, configurations
+from fastcnn.backend import ALGORITHMS, GRADIENTS, backends, configurations
 from fastcnn.tuning import Winner
 
 STOCK = Winner("torch", None)
@@ -34,4 +36,18 @@ def _algorithms(op: str, name: str) -> list[str | None]:
         if name in able:
             held = configurations(name, algorithm)
             found += [f"{algorithm}:{each}" for each in held] or [algorithm]
-    return found
+    return [*found, *_with_gradients(name)]
+
+
+def _with_gradients(name: str) -> Iterator[str]:
+    """Give every algorithm with all the gradients that a backend has, and each configuration of these by itself."""
+    held = [kind for kind, able in GRADIENTS.items() if name in able]
+    if held:
+        yield from ("+".join([algorithm, *held]) for algorithm, able in ALGORITHMS.items() if name in able)
+    for kind in held:  # after the one algorithm that serves every shape
+        yield from (f"epilogue+{kind}:{each}" for each in configurations(name, kind))
+
+
+def differs(candidate: Winner, mode: str) -> bool:
+    """Whether a candidate runs something of its own in a mode: gradients are nothing to inference."""
+    return mode == "training" or "+" not in (candidate.algorithm or "")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.tune import timing
-from fastcnn.tune.candidates import STOCK, candidates
+from fastcnn.tune.candidates import STOCK, candidates, differs
 from fastcnn.tune.parity import Reference
 from fastcnn.tune.stages import Stage
 from fastcnn.tuning import Winner, forget
@@ -122,6 +122,7 @@ def _checked(reference: Reference, candidate: Winner) -> Trial:
 
 def time_stage(stage: Stage, mode: str, checked: list[Trial], device: torch.device) -> Result:
     """Time the candidates that passed, and stock twice: the difference of its two times is the noise."""
+    checked = [trial for trial in checked if differs(trial.candidate, mode)]
     sound = [trial for trial in checked if not (trial.problem or trial.refused)]
     tensors = stage.draw(device, rounded=False)
     # Stock stands at both ends of a round.

@@ -1,0 +1,119 @@
+"""Calls of torch's functions as layers: ``F.max_pool2d(x, 2)`` in a forward stands where ``nn.MaxPool2d(2)`` would."""
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class ReLU(NamedTuple):
+    """What ``F.relu`` takes besides its input."""
+
+    inplace: bool = False
+
+
+class MaxPool2d(NamedTuple):
+    """What ``F.max_pool2d`` takes besides its input."""
+
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    dilation: Any = 1
+    ceil_mode: bool = False
+    return_indices: bool = False
+
+
+class LocalResponseNorm(NamedTuple):
+    """What ``F.local_response_norm`` takes besides its input."""
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+
+class Dropout(NamedTuple):
+    """What ``F.dropout`` takes besides its input."""
+
+    p: float = 0.5
+    training: bool = True
+    inplace: bool = False
+
+
+class Add(NamedTuple):
+    """What a sum takes besides its input; in place it needs `other` to be of the input's shape and dtype."""
+
+    other: Any
+    in_place: bool
+
+
+# The role of a function in a stage, and its settings, named as the attributes of the layer in the same role.
+FUNCTIONS: dict[Any, tuple[str, Callable[..., Any]]] = {
+    F.relu: ("relu", ReLU),
+    F.relu_: ("relu", ReLU),
+    torch.relu: ("relu", ReLU),
+    torch.relu_: ("relu", ReLU),
+    F.max_pool2d: ("pool", MaxPool2d),
+    F.local_response_norm: ("lrn", LocalResponseNorm),
+    F.dropout: ("dropout", Dropout),
+}
+METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "relu": ("relu", ReLU),
+    "relu_": ("relu", ReLU),
+}
+
+
+class Call:
+    """A call that lacks only its input; `role` is None where the function is not, or no longer, one of torch's."""
+
+    __slots__ = ("args", "function", "kwargs", "role", "settings")
+
+    def __init__(self, function: Any, known: tuple[str, Callable[..., Any]] | None, args: Any, kwargs: Any) -> None:
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.role: str | None = None
+        self.settings: Any = None
+        if known is None:
+            return
+        role, settings = known
+        try:
+            self.settings = settings(*args, **kwargs)
+        except TypeError:  # the call itself will say what is wrong with its arguments
+            return
+        self.role = "lone pool" if role == "pool" and not _plain(self.settings) else role
+
+    def __call__(self, input: Any) -> Any:
+        """Call the function, or the method of the input."""
+        if type(self.function) is str:
+            return getattr(input, self.function)(*self.args, **self.kwargs)
+        return self.function(input, *self.args, **self.kwargs)
+
+
+def _plain(pool: Any) -> bool:
+    return pool.dilation in (1, (1, 1)) and not pool.return_indices
+
+
+def call(function: Any, *args: Any, **kwargs: Any) -> Call:
+    """Return the call ``function(input, *args, **kwargs)`` but for its input."""
+    return Call(function, FUNCTIONS.get(function), args, kwargs)
+
+
+def method(name: str, *args: Any, **kwargs: Any) -> Call:
+    """Return the call ``input.name(*args, **kwargs)`` but for its input."""
+    return Call(name, METHODS.get(name), args, kwargs)
+
+
+def add(other: Any) -> Call:
+    """Return the call ``input + other`` but for its input."""
+    return _sum(operator.add, other, True)
+
+
+def add_to(is_new: bool, other: Any) -> Call:
+    """Return the call ``input += other`` but for its input; where that `is_new`, nobody sees whether it is changed."""
+    return _sum(operator.iadd, other, is_new)
+
+
+def _sum(function: Any, other: Any, is_known: bool) -> Call:
+    known = ("add", lambda other: Add(other, function is operator.iadd)) if is_known else None
+    return Call(function, known, (other,), {})

@@ -1,0 +1,140 @@
+"""What of a network runs fused: a table of its stages, what would run them now, and why a layer runs by itself."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fastcnn.explain.layers import Group, Ran, alone, stages
+from fastcnn.fuse import fuse
+
+__all__ = ["Explanation", "Row", "explain"]
+
+
+class Row(NamedTuple):
+    """A stage, or a layer that runs by itself."""
+
+    names: tuple[str, ...]  # of the layers, as in named_modules; of a function called in a forward, its text
+    layers: tuple[str, ...]  # classes, or functions
+    stage: str  # the function of fastcnn.functional in short, such as conv+relu; empty for a layer by itself
+    runs: str  # backend and algorithm; empty where that is not known without an input
+    shape: tuple[int, ...]  # of the input; empty likewise
+    reason: str  # why a layer runs by itself, or a stage on the stock layers
+
+
+class Explanation(Sequence[Row]):
+    """The rows of :func:`explain`; ``str`` gives a table of at most 80 columns.
+
+    Example:
+        >>> import fastcnn
+        >>> [row.stage for row in fastcnn.explain(fastcnn.MnistCNN()) if row.stage]
+        ['conv+relu+pool', 'conv+relu+pool', 'linear+relu']
+    """
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def __str__(self) -> str:
+        width = min(shutil.get_terminal_size((80, 24)).columns, 80)
+        return "\n".join(line.rstrip() for line in _lines(self._rows, width))
+
+    __repr__ = __str__
+
+
+def explain(model: nn.Module, input: Tensor | Sequence[Any] | None = None) -> Explanation:
+    """Tell how a model runs through fastcnn: its stages, what runs each, and why other layers run by themselves.
+
+    A model that is not fused yet is explained as `fastcnn.fuse` would make it; `model` is left as it is. With an input
+    the model runs once without arithmetic: on tensors without data, in its present mode, under the present backend,
+    autocast and gradient mode; nothing of it changes.
+
+    Args:
+        model: any network.
+        input: an example input; or its sizes, such as (1, 3, 224, 224), in the dtype and on the device of the model;
+            or a tuple of example inputs. Without it shapes, backends and algorithms stay empty.
+
+    Returns:
+        A sequence of :class:`Row`: stages, then layers that run by themselves; ``print`` it.
+
+    Raises:
+        TypeError: as :func:`fastcnn.fuse`; or `input` is none of these.
+        RuntimeError: the model does not run on that input.
+
+    Example:
+        >>> import torch, fastcnn
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> with fastcnn.use_backend("torch"):
+        ...     print(fastcnn.explain(model, (1, 3, 9, 9)))
+        layers  stage      input    runs   why
+        0, 1    conv+relu  1x3x9x9  torch  the backend asked for
+        2                                  Conv2d last of its row
+    """
+    from fastcnn.explain.trial import trial  # it brings in much of torch that nobody else needs
+
+    fused = fuse(model)
+    ran = None if input is None else trial(fused, input)
+    groups = stages(fused) if ran is None else [each.group for each in ran]
+    seen = {id(layer) for group in groups for layer in group.modules}
+    rows = [_stage_row(group) for group in groups] if ran is None else [_ran_row(each) for each in ran]
+    by_itself = [
+        Row((name,), (type(layer).__name__,), "", "", (), reason) for name, layer, reason in alone(fused, seen)
+    ]
+    return Explanation(rows + by_itself)
+
+
+def _stage_row(group: Group) -> Row:
+    return Row(group.names, group.layers, "+".join(group.roles), "", (), "")
+
+
+def _ran_row(ran: Ran) -> Row:
+    return _stage_row(ran.group)._replace(runs=ran.runs, shape=ran.shape, reason=ran.reason)
+
+
+def _lines(rows: tuple[Row, ...], width: int) -> Iterator[str]:
+    """Yield the lines of a table; long names and reasons go on in the next line."""
+    single = [_cells(*each) for each in _alike([row for row in rows if not row.stage])]
+    cells = [("layers", "stage", "input", "runs", "why"), *(_cells(row) for row in rows if row.stage), *single]
+    shape, runs = (max(len(row[i]) for row in cells) for i in (2, 3))
+    if not any(row.shape for row in rows):
+        cells = [(names, stage, "", "", why) for names, stage, _, _, why in cells]
+        shape = runs = 0
+    stage = max(len(row[1]) for row in cells)
+    names = min(max(len(row[0]) for row in cells), 26)
+    widths = [names, stage, shape, runs]
+    why = max(width - sum(widths) - 2 * sum(map(bool, widths)), 12)
+    for row in cells:
+        columns = [wrap(text, size) or [""] for text, size in zip(row, [*widths, why]) if size]
+        for i in range(max(map(len, columns))):
+            parts = [column[i] if i < len(column) else "" for column in columns]
+            sizes = [size for size in [*widths, why] if size]
+            yield "  ".join(part.ljust(size) for part, size in zip(parts, sizes))
+
+
+def _alike(rows: list[Row]) -> Iterator[tuple[Row, int]]:
+    """Yield one of the layers alone of each class and reason, and how many there are."""
+    count = Counter((row.layers, row.reason) for row in rows)
+    for row in rows:
+        if number := count.pop((row.layers, row.reason), 0):
+            yield row, number
+
+
+def _cells(row: Row, count: int = 1) -> tuple[str, ...]:
+    names = ", ".join(_short(row.names)) + (f" and {count - 1} more" if count > 1 else "")
+    reason = row.reason if row.stage else f"{row.layers[0]} {row.reason}"
+    return names, row.stage, "x".join(map(str, row.shape)), row.runs, reason
+
+
+def _short(names: tuple[str, ...]) -> list[str]:
+    """Write layer1.0.conv1, layer1.0.relu as layer1.0.conv1, relu."""
+    parent = names[0].rpartition(".")[0]
+    return [names[0], *(name.removeprefix(f"{parent}.") if parent else name for name in names[1:])]

@@ -1,0 +1,83 @@
+"""The command ``fastcnn explain``."""
+
+import importlib
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
+from fastcnn.explain import explain as explain_model
+from fastcnn.train.build import build_model, default_input_size
+from fastcnn.train.errors import UserError, require
+
+TORCHVISION_SIZE = (3, 224, 224)
+
+
+def explain(
+    model: Annotated[
+        str, typer.Argument(help="alexnet, vgg16, …; torchvision:resnet18; or package.module:callable of your own.")
+    ],
+    input_size: InputSize = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in the input.")] = 1,
+    option: Options = None,
+    device: Annotated[str, typer.Option(help="Where the model would run: cpu, cuda, …")] = "cpu",
+    train: Annotated[bool, typer.Option("--train", help="In training mode, not in inference.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print what of a network runs fused, what runs it now, and why the rest does not.
+
+    The network runs once on tensors without data. A model of your own is called
+    without arguments but for --option; without --input-size it is not run.
+
+    Example: fastcnn explain alexnet2012 --batch-size 16
+
+    Example: fastcnn explain torchvision:resnet18 --input-size 3,64,64 --train
+    """
+    network, default = _build(model, parse_options(option))
+    size = parse_input_size(input_size) or default
+    network.train(train).to(_device(device))
+    try:
+        with torch.set_grad_enabled(train):
+            rows = explain_model(network, (batch_size, *size) if size else None)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{model}: {str(error).splitlines()[0]}") from error
+    typer.echo(str(rows))
+
+
+def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...] | None]:
+    """Return the network of a name, and the input size that it is made for, where that is known."""
+    source, colon, member = name.rpartition(":")
+    if not colon:
+        return build_model(name, options=options), default_input_size(name)
+    if source == "torchvision":
+        require("train", "torchvision")
+        from torchvision import models
+
+        if member not in models.list_models():
+            raise UserError(f"torchvision has no model {member!r}; torchvision.models.list_models() names them")
+        return _called(name, lambda **given: models.get_model(member, weights=None, **given), options), TORCHVISION_SIZE
+    try:
+        build = getattr(importlib.import_module(source), member)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{name}: expected package.module:callable, but {error}") from error
+    return _called(name, build, options), None
+
+
+def _called(name: str, build: Any, options: dict[str, Any]) -> nn.Module:
+    try:
+        network = build(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} cannot be built: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{name}: expected a callable that gives an nn.Module, got {type(network).__name__}")
+    return network
+
+
+def _device(name: str) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UserError(f"--device: {str(error).splitlines()[0]}") from error
+    return torch.device(name)

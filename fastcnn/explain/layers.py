@@ -1,0 +1,174 @@
+"""Which layers of a fused network form stages, and why the others do not, without running it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+
+from fastcnn import nn as fused_nn
+from fastcnn.rewrite.analysis import Analysis, analyse, role_of
+
+_KINDS: tuple[type[nn.Module], ...] = (
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.MaxPool2d,
+    nn.LocalResponseNorm,
+    nn.Linear,
+)
+FUSIBLE = tuple(kind for kind in _KINDS if kind.forward in fused_nn._ROLES)  # that a stage may hold
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_ROWS = (nn.Sequential, nn.ModuleList)
+
+
+class Group(NamedTuple):
+    """Layers that run as one stage."""
+
+    names: tuple[str, ...]
+    layers: tuple[str, ...]
+    roles: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+
+
+class Ran(NamedTuple):
+    """A stage as it ran."""
+
+    group: Group
+    runs: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+def group_of(
+    layers: tuple[object, ...], names: dict[int, str], texts: tuple[str, ...], roles: tuple[str, ...]
+) -> Group:
+    """Name layers that run as one; those that are calls of functions have a text only."""
+    modules = tuple(layer for layer in layers if isinstance(layer, nn.Module))
+    named = tuple(names.get(id(layer), text) for layer, text in zip(layers, texts, strict=True))
+    classes = tuple(
+        type(layer).__name__ if isinstance(layer, nn.Module) else text
+        for layer, text in zip(layers, texts, strict=True)
+    )
+    return Group(named, classes, roles, modules)
+
+
+def stages(model: nn.Module) -> list[Group]:
+    """Return the stages of a fused model in the order of its modules."""
+    names = names_of(model)
+    groups: list[Group] = []
+    for module in model.modules():
+        if isinstance(module, (fused_nn.MaxPool2d, fused_nn.LocalResponseNorm)):
+            if not any(module is each for group in groups for each in group.modules) and _runs(module):
+                groups.append(group_of((module,), names, ("",), (role_of(module) or "",)))
+            continue
+        analysis = analyse(module)
+        if _is_row(module, analysis):
+            groups += _stages_in_a_row(module, names)
+        for found in analysis.found:
+            if not found.roles:
+                groups += _stages_in_a_row(analysis.layers[found.texts[0]], names)
+                continue
+            layers = tuple(analysis.layers.get(text, text) for text in found.texts)
+            if all(_runs(layer) for layer in layers if isinstance(layer, nn.Module)):
+                groups.append(group_of(layers, names, found.texts, found.roles))
+    return groups
+
+
+def alone(model: nn.Module, fused: set[int]) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield the layers that could be fused and are not: name, layer, reason; `fused` are the ids of those that are."""
+    names = names_of(model)
+    said: set[int] = set()
+    for parent in model.modules():
+        analysis = analyse(parent)
+        for child in parent.children():
+            if isinstance(child, FUSIBLE) and id(child) not in fused | said:
+                said.add(id(child))
+                yield names[id(child)], child, _own_reason(child) or _reason(child, parent, analysis)
+    if isinstance(model, FUSIBLE) and id(model) not in fused | said:
+        yield "", model, _own_reason(model) or "the whole model"
+
+
+def names_of(model: nn.Module) -> dict[int, str]:
+    """Return the first name of each module."""
+    return {id(module): name for name, module in model.named_modules()}
+
+
+def _is_row(module: nn.Module, analysis: Analysis) -> bool:
+    return isinstance(module, fused_nn.Sequential) or (bool(analysis.plan) and not analysis.found)
+
+
+def _runs(layer: nn.Module) -> bool:
+    return fused_nn._role(layer) is not None
+
+
+def _stages_in_a_row(container: nn.Module, names: dict[int, str]) -> Iterator[Group]:
+    layers = tuple(container.children())
+    if isinstance(container, nn.Sequential):
+        layers = tuple(container)  # a layer that stands twice runs twice
+    roles = tuple(map(fused_nn._role, layers))
+    start = 0
+    while start < len(layers):
+        stage = fused_nn._stage_at(roles, start)
+        end = start + (len(stage.roles) if stage else 1)
+        if stage:
+            yield group_of(layers[start:end], names, ("",) * (end - start), stage.roles)
+        start = end
+
+
+def _own_reason(layer: nn.Module) -> str:
+    """Say why no stage could hold a layer wherever it stood, or return an empty string."""
+    if "forward" in layer.__dict__:
+        return "its forward has been replaced on the instance"
+    if role_of(layer) is None or (isinstance(layer, nn.Conv2d) and fused_nn._role(layer) is None and not _held(layer)):
+        return "it is of a subclass with a forward of its own"
+    return _held(layer)
+
+
+def _held(layer: nn.Module) -> str:
+    if type(layer).__call__ is not fused_nn._STOCK_CALL:
+        return "it is of a subclass with a __call__ of its own"
+    if layer.__dict__.get("_compiled_call_impl"):
+        return "it is compiled by itself"
+    hooks = [kind.strip("_").replace("_", " ") for kind in _HOOKS if layer.__dict__[kind]]
+    return f"it has {' and '.join(hooks)}" if hooks else ""
+
+
+def _reason(layer: nn.Module, parent: nn.Module, analysis: Analysis) -> str:
+    if isinstance(parent, fused_nn.Sequential) or _is_row(parent, analysis):
+        row = list(parent.children())
+        place = row.index(layer)
+        return _between(layer, _class_at(row, place - 1), _class_at(row, place + 1))
+    if analysis.reason:
+        return f"in {type(parent).__name__}, {analysis.reason}"
+    if isinstance(parent, _ROWS):
+        return f"the forward around its {type(parent).__name__} does not show its neighbours"
+    if type(parent).forward.__module__.startswith("torch.nn."):
+        return f"a part of torch's {type(parent).__name__}"
+    return _in_chains(layer, analysis)
+
+
+def _in_chains(layer: nn.Module, analysis: Analysis) -> str:
+    text = next((text for text, module in analysis.layers.items() if module is layer), None)
+    places = [(chain, i) for chain in analysis.chains for i, each in enumerate(chain) if each == text]
+    if not places:
+        return "its neighbours in the forward cannot be told"
+    if len(places) > 1:
+        return f"called {len(places)} times, nowhere in a stage"
+    chain, place = places[0]
+    before = chain[place - 1] if place else ""
+    after = chain[place + 1] if place + 1 < len(chain) else ""
+    return _between(layer, _named(before, analysis), _named(after, analysis))
+
+
+def _named(text: str, analysis: Analysis) -> str:
+    return type(analysis.layers[text]).__name__ if text in analysis.layers else text
+
+
+def _class_at(row: list[nn.Module], place: int) -> str:
+    return type(row[place]).__name__ if 0 <= place < len(row) else ""
+
+
+def _between(layer: nn.Module, before: str, after: str) -> str:
+    if isinstance(layer, nn.ReLU):
+        return f"after {before}" if before else "first of its row"
+    return f"before {after}" if after else "last of its row"

@@ -1,0 +1,139 @@
+"""The convolutions' own gradients: the operators ``dgrad`` and ``wgrad``, or torch's; and what neighbours share.
+
+A stage hands its gradient over as it came, with what masks it. Where both gradients are ours they mask or expand it
+themselves, tile by tile; where one is torch's, one pass writes it down first.
+
+Two stages in a row can share more. Where a stage's input is the ReLU of the stage before and nothing else reads it, our
+dgrad applies that ReLU's mask and sums that stage's bias gradient, and the stage before skips its own pass.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcnn.ops import convolution
+from fastcnn.ops.library import define
+from fastcnn.shapes import Size, conv_memory_format
+
+
+class Incoming(NamedTuple):
+    """A stage's gradient as it came: of the output, with the output as mask; or pooled, with codes and the pool."""
+
+    grad: Tensor
+    mask: Tensor | None = None
+    pool: tuple[int, ...] = ()
+    bias: Tensor | None = None  # the bias' gradient, where it has been summed already
+
+
+def _fake_dgrad(
+    grad: Tensor,
+    mask: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    mask_input: bool,
+    bias_grad: bool,
+    config: str | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    grad_input = torch.empty_like(input, memory_format=conv_memory_format(input, weight))
+    return grad_input, input.new_empty(input.shape[1] if bias_grad else 0)
+
+
+def _fake_wgrad(
+    grad: Tensor,
+    mask: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    bias_grad: bool,
+    config: str | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    grad_weight = torch.empty_like(weight, memory_format=conv_memory_format(input, weight))
+    return grad_weight, weight.new_empty(weight.shape[0] if bias_grad else 0)
+
+
+_SOURCE = "Tensor grad, Tensor? mask, Tensor input, Tensor weight"
+_SETTINGS = "str? config, int[] convolution, int[] pool"
+_dgrad = define(
+    "dgrad",
+    "dgrad",
+    f"({_SOURCE}, bool mask_input, bool bias_grad, {_SETTINGS}) -> (Tensor grad_input, Tensor grad_input_bias)",
+    _fake_dgrad,
+    backends=("triton",),
+)
+_wgrad = define(
+    "wgrad",
+    "wgrad",
+    f"({_SOURCE}, bool bias_grad, {_SETTINGS}) -> (Tensor grad_weight, Tensor grad_bias)",
+    _fake_wgrad,
+    backends=("triton",),
+)
+
+
+def gradients(
+    ctx: Any, input: Tensor, weight: Tensor, incoming: Incoming, one_pass: Callable[[bool], tuple[Tensor, Tensor]]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of input, weight and bias, each only if needed, by the algorithms of the context's settings.
+
+    Args:
+        ctx: of the stage's Function.
+        input, weight: of the convolution.
+        incoming: the stage's gradient.
+        one_pass: writes the gradient of the convolution's output down, and sums the bias' gradient if asked to.
+    """
+    settings, needs = ctx.settings, ctx.needs_input_grad
+    our_dgrad = needs[0] and settings.dgrad is not None
+    our_wgrad = needs[1] and settings.wgrad is not None
+    wants_bias = needs[2] and incoming.bias is None
+    theirs = (needs[0] and not our_dgrad, needs[1] and not our_wgrad)
+    if incoming.mask is not None and (any(theirs) or (wants_bias and not our_wgrad)):
+        grad, bias = one_pass(wants_bias)
+        incoming, wants_bias = Incoming(grad, bias=bias), False
+    elif wants_bias and not our_wgrad:
+        incoming, wants_bias = incoming._replace(bias=incoming.grad.sum((0, 2, 3))), False
+    grad_input, grad_weight = convolution.gradients(incoming.grad, input, weight, settings, theirs)
+    grad_bias = incoming.bias
+    numbers = settings.arguments()[0], incoming.pool
+    if our_dgrad:
+        before = ctx.before
+        sums = before is not None and before.needs_input_grad[2]
+        grad_input, bias_before = _dgrad[ctx.backend](
+            *incoming[:2], input, weight, before is not None, sums, settings.dgrad or None, *numbers
+        )
+        if before is not None:
+            before.bias_sum = bias_before if sums else None
+    if our_wgrad:
+        grad_weight, bias = _wgrad[ctx.backend](
+            *incoming[:2], input, weight, wants_bias, settings.wgrad or None, *numbers
+        )
+        grad_bias = bias if wants_bias else grad_bias
+    return grad_input, grad_weight, grad_bias if needs[2] else None
+
+
+def only_reader(activations: Any) -> None:
+    """Note that nothing but the stage that follows reads these activations, so that it may mask their gradient."""
+    if not torch.compiler.is_compiling():
+        activations.read_once = True  # the cheapest note there is: most stages never ask for it
+
+
+def let_go(ctx: Any) -> None:
+    """Leave the mask to the stage before from now on, as what this backward builds reads its output too."""
+    if ctx.before is not None:
+        ctx.before.masked, ctx.before = False, None
+
+
+def stage_before(input: Tensor, settings: convolution.Convolution) -> Any:
+    """Return the autograd node of the stage whose ReLU our dgrad will mask for, and tell that stage so; or None."""
+    if settings.dgrad is None or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    node: Any = input.grad_fn if getattr(input, "read_once", False) else None
+    if getattr(node, "masked", None) is not False:  # the very output of a conv_relu, whose node has the attribute
+        return None
+    node.masked = True
+    return node

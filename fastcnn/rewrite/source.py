@@ -1,0 +1,148 @@
+"""A function's syntax tree, known to be what runs, and a function made of a changed tree, with the same lines."""
+
+import __future__
+
+import ast
+import functools
+import inspect
+import linecache
+from collections.abc import Iterator
+from types import CellType, CodeType, FunctionType
+from typing import Any, NamedTuple
+
+_FUTURES = functools.reduce(
+    int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+)
+_NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_SAME = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_kwonlyargcount")
+
+
+class Unreadable(Exception):
+    """Why a function cannot be rewritten."""
+
+
+class Place(NamedTuple):
+    """What compiling a function depends on besides its own tree: its class's name, and what its file imports."""
+
+    class_name: str
+    imports: tuple[ast.stmt, ...]
+
+
+def definition(function: Any) -> tuple[ast.FunctionDef, Place]:
+    """Return a copy of a function's syntax tree, and the place where it is written.
+
+    Raises:
+        Unreadable: there is no source, or it is not what runs: edited since, changed by a decorator or a tool.
+    """
+    if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):
+        raise Unreadable("its forward is wrapped by a decorator or made by a tool")
+    code = function.__code__
+    if code.co_flags & _NOT_PLAIN:
+        raise Unreadable("its forward is a generator or a coroutine")
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    if not lines:
+        raise Unreadable("the source of its forward is not available")
+    for node, place in _functions("".join(lines), code.co_filename):
+        if node.name == code.co_name and _first_line(node) == code.co_firstlineno:
+            bare = _without_decorators(node)
+            if not _equal(_code(function, bare, place, ()), code):
+                break
+            return bare, place
+    raise Unreadable("its forward is not what its source file says")
+
+
+def build(function: Any, node: ast.FunctionDef, place: Place, helpers: dict[str, Any]) -> FunctionType:
+    """Return `function` with the changed tree `node`, in which `helpers` are known by their names."""
+    code = _code(function, node, place, tuple(helpers))
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    closure = tuple(CellType(helpers[name]) if name in helpers else cells[name] for name in code.co_freevars)
+    code = code.replace(co_qualname=function.__code__.co_qualname, co_firstlineno=function.__code__.co_firstlineno)
+    made = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__annotations__ = function.__annotations__
+    made.__doc__, made.__module__, made.__qualname__ = function.__doc__, function.__module__, function.__qualname__
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+@functools.lru_cache(maxsize=32)
+def _functions(source: str, filename: str) -> list[tuple[ast.FunctionDef, Place]]:
+    try:
+        tree = ast.parse(source, filename)
+    except SyntaxError as error:
+        raise Unreadable("its source file cannot be read as Python") from error
+    imports = tuple(_imports(tree))
+    return [(node, Place(class_name, imports)) for node, class_name in _defined(tree, "_")]
+
+
+def _imports(node: ast.AST) -> Iterator[ast.stmt]:
+    """Yield what the file imports into its own names, which the compiler reads in another way than other globals."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import) or (isinstance(child, ast.ImportFrom) and child.module != "__future__"):
+            yield child
+        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            yield from _imports(child)
+
+
+def _defined(node: ast.AST, class_name: str) -> Iterator[tuple[ast.FunctionDef, str]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            yield child, class_name
+        yield from _defined(child, child.name if isinstance(child, ast.ClassDef) else class_name)
+
+
+def _first_line(node: ast.FunctionDef) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _without_decorators(node: ast.FunctionDef) -> ast.FunctionDef:
+    """Copy a definition, so that the tree of the file stays as it was; defaults and annotations are the function's."""
+    copied: ast.FunctionDef = _copied(node)
+    copied.decorator_list = []
+    return copied
+
+
+def _copied(node: Any) -> Any:
+    """Copy a tree; copy.deepcopy takes ten times as long."""
+    if isinstance(node, list):
+        return [_copied(each) for each in node]
+    if not isinstance(node, ast.AST):
+        return node
+    places = {name: getattr(node, name) for name in node._attributes if hasattr(node, name)}
+    return type(node)(**{name: _copied(value) for name, value in ast.iter_fields(node)}, **places)
+
+
+def _code(function: FunctionType, node: ast.FunctionDef, place: Place, helpers: tuple[str, ...]) -> CodeType:
+    """Compile a definition where it stands: in a class, for `__class__` and names that begin with two underscores, in
+    a function whose variables are the free ones.
+    """
+    free = [name for name in (*function.__code__.co_freevars, *helpers) if name != "__class__"]
+    template = [
+        "def around():",
+        *(f"    {name} = None" for name in free),
+        f"    class {place.class_name}:",
+        "        pass",
+    ]
+    module = ast.parse("\n".join(template))
+    module.body[0].body[-1].body = [node]  # type: ignore[attr-defined]
+    module.body[:0] = place.imports  # compiled, never run
+    ast.fix_missing_locations(module)
+    flags = function.__code__.co_flags & _FUTURES
+    code: CodeType = compile(module, function.__code__.co_filename, "exec", flags, dont_inherit=True)
+    for name in ("around", place.class_name, node.name):
+        code = next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == name)
+    return code
+
+
+def _equal(one: CodeType, other: CodeType) -> bool:
+    return (
+        all(getattr(one, name) == getattr(other, name) for name in _SAME)
+        and len(one.co_consts) == len(other.co_consts)
+        and all(map(_equal_constants, one.co_consts, other.co_consts))
+    )
+
+
+def _equal_constants(one: Any, other: Any) -> bool:
+    if isinstance(one, CodeType) and isinstance(other, CodeType):
+        return _equal(one, other)
+    return type(one) is type(other) and repr(one) == repr(other)  # repr tells 0.0 from -0.0

@@ -1,0 +1,478 @@
+"""fuse on networks that call their layers and torch's functions in a forward of their own."""
+
+import copy
+import importlib
+import logging
+import pickle
+import random
+import re
+from types import FunctionType, SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import fastcnn
+from fastcnn import functional as FF
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Names of the fused functions, in the order in which the layers call them."""
+    calls = []
+
+    def recorded(name):
+        def call(*args, **kwargs):
+            calls.append(name)
+            return getattr(FF, name)(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(fastcnn.nn, "FF", SimpleNamespace(**{name: recorded(name) for name in FF.__all__}))
+    return calls
+
+
+CONV, CONV_POOL, POOL, LINEAR = "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "linear_relu"
+
+
+class Layers(nn.Module):
+    """The layers that the networks below call, each in its own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(16, 5)
+        self.relu, self.pool, self.norm = nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.LocalResponseNorm(3)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(2))
+        self.body = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d(2)])
+        self.p, self.scale = 0.5, 2.0
+
+
+class Nested(Layers):
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(torch.relu(self.conv2(x)), kernel_size=(2, 2), stride=2)
+        return F.relu(self.fc(torch.flatten(x, 1)))
+
+
+class Statements(Layers):
+    def forward(self, x):
+        x = self.conv1(x)
+        x = self.relu(x)
+        x = self.pool(x)
+        out = self.conv2(x)
+        activated = self.relu(out)
+        return activated  # noqa: RET504
+
+
+class Methods(Layers):
+    def forward(self, x):
+        return self.conv2(self.conv1(x).relu()).relu_()
+
+
+class Helper(Layers):
+    def forward(self, x):
+        return self._features(x)
+
+    def _features(self, x):
+        x = self.norm(x)
+        return F.max_pool2d(x, 2)
+
+
+class Loops(Layers):
+    def forward(self, x):
+        x = self.conv1(x)
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        for i in range(2):
+            x = F.relu(self.convs[i](x))
+        for layer in self.body:
+            x = layer(x)
+        return x
+
+
+class Residual(Layers):
+    def forward(self, x):
+        x = self.conv1(x)
+        identity = x
+        out = self.relu(self.conv2(x))
+        out = self.conv2(out)
+        out += identity
+        return self.relu(out)
+
+
+class Branches(Layers):
+    def forward(self, x, times=1, *, both=False):
+        if x.sum() > 0:
+            x = F.relu(self.conv1(x)) * self.scale
+        else:
+            x = F.relu(self.conv1(-x))
+        for _ in range(times):
+            x = F.relu(self.conv2(x))
+        parts = [F.relu(self.conv2(x)), self.conv2(x)]
+        return (x, torch.cat(parts, 1)) if both else torch.cat(parts, 1)
+
+
+class KeptValue(Layers):
+    """Each value between conv and ReLU is looked at again."""
+
+    def forward(self, x):
+        before = self.conv1(x)
+        after = F.relu(before)
+        y = self.conv2(after)
+        z = F.relu(y)
+        return before.sum() + z + y
+
+
+class Twice(Layers):
+    def forward(self, x):
+        x = F.relu(self.conv1(x))
+        x = F.relu(self.conv2(x))
+        return F.relu(self.conv2(x))
+
+
+class Lookalikes(Layers):
+    """What looks like a stage and is none: other functions of those names, other arguments, values used in between."""
+
+    def forward(self, x):
+        x = F.relu(F.relu(self.conv1(x)) + 1)
+        x = F.relu6(self.conv2(x))
+        y = self.conv2(x)
+        x = F.relu(x)
+        values, indices = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(values, indices, 2) + y
+
+
+class Captured(Layers):
+    """The value between is read later by a function that captures it, or deleted, or left by an exception."""
+
+    def forward(self, x):
+        x = self.conv1(x)
+        y = self.conv2(x)
+        late = lambda: y  # noqa: E731
+        y = F.relu(y)
+        try:
+            z = self.conv2(x)
+            z = F.max_pool2d(F.relu(z), 99)
+        except RuntimeError:
+            z = z * 2
+        return late() + z
+
+
+NETWORKS = {
+    Nested: [CONV_POOL, CONV_POOL, LINEAR],
+    Statements: [CONV_POOL, CONV],
+    Methods: [CONV, CONV],
+    Helper: ["local_response_norm_max_pool2d"],
+    Loops: [CONV, CONV, CONV, CONV, CONV_POOL],
+    Residual: [CONV],
+    Branches: [CONV, CONV, CONV],
+    KeptValue: [],
+    Twice: [CONV, CONV, CONV],
+    Lookalikes: [CONV, POOL],
+    Captured: [],
+}
+each_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+
+
+def image(size=8):
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def run(model, *args, **kwargs):
+    """Outputs, and the gradients of the input and of every parameter that has one."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    x = image().requires_grad_()
+    output = model(x, *args, **kwargs)
+    outputs = output if isinstance(output, tuple) else (output,)
+    sum(each.square().sum() for each in outputs).backward()
+    return [*outputs, x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def assert_runs_alike(fused, model, *args, **kwargs):
+    for actual, expected in zip(run(fused, *args, **kwargs), run(model, *args, **kwargs), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@each_network
+def test_runs_in_stages_and_computes_the_same(network, stages):
+    model = network()
+    fused = fastcnn.fuse(model)
+    with fastcnn.use_backend("cpu"):
+        run(fused)
+    assert stages == NETWORKS[network]
+    assert_runs_alike(fused, model)
+    assert_runs_alike(fused.eval(), model.eval())
+
+
+@each_network
+def test_looks_and_copies_as_before(network):
+    model = network()
+    fused = fastcnn.fuse(model)
+    assert isinstance(fused, network)
+    assert type(fused).__qualname__ == network.__qualname__
+    assert str(fused) == str(model)
+    assert list(fused.state_dict()) == list(model.state_dict())
+    assert all(a is b for a, b in zip(fused.parameters(), model.parameters(), strict=True))
+    assert type(model) is type(fastcnn.unfuse(fused)) is network
+    assert fastcnn.fuse(fused) is fused
+    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), copy.copy(fused)):
+        assert type(copied) is type(fused)
+        assert_runs_alike(copied, fused)
+
+
+@pytest.mark.parametrize(
+    "network", [each for each in NETWORKS if each is not Captured], ids=lambda network: network.__name__
+)
+def test_is_traced_as_the_layers_that_it_calls(network):
+    model = network()
+    fused = fastcnn.fuse(model)
+    if network is Branches:  # whose way depends on its input
+        with pytest.raises(torch.fx.proxy.TraceError):
+            torch.fx.symbolic_trace(fused)
+        return
+    traced, expected = torch.fx.symbolic_trace(fused), torch.fx.symbolic_trace(model)
+    # A pool or norm of fastcnn's is no leaf, so that its one function is in the graph in its place.
+    assert len(traced.graph.nodes) == len(expected.graph.nodes)
+    torch.testing.assert_close(traced(image()), expected(image()))
+
+
+@pytest.mark.parametrize("network", [Nested, Residual], ids=lambda network: network.__name__)
+def test_compiles_without_a_break_and_exports_torch_operators(network, stages):
+    torch._dynamo.reset()
+    fused = fastcnn.fuse(network())
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    assert_runs_alike(compiled, fused)
+    stages.clear()
+    exported = torch.export.export(fused, (image(),))
+    assert stages == []
+    torch.testing.assert_close(exported.module()(image()), fused(image()))
+
+
+def test_arguments_and_several_outputs_go_through():
+    model = Branches()
+    assert_runs_alike(fastcnn.fuse(model), model, 3, both=True)
+    assert_runs_alike(fastcnn.fuse(model), model, times=0)
+
+
+def test_hook_added_after_fuse_runs_its_stage_unfused(stages):
+    fused = fastcnn.fuse(Statements())
+    seen = []
+    handle = fused.conv1.register_forward_hook(lambda _layer, _args, output: seen.append(output))
+    fused(image())
+    assert stages == [POOL, CONV]
+    assert [output.shape for output in seen] == [(2, 4, 8, 8)]
+    handle.remove()
+    fused(image())
+    assert stages[2:] == [CONV_POOL, CONV]
+
+
+def test_hook_there_when_fused_goes_away_later(stages):
+    model = Statements()
+    handle = model.conv1.register_forward_hook(lambda *_: None)
+    fused = fastcnn.fuse(model)
+    handle.remove()
+    fused(image())
+    assert stages == [CONV_POOL, CONV]
+
+
+def test_swapped_layer_counts(stages):
+    fused = fastcnn.fuse(Statements())
+    fused.relu = nn.Sigmoid()
+    expected = torch.sigmoid(fused.conv2(F.max_pool2d(torch.sigmoid(fused.conv1(image())), 2)))
+    torch.testing.assert_close(fused(image()), expected)
+    assert stages == [POOL]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda conv: prune.l1_unstructured(conv, "weight", amount=0.5),
+        lambda conv: parametrizations.weight_norm(conv),
+        lambda conv: setattr(conv, "stride", (2, 2)),
+        lambda conv: conv.weight.data.zero_(),
+    ],
+    ids=["pruned", "parametrized", "another stride", "another weight"],
+)
+def test_layer_changed_in_place_after_fuse_counts(change):
+    model = Statements()
+    fused = fastcnn.fuse(model)
+    change(model.conv1)
+    assert_runs_alike(fused, model)
+
+
+class Reads(Layers):
+    def forward(self, x):
+        x = F.dropout(F.relu(self.fc(x)), p=self.p, training=self.training)
+        if random.random() < self.p:
+            x = x + 1
+        self.calls = getattr(self, "calls", 0) + 1
+        return x * self.scale
+
+
+def test_attributes_mode_and_chance_are_read_at_each_call():
+    fused = fastcnn.fuse(Reads())
+    x = torch.randn(4, 16)
+    fused.p = 1.0
+    assert fused(x).eq(2).all()
+    fused.eval()
+    fused.scale, fused.p = 3.0, 0.0
+    torch.testing.assert_close(fused(x), 3 * F.relu(fused.fc(x)))
+    assert fused.calls == 2
+
+
+def test_function_replaced_after_fuse_is_called(monkeypatch):
+    fused = fastcnn.fuse(Nested())
+    monkeypatch.setattr(F, "relu", lambda input: input * 0 + 1)
+    assert fused(image()).eq(1).all()
+
+
+class Mangled(Layers):
+    __slope = 2.0
+
+    def forward(self, x):
+        return F.relu(super().__getattr__("conv1")(x)) + F.relu(self.conv1(x)) * self.__slope
+
+
+def test_private_names_and_super_work(stages):
+    model = Mangled()
+    assert_runs_alike(fastcnn.fuse(model), model)
+    assert CONV in stages
+
+
+def test_variables_around_the_class_are_seen():
+    factor = 2.0
+
+    class Local(Layers):
+        def forward(self, x):
+            return F.relu(self.conv1(x)) * factor
+
+    model = Local()
+    fused = fastcnn.fuse(model)
+    factor = 3.0
+    torch.testing.assert_close(fused(image()), F.relu(model.conv1(image())) * 3)
+
+
+def test_error_in_forward_shows_the_line_of_the_source():
+    class Wrong(Layers):
+        def forward(self, x):
+            x = F.relu(self.conv1(x))
+            return x + self.missing
+
+    with pytest.raises(AttributeError, match="missing") as error:
+        fastcnn.fuse(Wrong())(image())
+    last = error.traceback[-2]
+    assert (last.path.name, str(last.statement).strip()) == ("test_fuse_functional.py", "return x + self.missing")
+
+
+class InPlaceOnInput(Layers):
+    """The sum changes a tensor that others see, so that it must happen in place."""
+
+    def forward(self, x):
+        y = x
+        y += 1
+        return F.relu(y)
+
+
+def test_sum_in_place_is_seen_by_others():
+    x = image()
+    fastcnn.fuse(InPlaceOnInput())(x)
+    torch.testing.assert_close(x, image() + 1)
+
+
+class InheritedRow(nn.Sequential):
+    """A subclass as torchvision's Conv2dNormActivation: it keeps the forward of nn.Sequential."""
+
+
+def test_sequential_subclass_that_keeps_its_forward_runs_in_stages(stages):
+    model = InheritedRow(nn.Conv2d(3, 4, 3), nn.ReLU())
+    fused = fastcnn.fuse(model)
+    assert isinstance(fused, InheritedRow)
+    assert_runs_alike(fused, model)
+    assert stages == [CONV]
+    assert type(pickle.loads(pickle.dumps(fused))) is type(fused)
+    assert fastcnn.unfuse(fused)[0] is model[0]
+    assert type(fastcnn.unfuse(fused)) is InheritedRow
+
+
+def twice(function):
+    def call(self, x):
+        return function(self, x) * 2
+
+    return call
+
+
+class Decorated(Layers):
+    @twice
+    def forward(self, x):
+        return F.relu(self.conv1(x))
+
+
+class Registering(Layers):
+    def __init_subclass__(cls):
+        raise AssertionError("no subclass shall be made")
+
+    def forward(self, x):
+        return F.relu(self.conv1(x))
+
+
+def made_by_exec():
+    names = {"Layers": Layers, "F": F}
+    exec("class Unseen(Layers):\n def forward(self, x):\n  return F.relu(self.conv1(x))", names)
+    return names["Unseen"]()
+
+
+def with_another_forward():
+    model = Nested()
+    model.forward = lambda x: F.relu(model.conv1(x))
+    return model
+
+
+def edited_since():
+    """A forward whose code is not that of the lines it points to."""
+    code = Twice.forward.__code__
+    forward = FunctionType(code.replace(co_names=code.co_names[::-1]), globals(), "forward")
+    return type("Edited", (Layers,), {"forward": forward})()
+
+
+LEFT = {
+    "decorated": (Decorated, "as a decorator makes"),
+    "registering subclasses": (Registering, "__init_subclass__"),
+    "without a source": (made_by_exec, "source of its forward is not available"),
+    "forward on the instance": (with_another_forward, "replaced on the instance"),
+    "edited since": (edited_since, "not what its source file says"),
+    "traced": (lambda: torch.fx.symbolic_trace(Twice()), "torch.fx"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_cannot_be_read_stays_as_it_is_and_the_log_says_why(case, caplog, monkeypatch):
+    build, reason = LEFT[case]
+    model = build()
+    for name in {"pool", "norm", "body"} & set(dict(model.named_children())):  # what fuse changes in any network
+        delattr(model, name)
+    monkeypatch.setattr(importlib.import_module("fastcnn.fuse"), "_said", set())
+    with caplog.at_level(logging.INFO, "fastcnn"):
+        assert fastcnn.fuse(model) is model
+        fastcnn.fuse(model)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert re.search(reason, message)
+
+
+def test_log_tells_what_was_fused(caplog, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("fastcnn.fuse"), "_said", set())
+    with caplog.at_level(logging.INFO, "fastcnn"):
+        fastcnn.fuse(Statements())
+    assert "self.pool(self.relu(self.conv1(x)))" in caplog.text
+
+
+def test_nothing_to_fuse_leaves_the_very_module():
+    class Plain(Layers):
+        def forward(self, x):
+            return torch.sigmoid(self.conv1(x))
+
+    model = Plain()
+    del model.pool, model.norm, model.body
+    assert fastcnn.fuse(model) is model

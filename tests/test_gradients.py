@@ -1,0 +1,542 @@
+"""The convolutions' own gradients by our kernels, and what neighbouring stages of a Sequential share."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import test_conv_relu as plain
+import test_conv_relu_pool as pooled
+import torch
+from parity import (
+    DEVICE,
+    FORMATS,
+    assert_parity,
+    assert_same,
+    each_dtype,
+    each_format,
+    each_variant,
+    new,
+    run,
+    specials,
+)
+from stages import assert_equal_but_rounding
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import fastcnn
+import fastcnn.functional as FF
+
+OURS = "epilogue+dgrad+wgrad"
+ALGORITHMS = (OURS, "epilogue+dgrad", "epilogue+wgrad")
+each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+CASES = {
+    "3x3": plain.CASES["3x3"],
+    "one channel": plain.CASES["one channel"],
+    "stride, padding, dilation, not square": plain.CASES["stride, padding, dilation, not square"],
+    "5x5/3 of 3 channels": ((1, 3, 13, 11), (5, 3, 5, 5), {"stride": 3, "padding": 2}),
+    "groups": plain.CASES["groups"],
+    "depthwise": plain.CASES["depthwise"],
+    "same, even kernel": plain.CASES["same, even kernel"],
+    "padding over the kernel": plain.CASES["padding over the kernel"],
+    "many channels": plain.CASES["many channels"],
+    "empty batch": plain.CASES["empty batch"],
+    "a stride over the kernel": ((2, 3, 9, 8), (4, 3, 2, 2), {"stride": 3}),
+}
+POOLED = {
+    "3x3, 2x2": pooled.CASES["3x3, 2x2"],
+    "odd sizes leave a rest": pooled.CASES["odd sizes leave a rest"],
+    "padded pool, not square": pooled.CASES["padded pool, not square"],
+    "groups, same": pooled.CASES["groups, same"],
+    "many channels": pooled.CASES["many channels"],
+    "empty batch": pooled.CASES["empty batch"],
+    "overlapping, 3x3/2": pooled.CASES["whole vectors, 3x3/2"],
+    "partial windows, 3x3/2": pooled.CASES["partial windows, 3x3/2"],
+    "5x5/3, 3x3/2": ((1, 3, 16, 13), (5, 3, 5, 5), {"stride": 3, "padding": 2}, {"kernel_size": 3, "stride": 2}),
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Records the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append((str(func), args))
+        return func(*args, **(kwargs or {}))
+
+    def count(self, name: str) -> int:
+        return sum(called == name for called, _ in self.calls)
+
+
+# Parity of every gradient
+
+
+def given(input: Any, weight: Any, dtype: torch.dtype, format: torch.memory_format) -> tuple[torch.Tensor, ...]:
+    """Return input, weight and bias; in 16 bits whole numbers, so that one sign or winner is right."""
+    values = plain.tensors(input, weight, dtype, format)
+    return values if dtype == torch.float32 else tuple(torch.randint_like(t, -2, 3) for t in values)
+
+
+@each_variant(CASES)
+def test_parity(case: Any, dtype: torch.dtype, format: torch.memory_format) -> None:
+    input, weight, settings = case
+    assert_parity(*plain.both(**settings), given(input, weight, dtype, format), ("triton", OURS))
+
+
+@each_variant(POOLED)
+def test_pooled_parity(case: Any, dtype: torch.dtype, format: torch.memory_format) -> None:
+    input, weight, settings, pool = case
+    assert_parity(*pooled.both(settings, pool), given(input, weight, dtype, format), ("triton", OURS))
+
+
+@each_format
+@pytest.mark.parametrize("algorithm", ["epilogue+dgrad", "epilogue+wgrad"])
+def test_one_gradient_ours_and_one_torchs(algorithm: str, format: torch.memory_format) -> None:
+    tensors = given((2, 5, 8, 6), (4, 5, 3, 3), torch.bfloat16, format)
+    assert_parity(*plain.both(padding=1), tensors, ("triton", algorithm))
+    assert_parity(*pooled.both({"padding": 1}, {"kernel_size": 2}), tensors, ("triton", algorithm))
+
+
+@each_dtype
+@each_format
+def test_rounding(format: torch.memory_format, dtype: torch.dtype) -> None:
+    x, w, b = plain.tensors((2, 9, 8, 6), (4, 9, 3, 3), dtype, format)
+    # all values positive: no sign for a rounding to change
+    fast, stock = plain.both(padding=1)
+    assert_parity(fast, stock, (x.abs(), w.abs(), b.abs()), ("triton", OURS))
+
+
+@pytest.mark.parametrize("config", fastcnn.backend.configurations("triton", "dgrad"))
+def test_every_tile_of_dgrad(config: str) -> None:
+    tensors = given((1, 20, 6, 5), (70, 20, 3, 3), torch.bfloat16, torch.channels_last)
+    assert_parity(*plain.both(padding=1), tensors, ("triton", f"epilogue+dgrad:{config}"))
+
+
+@pytest.mark.parametrize("config", fastcnn.backend.configurations("triton", "wgrad"))
+def test_every_tile_of_wgrad(config: str) -> None:
+    tensors = given((5, 18, 9, 7), (70, 18, 3, 3), torch.bfloat16, torch.channels_last)
+    assert_parity(*plain.both(padding=1), tensors, ("triton", f"epilogue+wgrad:{config}"))
+
+
+@each_format
+def test_pixels_in_several_parts(format: torch.memory_format) -> None:
+    tensors = given((2, 2, 17, 16), (8, 2, 3, 3), torch.bfloat16, format)
+    assert_parity(*plain.both(padding=1), tensors, ("triton", OURS))
+
+
+@each_format
+def test_with_an_implicit_gemm_forward(format: torch.memory_format) -> None:
+    tensors = plain.tensors((2, 5, 7, 6), (4, 5, 3, 3), torch.float32, format)
+    assert_parity(*plain.both(padding=1), tensors, ("triton", "implicit_gemm:64x16x32w4s3+dgrad+wgrad"))
+
+
+@pytest.mark.parametrize("formats", [("nchw", "channels_last"), ("channels_last", "nchw")], ids=str)
+def test_input_and_weight_in_different_layouts(formats: tuple[str, str]) -> None:
+    x, w, b = plain.tensors((2, 3, 6, 5), (4, 3, 3, 3), torch.float32, torch.contiguous_format)
+    x, w = x.to(memory_format=FORMATS[formats[0]]), w.to(memory_format=FORMATS[formats[1]])
+    assert_parity(*plain.both(padding=1), (x, w, b), ("triton", OURS))
+
+
+def test_without_bias_and_unbatched() -> None:
+    x, w, _ = plain.tensors((1, 3, 6, 5), (4, 3, 3, 3), torch.float32, torch.contiguous_format)
+    assert_parity(*plain.both(padding=1), (x[0], w, None), ("triton", OURS))
+
+
+@each_format
+def test_offsets_of_64_bits(format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcnn.triton.tiles.WIDE_FROM", 1)  # as if one image had 2**31 elements
+    tensors = plain.tensors((2, 5, 7, 6), (4, 5, 3, 3), torch.float32, format)
+    assert_parity(*plain.both(padding=1), tensors, ("triton", OURS))
+    assert_parity(*pooled.both({"padding": 1}, {"kernel_size": 2}), tensors, ("triton", OURS))
+
+
+@each_algorithm
+def test_special_values_go_through_as_in_torch(algorithm: str) -> None:
+    weight = torch.ones(3, 1, 1, 1, device=DEVICE)  # one product a pixel: no order of summation to differ in
+    tensors = (specials(2, 1, 8, 7), weight, torch.zeros(3, device=DEVICE))
+    assert_same(*plain.both(), tensors, ("triton", algorithm))
+    assert_same(*pooled.both({}, {"kernel_size": 3, "stride": 2}), tensors, ("triton", algorithm))
+
+
+@each_format
+def test_gradients_repeat(format: torch.memory_format) -> None:
+    x, w, b = (t.requires_grad_() for t in plain.tensors((2, 4, 17, 16), (8, 4, 3, 3), torch.float32, format))
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        output = FF.conv2d_relu(x, w, b, padding=1)
+        grad = torch.randn_like(output)
+        first, second = (torch.autograd.grad(output, (x, w, b), grad, retain_graph=True) for _ in range(2))
+    assert all(one.equal(other) for one, other in zip(first, second, strict=True))
+
+
+# What backward runs and allocates
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
+def test_the_gradient_before_the_pool_or_the_mask_is_never_written(pool: bool) -> None:
+    x, w, b = (t.requires_grad_() for t in plain.tensors((1, 2, 24, 24), (16, 2, 1, 1), torch.float32, FORMATS["nchw"]))
+    fast = pooled.both({}, {"kernel_size": 2})[0] if pool else plain.both()[0]
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        output = fast(x, w, b)
+        grad = torch.randn_like(output)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            torch.autograd.grad(output, (x, w, b), grad)
+    events = profile.events()
+    assert {"fastcnn::dgrad", "fastcnn::wgrad"} <= {event.name for event in events}
+    largest = max(event.self_cpu_memory_usage + event.self_device_memory_usage for event in events)
+    assert 0 < largest <= x.nbytes  # an eighth of the convolution's output
+
+
+NEEDS = {  # input, weight, bias -> operators: the pass that writes the gradient down, dgrad, wgrad, torch's
+    (True, True, True): (0, 1, 1, 0),
+    (False, True, True): (0, 0, 1, 0),
+    (True, False, False): (0, 1, 0, 0),
+    (True, False, True): (1, 1, 0, 0),
+    (False, False, True): (1, 0, 0, 0),
+    (False, True, False): (0, 0, 1, 0),
+}
+
+
+@pytest.mark.parametrize(("needs", "expected"), NEEDS.items(), ids=map(str, NEEDS))
+def test_only_what_is_needed_runs(needs: tuple[bool, ...], expected: tuple[int, ...]) -> None:
+    tensors = plain.tensors((2, 3, 6, 5), (4, 3, 3, 3), torch.float32, FORMATS["nchw"])
+    leaves = [t.requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
+    with fastcnn.use_backend("triton", algorithm=OURS), Recorder() as recorder:
+        FF.conv2d_relu(*leaves, padding=1).square().sum().backward()
+    names = ("fastcnn.conv_relu_backward.triton", "fastcnn.dgrad.triton", "fastcnn.wgrad.triton")
+    assert tuple(map(recorder.count, (*names, "aten.convolution_backward.default"))) == expected
+    assert [t.grad is not None for t in tensors] == list(needs)
+
+
+@each_algorithm
+@pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
+def test_second_derivatives_equal_stock(pool: bool, algorithm: str) -> None:
+    def penalty(function: Any) -> Any:
+        leaves = [t.requires_grad_() for t in tensors]
+        grads = torch.autograd.grad(function(*leaves).square().mean(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+
+    tensors = plain.tensors((2, 3, 6, 5), (4, 3, 3, 3), torch.float32, FORMATS["nchw"])
+    fast, stock = pooled.both({"padding": 1}, {"kernel_size": 2}) if pool else plain.both(padding=1)
+    with fastcnn.use_backend("triton", algorithm=algorithm):
+        assert_equal_but_rounding(penalty(fast), penalty(stock))
+
+
+# Operators
+
+
+def operator_calls(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    x, w, _ = plain.tensors((2, 3, 6, 5), (4, 3, 3, 3), dtype, torch.channels_last)
+    y = new(2, 4, 6, 5, dtype=dtype, format=torch.channels_last)
+    conv, none, pool = [1, 1, 1, 1, 1, 1, 1], [], [2, 2, 2, 2, 0, 0, 1, 1, 0]
+    half = new(2, 4, 3, 2, dtype=dtype, format=torch.channels_last)
+    codes = torch.randint(0, 4, half.shape, device=DEVICE).byte().to(memory_format=torch.channels_last)
+    dgrad, wgrad = torch.ops.fastcnn.dgrad.triton, torch.ops.fastcnn.wgrad.triton
+    return {
+        "dgrad, masked both ways": (dgrad, (y, y, x, w, True, True, None, conv, none)),
+        "dgrad, dense": (dgrad, (y, None, x, w, False, False, None, conv, none)),
+        "dgrad, pooled": (dgrad, (half, codes, x, w, False, False, None, conv, pool)),
+        "wgrad, masked": (wgrad, (y, y, x, w, True, None, conv, none)),
+        "wgrad, pooled": (wgrad, (half, codes, x, w, False, None, conv, pool)),
+    }
+
+
+@pytest.mark.parametrize("name", operator_calls())
+def test_operators_keep_torchs_rules(name: str) -> None:
+    operator, args = operator_calls()[name]
+    torch.library.opcheck(operator, args, test_utils=("test_schema", "test_faketensor"))
+
+
+@each_dtype
+def test_dgrad_masks_by_the_input_and_keeps_nan(dtype: torch.dtype) -> None:
+    operator, args = operator_calls(dtype)["dgrad, masked both ways"]
+    x = args[2]
+    x[0, 0, 0, :2] = torch.tensor([float("nan"), 0.0])
+    masked, sums = operator(*args)
+    whole, _ = operator(*args[:4], False, False, *args[6:])
+    assert torch.equal(masked, torch.where(x <= 0, 0, whole))
+    assert (sums.float() - masked.float().sum((0, 2, 3))).abs().max() <= 4 * torch.finfo(dtype).eps * sums.abs().max()
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("backend", "algorithm", "words"),
+    [
+        ("triton", "epilogue+sgrad", "expected one of dgrad, wgrad once after a plus"),
+        ("triton", "dgrad", "expected one of epilogue"),
+        ("triton", "epilogue+dgrad+dgrad", "expected one of dgrad, wgrad once"),
+        ("triton", "epilogue+", "expected one of dgrad, wgrad once"),
+        ("triton", "epilogue+dgrad:1x1", "expected of 'dgrad' .*one of 128x128x64w8s3"),
+        pytest.param(
+            *("cpu", "epilogue+dgrad", "backend 'cpu' has no gradients"),
+            marks=pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the cpu backend"),
+        ),
+    ],
+)
+def test_unknown_gradients_are_a_value_error(backend: str, algorithm: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"algorithm: .*{words}") as caught:
+        fastcnn.use_backend(backend, algorithm=algorithm)
+    assert repr(algorithm) in str(caught.value)
+
+
+# Neighbouring stages of a Sequential
+
+
+def network(**settings: Any) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 6, 3, padding=1, **settings), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(6, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).to(DEVICE)
+
+
+def image() -> torch.Tensor:
+    return torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+
+def outcome(model: nn.Module, x: torch.Tensor, call: Any = None) -> list[torch.Tensor]:
+    """Return the output and every gradient that there is."""
+    x = x.clone().requires_grad_()
+    y = (call or model)(x)
+    wanted = [x, *(p for p in model.parameters() if p.requires_grad)]
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), wanted)]
+
+
+def assert_shared(model: nn.Sequential, times: int, x: torch.Tensor | None = None, algorithm: str = OURS) -> None:
+    """Assert the stock results, and in how many places a dgrad masks for the stage before."""
+    x = image() if x is None else x
+    with fastcnn.use_backend("triton", algorithm=algorithm), Recorder() as recorder:
+        ours = outcome(fastcnn.fuse(model), x)
+    assert_equal_but_rounding(ours, outcome(model, x))
+    masks = [args[4] for name, args in recorder.calls if name == "fastcnn.dgrad.triton"]
+    assert sum(masks) == times
+
+
+@pytest.mark.parametrize("algorithm", ["epilogue+dgrad+wgrad", "epilogue+dgrad", "implicit_gemm+dgrad"])
+def test_stages_share_the_mask(algorithm: str) -> None:
+    assert_shared(network(), 2, algorithm=algorithm)
+
+
+@each_dtype
+def test_sharing_keeps_parity(dtype: torch.dtype) -> None:
+    def chain(first: Any, second: Any) -> Any:
+        def call(x: Any, w: Any, b: Any, v: Any, c: Any) -> torch.Tensor:
+            model = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.ReLU()).to(x)
+            parameters = {"0.weight": w, "0.bias": b, "2.weight": v, "2.bias": c}
+            return torch.func.functional_call(second(model), parameters, (x,))
+
+        return call
+
+    x, w, b = plain.tensors((2, 4, 7, 6), (5, 4, 3, 3), dtype, torch.channels_last)
+    _, v, c = plain.tensors((2, 5, 7, 6), (6, 5, 3, 3), dtype, torch.channels_last)
+    # whole numbers: the signs that the first ReLU leaves are the same in every dtype
+    tensors = tuple(torch.randint_like(t, -2, 3) for t in (x, w, b, v, c))
+    with Recorder() as recorder:
+        assert_parity(chain(None, fastcnn.fuse), chain(None, lambda model: model), tensors, ("triton", OURS))
+    assert any(args[4] for name, args in recorder.calls if name == "fastcnn.dgrad.triton")
+
+
+def test_the_stage_before_runs_no_pass_of_its_own() -> None:
+    with fastcnn.use_backend("triton", algorithm="epilogue+dgrad"), Recorder() as recorder:
+        outcome(fastcnn.fuse(network()), image())
+    assert recorder.count("fastcnn.conv_relu_backward.triton") == 0
+    assert recorder.count("fastcnn.conv_relu_pool_backward.triton") == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "times"), [("epilogue", 0), ("epilogue+wgrad", 0), ("implicit_gemm", 0)], ids=str
+)
+def test_nothing_is_shared_without_our_dgrad(algorithm: str, times: int) -> None:
+    assert_shared(network(), times, algorithm=algorithm)
+
+
+@pytest.mark.parametrize(
+    "frozen", [("0.weight", "0.bias"), ("0.bias",), ("2.weight",), ("2.weight", "2.bias")], ids=str
+)
+def test_frozen_parameters(frozen: tuple[str, ...]) -> None:
+    model = network()
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    assert_shared(model, 2)
+
+
+def test_nothing_to_hand_down_to() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    with fastcnn.use_backend("triton", algorithm=OURS), Recorder() as recorder:
+        fastcnn.fuse(model)(image()).sum().backward()
+    assert recorder.count("fastcnn.dgrad.triton") == 1  # for the second stage; the first gets no gradient
+    fused = [p.grad for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    model(image()).sum().backward()
+    assert_equal_but_rounding(fused, [p.grad for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"padding_mode": "reflect"}, {"stride": 2}, {"groups": 1, "bias": False}], ids=str
+)
+def test_convolutions_with_settings(settings: dict[str, Any]) -> None:
+    # what pads its input in a step of its own reads something else than the stage before has written
+    assert_shared(network(**settings), 1 if "padding_mode" in settings else 2)
+
+
+def test_an_even_same_convolution() -> None:
+    model = network()
+    model[2] = nn.Conv2d(5, 6, 2, padding="same").to(DEVICE)
+    assert_shared(model, 1)
+
+
+def test_unbatched_input() -> None:
+    assert_shared(network(), 0, image()[0])
+
+
+def test_a_hook_keeps_the_stages_apart() -> None:
+    model = fastcnn.fuse(network())
+    seen = []
+    model[1].register_forward_hook(lambda *args: seen.append(args[2]))
+    with fastcnn.use_backend("triton", algorithm=OURS), Recorder() as recorder:
+        ours = outcome(model, image())
+    assert len(seen) == 1
+    assert_equal_but_rounding(ours, outcome(network(), image()))
+    assert sum(args[4] for name, args in recorder.calls if name == "fastcnn.dgrad.triton") == 1
+
+
+class Reads(nn.Conv2d):
+    """A layer of the user's that reads its input twice."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return FF.conv2d_relu(input, self.weight, self.bias, padding=1) + input.sum()
+
+
+def test_a_reader_of_the_users_own_gets_no_mask() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), Reads(5, 4, 3)).to(DEVICE)
+    assert_shared(model, 0)
+
+
+def test_functions_alone_share_nothing() -> None:
+    x, w, b = plain.tensors((2, 4, 6, 5), (4, 4, 3, 3), torch.float32, FORMATS["nchw"])
+
+    def twice(conv: Any, x: Any, w: Any, b: Any) -> torch.Tensor:
+        y = conv(x, w, b)
+        return conv(y, w, b) + y.sum()  # a second reader of what lies between
+
+    fast, stock = plain.both(padding=1)
+    assert_parity(partial(twice, fast), partial(twice, stock), (x, w, b), ("triton", OURS))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing(reentrant: bool) -> None:
+    model = network()
+    fused = fastcnn.fuse(copy.deepcopy(model))
+    x = image().requires_grad_()
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        checkpoint(fused, x, use_reentrant=reentrant).square().sum().backward()
+    expected = outcome(model, image())
+    assert_equal_but_rounding([x.grad, *(p.grad for p in fused.parameters())], expected[1:])
+
+
+def test_checkpointed_pieces() -> None:
+    model = network()
+    fused = fastcnn.fuse(model)
+
+    def pieces(x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(fused[2:], checkpoint(fused[:2], x, use_reentrant=False), use_reentrant=False)
+
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        ours = outcome(fused, image(), pieces)
+    assert_equal_but_rounding(ours, outcome(model, image()))
+
+
+def test_gradient_penalty_through_shared_stages() -> None:
+    """The second backward reads what lies between two stages too, so that its mask is no longer one stage's matter."""
+
+    def penalty(model: nn.Module) -> Any:
+        x = image().requires_grad_()
+        wanted = [x, *model.parameters()]
+        grads = torch.autograd.grad(model(x).square().mean(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), wanted)
+
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        assert_equal_but_rounding(penalty(fastcnn.fuse(network())), penalty(network()))
+
+
+def test_a_plain_backward_and_one_that_can_be_derived_by_turns() -> None:
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        model, x = fastcnn.fuse(network()), image().requires_grad_()
+        loss = model(x).square().sum()
+        wanted = [x, *model.parameters()]
+        draws = [
+            torch.autograd.grad(loss, wanted, retain_graph=True, create_graph=each) for each in (False, True, False)
+        ]
+    assert_equal_but_rounding(draws[1], draws[0])
+    assert_equal_but_rounding(draws[2], draws[0])
+
+
+def test_batched_gradients() -> None:
+    def jacobian(model: nn.Module) -> Any:
+        x = image().requires_grad_()
+        y = model(x)
+        several = torch.randn(2, *y.shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+        return torch.autograd.grad(y, [x, *model.parameters()], several, is_grads_batched=True)
+
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        assert_equal_but_rounding(jacobian(fastcnn.fuse(network())), jacobian(network()))
+
+
+def test_under_torch_func() -> None:
+    def per_image(model: nn.Module) -> Any:
+        parameters = dict(model.named_parameters())
+
+        def loss(parameters: Any, x: torch.Tensor) -> torch.Tensor:
+            return torch.func.functional_call(model, parameters, (x[None],)).square().sum()
+
+        return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, image())
+
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        assert_equal_but_rounding(per_image(fastcnn.fuse(network())), per_image(network()))
+
+
+def test_autocast() -> None:
+    model, x = network(), image().round()
+    with torch.no_grad():
+        for parameter in model.parameters():  # whole numbers: no sign or winner is a matter of rounding
+            parameter.copy_(torch.randint_like(parameter, -1, 2))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        expected = outcome(model, x)
+        with fastcnn.use_backend("triton", algorithm=OURS), Recorder() as recorder:
+            ours = outcome(fastcnn.fuse(model), x)
+    assert sum(args[4] for name, args in recorder.calls if name == "fastcnn.dgrad.triton") == 2
+    for mine, stock in zip(ours, expected, strict=True):
+        assert mine.dtype == stock.dtype
+        assert (mine - stock).abs().max() <= 2**-4 * stock.abs().max()  # a few roundings to bfloat16 in a row
+
+
+def test_compiled() -> None:
+    model = network()
+    fused = torch.compile(fastcnn.fuse(model), backend="aot_eager", fullgraph=True)
+    with fastcnn.use_backend("triton", algorithm=OURS):
+        ours = outcome(fused, image())
+    assert_equal_but_rounding(ours, outcome(model, image()))
+
+
+def test_a_copy_of_the_model_shares_too() -> None:
+    assert_shared(copy.deepcopy(network()), 2)
+
+
+def test_one_image_through_shared_weights_twice() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1).to(DEVICE)
+    model = nn.Sequential(conv, nn.ReLU(), conv, nn.ReLU())
+    assert_shared(model, 1, new(2, 4, 6, 5, dtype=torch.float32))
+
+
+def test_run_gives_every_gradient_for_several_cotangents() -> None:
+    """A graph that is kept gives the same gradients again, the sums that stages hand down among them."""
+    fused, x = fastcnn.fuse(network()), image()
+    with fastcnn.use_backend("triton", algorithm="epilogue+dgrad"):
+        cotangent = torch.randn_like(fused(x))
+        _, first = run(fused, (x,), [cotangent, cotangent])
+    assert torch.equal(first[0], first[1])
