@@ -14,12 +14,16 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from fastcnn.ops import conv_relu, conv_relu_pool, lrn, lrn_pool, max_pool
+from fastcnn.ops import add_relu as addition
+from fastcnn.ops import bn_relu, bn_relu_pool, conv_relu, conv_relu_pool, lrn, lrn_pool, max_pool
 from fastcnn.ops import linear_relu as linear
 from fastcnn.ops.gradients import only_reader as only_reader
 from fastcnn.shapes import Size
 
 __all__ = [
+    "add_relu",
+    "batch_norm_relu",
+    "batch_norm_relu_max_pool2d",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "linear_relu",
@@ -268,3 +272,109 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         tensor([[3., 0.]])
     """
     return linear.linear_relu(input, weight, bias)
+
+
+def batch_norm_relu(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel and apply ReLU: ``F.relu(F.batch_norm(...))`` in one stage.
+
+    ``y = relu((x - mean) / sqrt(variance + eps) * weight + bias)`` (Ioffe, Szegedy, "Batch Normalization", 2015); in
+    training with the input's own mean and biased variance over all but the channels, else with the running ones. The
+    backward needs the input and two numbers a channel. Arithmetic is in float32.
+
+    Args:
+        input: (N, C, *), two or more axes; kernels take up to five.
+        running_mean, running_var: (C,), float32 or the input's dtype; in training they are updated in place, the
+            variance with its unbiased estimate, and may be None.
+        weight, bias: (C,), float32 or the input's dtype, or None for ones and zeros.
+        training: whether the input's own statistics are used.
+        momentum: the weight of the new value in the running statistics.
+        eps: added to the variance.
+
+    Returns:
+        The shape and dtype of `input`.
+
+    Raises:
+        TypeError: an argument is not a tensor or not a number.
+        ValueError: in training, one value a channel; a negative eps, in training zero.
+        RuntimeError: shapes or devices do not go together, or running statistics are missing outside training.
+
+    Example:
+        >>> import torch, fastcnn.functional as FF
+        >>> FF.batch_norm_relu(torch.tensor([[1.0], [3.0]]), None, None, training=True, eps=1e-12)
+        tensor([[0.],
+                [1.]])
+    """
+    return bn_relu.bn_relu(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def batch_norm_relu_max_pool2d(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    pool_size: Size,
+    pool_stride: Size | None = None,
+    pool_padding: Size = 0,
+    pool_ceil_mode: bool = False,
+) -> Tensor:
+    """Normalise, apply ReLU and max-pool: ``F.max_pool2d(F.relu(F.batch_norm(...)), ...)`` in one stage.
+
+    Args:
+        input: (N, C, H, W); NCHW or channels_last.
+        running_mean, running_var, weight, bias, training, momentum, eps: as in :func:`batch_norm_relu`.
+        pool_size, pool_stride, pool_padding, pool_ceil_mode: of the pool, as in :func:`conv2d_relu_max_pool2d`.
+
+    Returns:
+        (N, C, OH, OW), in the input's dtype. The backward keeps the input and one byte a pooled value.
+
+    Raises:
+        TypeError: an argument is not a tensor or not a number.
+        ValueError: as in :func:`batch_norm_relu`.
+        RuntimeError: shapes, sizes or devices do not go together.
+
+    Example:
+        >>> import torch, fastcnn.functional as FF
+        >>> x, mean, variance = torch.randn(2, 8, 6, 6), torch.zeros(8), torch.ones(8)
+        >>> FF.batch_norm_relu_max_pool2d(x, mean, variance, pool_size=2).shape
+        torch.Size([2, 8, 3, 3])
+    """
+    return bn_relu_pool.bn_relu_pool(
+        input, running_mean, running_var, weight, bias, training, momentum, eps,
+        pool_size, pool_stride, pool_padding, pool_ceil_mode,
+    )  # fmt: skip
+
+
+def add_relu(input: Tensor, other: Tensor) -> Tensor:
+    """Add two tensors and apply ReLU, as at the end of a residual block: ``torch.relu(input + other)`` in one stage.
+
+    Args:
+        input: any shape.
+        other: a shape that broadcasts with `input`'s; kernels take equal shapes and dtypes.
+
+    Returns:
+        The broadcast shape, in the dtype that ``torch.add`` promotes to.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        RuntimeError: shapes or devices do not go together.
+
+    Example:
+        >>> import torch, fastcnn.functional as FF
+        >>> FF.add_relu(torch.tensor([1.0, -3.0]), torch.tensor([2.0, 1.0]))
+        tensor([3., 0.])
+    """
+    return addition.add_relu(input, other)

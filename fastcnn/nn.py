@@ -14,6 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastcnn import functional as FF
 from fastcnn.calls import Call
 from fastcnn.functional import only_reader
+from fastcnn.ops.folding import folded, folds
 
 __all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
 
@@ -22,6 +23,7 @@ Size2d: TypeAlias = int | tuple[int, int]
 # Captured at import, so that a class whose forward somebody patches later no longer counts as stock.
 _STOCK_CALL = nn.Module.__call__
 _STOCK_CONV_FORWARD = nn.Conv2d._conv_forward
+_STOCK_BN_CHECK = nn.BatchNorm2d._check_input_dim
 
 
 def _is_recorded(input: Any) -> bool:
@@ -143,9 +145,10 @@ class Sequential(nn.Sequential):
 
     The children stay ordinary layers (`nn.Conv2d`, `nn.ReLU`, ...), found by index, name, hook and key as in
     `torch.nn.Sequential`. On each call the longest runs of children that form a stage run as one function:
-    Conv2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU. A child that has a hook, a forward
-    of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx or torch.jit.trace
-    records a graph.
+    Conv2d(-BatchNorm2d)-ReLU(-MaxPool2d), BatchNorm2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d,
+    Linear-ReLU; a batch norm whose statistics stand still may go into the convolution before it. A child that has a
+    hook, a forward of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx or
+    torch.jit.trace records a graph.
 
     Shapes: those of the children.
 
@@ -200,6 +203,66 @@ def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxP
     return FF.conv2d_relu_max_pool2d(*_conv_arguments(input, conv), **_pool_keywords(pool))
 
 
+def _bn_arguments(bn: nn.BatchNorm2d) -> tuple[Any, ...]:
+    """Return what the layer's own forward gives F.batch_norm after the input, and count the batch as it does."""
+    tracks = bn.training and bn.track_running_stats
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    if tracks and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:  # the average over all batches
+            momentum = 1.0 / float(bn.num_batches_tracked)
+    running = (bn.running_mean, bn.running_var) if tracks or not bn.training else (None, None)
+    return *running, bn.weight, bn.bias, _uses_own_statistics(bn), momentum, bn.eps
+
+
+def _uses_own_statistics(bn: nn.BatchNorm2d) -> bool:
+    return bn.training or (bn.running_mean is None and bn.running_var is None)
+
+
+def _bn_relu(input: Any, bn: nn.BatchNorm2d, _relu: nn.Module | None = None) -> Any:
+    bn._check_input_dim(input)
+    return FF.batch_norm_relu(input, *_bn_arguments(bn))
+
+
+def _bn_relu_pool(input: Any, bn: nn.BatchNorm2d, _relu: nn.Module, pool: nn.MaxPool2d) -> Any:
+    bn._check_input_dim(input)
+    return FF.batch_norm_relu_max_pool2d(input, *_bn_arguments(bn), **_pool_keywords(pool))
+
+
+def _folds(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
+    """Whether the batch norm is constant and the convolution takes it up."""
+    if _uses_own_statistics(bn) or not isinstance(input, Tensor) or input.dim() != 4:
+        return False
+    return folds(input, conv.stride, conv.weight, conv.bias, bn.weight, bn.bias)
+
+
+def _folded_arguments(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:
+    input, weight, bias, *settings = _conv_arguments(input, conv)
+    return input, *folded(weight, bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps), *settings
+
+
+def _conv_bn(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Any:
+    if _folds(input, conv, bn):
+        return F.conv2d(*_folded_arguments(input, conv, bn))
+    return bn(F.conv2d(*_conv_arguments(input, conv)))
+
+
+def _conv_bn_relu(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d, relu: nn.Module | None = None) -> Any:
+    if _folds(input, conv, bn):
+        return FF.conv2d_relu(*_folded_arguments(input, conv, bn))
+    return _bn_relu(F.conv2d(*_conv_arguments(input, conv)), bn, relu)
+
+
+def _conv_bn_relu_pool(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d, relu: nn.Module, pool: nn.MaxPool2d) -> Any:
+    if _folds(input, conv, bn):
+        return FF.conv2d_relu_max_pool2d(*_folded_arguments(input, conv, bn), **_pool_keywords(pool))
+    return _bn_relu_pool(F.conv2d(*_conv_arguments(input, conv)), bn, relu, pool)
+
+
+def _add_relu(input: Any, other: Any) -> Any:
+    return F.relu(input + other) if _is_recorded(input) else FF.add_relu(input, other)
+
+
 def _lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
     return FF.local_response_norm(input, lrn.size, lrn.alpha, lrn.beta, lrn.k)
 
@@ -233,6 +296,11 @@ class _Stage(NamedTuple):
 
 _CONV_RELU = _Stage(("conv", "relu"), _conv_relu)
 _STAGES = (  # of two that match, the longer stands first
+    _Stage(("conv", "bn", "relu", "pool"), _conv_bn_relu_pool),
+    _Stage(("conv", "bn", "relu"), _conv_bn_relu),
+    _Stage(("conv", "bn"), _conv_bn),
+    _Stage(("bn", "relu", "pool"), _bn_relu_pool),
+    _Stage(("bn", "relu"), _bn_relu),
     _Stage(("conv", "relu", "pool"), _conv_relu_pool),
     _CONV_RELU,
     _Stage(("lrn", "pool"), _lrn_pool),
@@ -250,6 +318,7 @@ _ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.LocalResponseNorm.forward: "lrn",
     LocalResponseNorm.forward: "lrn",
     nn.Linear.forward: "linear",
+    nn.BatchNorm2d.forward: "bn",
 }
 
 
@@ -303,6 +372,8 @@ def _role(child: Any) -> str | None:
         return None
     if isinstance(child, nn.Conv2d):
         return role if type(child)._conv_forward is _STOCK_CONV_FORWARD else None
+    if role == "bn":  # one forward serves batch norms of every rank
+        return role if getattr(type(child), "_check_input_dim", None) is _STOCK_BN_CHECK else None
     if isinstance(child, nn.MaxPool2d):
         return role if _can_end_a_stage(child) else "lone pool"
     return role

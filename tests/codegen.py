@@ -30,7 +30,7 @@ CONFIGS = {
 }
 STEMS = (
     *("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad"),
-    *("tma", "warp_specialized"),
+    *("tma", "warp_specialized", "bn_statistics", "bn_relu", "bn_relu_pool", "add_relu"),
 )
 ARCHITECTURES = (80, 90, 100)
 ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
@@ -137,6 +137,20 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         pooled, pooled_codes = new(128, 96, 27, 27), codes(128, 96, 27, 27)
         yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_codes", (alexnet, *norm, *pool3)
         yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_backward", (pooled, pooled_codes, alexnet, *norm, *pool3)
+        channels = torch.empty(64, device="meta")
+        numbers = (*(channels,) * 4, 1e-5)
+        yield f"{name} 64 channels", "bn_statistics", "bn_relu_statistics", (vgg,)
+        yield f"{name} 64 channels", "bn_relu", "bn_relu", (vgg, *numbers)
+        yield f"{name} 64 channels", "bn_relu", "bn_relu_backward", (vgg, vgg, *numbers, True)
+        yield f"{name} 64 channels, 2x2", "bn_relu_pool", "bn_relu_pool_codes", (vgg, *numbers, *pool2)
+        yield (
+            f"{name} 64 channels, 2x2",
+            "bn_relu_pool",
+            "bn_relu_pool_backward",
+            (half, half_codes, vgg, *numbers, True, *pool2),
+        )
+        yield f"{name} same shape", "add_relu", "add_relu", (vgg, vgg)
+        yield f"{name} same shape", "add_relu", "add_relu_backward", (vgg, vgg)
         wide = new(1, 64, 8192, 8192)
         yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, *pool2)
         yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")

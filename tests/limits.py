@@ -82,7 +82,7 @@ def least_seconds(kernel: str, given: Mapping[str, Any]) -> float:
     if kernel in IN_PLACE:
         moved += given[IN_PLACE[kernel]].nbytes
     flops = FLOPS[kernel](given) if kernel in FLOPS else 0
-    widest = max(each.element_size() for each in tensors.values() if each.dim() == 4)
+    widest = max((each.element_size() for each in tensors.values() if each.dim() == 4), default=2)
     return max(moved / COPY, flops / PRODUCTS[max(widest, 2)])
 
 

@@ -21,7 +21,11 @@ import fastcnn.nn
 CONV = "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1"
 LRN = "input, size, alpha=0.0001, beta=0.75, k=1.0"
 POOL = "*, pool_size, pool_stride=None, pool_padding=0, pool_ceil_mode=False"
+BATCH_NORM = "input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05"
 FUNCTIONS = {
+    "add_relu": "(input, other)",
+    "batch_norm_relu": f"({BATCH_NORM})",
+    "batch_norm_relu_max_pool2d": f"({BATCH_NORM}, {POOL})",
     "conv2d_relu": f"({CONV})",
     "conv2d_relu_max_pool2d": f"({CONV}, {POOL})",
     "linear_relu": "(input, weight, bias=None)",
@@ -37,8 +41,10 @@ MODELS = {
     "AlexNet2012": "(num_classes=1000, *, lrn=True, dropout=0.5, groups=1, log_softmax=False)",
     "ConvNet": "(num_classes=7)",
     "MnistCNN": "(num_classes=10)",
+    "ResNetCifar": "(num_classes=10)",
     "VGG": "(features, num_classes=1000, init_weights=True, dropout=0.5, *, cifar=False)",
     "alexnet": PRETRAINED,
+    "resnet_cifar": "(num_classes=10)",
     "vgg11": VGG,
     "vgg11_bn": VGG,
     "vgg11_lrn": VGG,
@@ -89,6 +95,7 @@ def test_conv_layers_take_what_torchs_take():
 
 def test_argument_order_is_that_of_torch():
     assert bare_signature(FF.local_response_norm) == bare_signature(torch.nn.functional.local_response_norm)
+    assert bare_signature(FF.batch_norm_relu) == bare_signature(torch.nn.functional.batch_norm)
     assert bare_signature(FF.max_pool2d) == bare_signature(torch.nn.functional._max_pool2d)
 
 
