@@ -15,28 +15,41 @@ STEMS = (
     *("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu"),
     *("bn_relu", "bn_relu_pool", "add_relu"),
 )
+STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linear_relu_dropout")
 GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes and calls are leaves. The backend
-# finds kernels by name, when first used.
-PUBLIC = {"fastcnn", "functional", "nn", "models"}
+# stages -> functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes, calls and algorithms
+# are leaves. The backend finds kernels by name, when first used.
+PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn"},
-    "models": {"models", "nn"},
-    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "backend", "train", "cli_options"},
+    "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn", "optim"},
+    "models": {"models", "nn", "stages"},
+    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "backend", "train", "cli_options"},
     "fuse": {"nn", "rewrite"},
-    "rewrite": {"rewrite", "nn", "calls"},
-    "nn": {"functional", "ops", "calls"},
+    "rewrite": {"rewrite", "nn", "stages", "calls"},
+    "nn": {"stages", "functional", "normalization"},
+    "stages": {"functional", "calls", "normalization", "ops"},
+    "normalization": {"functional"},
+    "optim": {"backend"},
     "calls": set(),
-    "functional": {"ops", "shapes"},
+    "functional": {"functional", "ops", "shapes"},
     "ops": {"ops", "backend", "shapes"},
     "triton": {"triton", "shapes"},
-    "backend": {"shapes", "tuning"},
+    "backend": {"algorithms", "shapes", "tuning"},
     "tuning": {"tuning", "shapes"},
     "shapes": set(),
+    "algorithms": set(),
     "train": {"train", *PUBLIC},
-    "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
+    "tune": {
+        "tune",
+        "tuning",
+        "backend",
+        "algorithms",
+        "train",
+        "cli_options",
+        *PUBLIC,
+    },  # it times what the backends have
     "bench": {"bench", "train", "cli_options", *PUBLIC},
     "cli_options": set(),
     "cli": {"cli", "cli_options", "explain", "train", "tune", "bench", *PUBLIC},
@@ -50,6 +63,10 @@ KERNEL_TESTS = {
     "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
     "played_gluon.py": {"triton", "shapes"},
+    "test_first_layers_triton.py": {"triton", "shapes"},
+    "test_normalize.py": {"triton"},
+    "test_optim.py": {"triton"},
+    "test_linear_relu_dropout.py": {"triton"},
     "test_gradients.py": {"backend"},
     "tables.py": {"tuning"},
     "test_tma.py": {"triton", "shapes"},

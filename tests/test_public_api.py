@@ -29,11 +29,13 @@ FUNCTIONS = {
     "conv2d_relu": f"({CONV})",
     "conv2d_relu_max_pool2d": f"({CONV}, {POOL})",
     "linear_relu": "(input, weight, bias=None)",
+    "linear_relu_dropout": "(input, weight, bias=None, p=0.5, training=True)",
     "local_response_norm": f"({LRN})",
     "local_response_norm_max_pool2d": f"({LRN}, {POOL})",
+    "normalize": "(input, mean, std, dtype=None)",
     "max_pool2d": ("(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)"),
 }
-LAYERS = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
+LAYERS = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 PRETRAINED = "(*, weights=None, progress=True, **kwargs)"
 VGG = "(*, weights=None, progress=True, cifar=False, **kwargs)"
 MODELS = {
@@ -100,7 +102,7 @@ def test_argument_order_is_that_of_torch():
 
 
 def test_all_lists_the_public_names():
-    assert sorted(fastcnn.__all__) == sorted([*TOP, *MODELS, "functional", "models", "nn"])
+    assert sorted(fastcnn.__all__) == sorted([*TOP, *MODELS, "functional", "models", "nn", "optim"])
     assert sorted(FF.__all__) == sorted(FUNCTIONS)
     assert sorted(fastcnn.nn.__all__) == sorted(LAYERS)
     assert sorted(fastcnn.models.__all__) == sorted(MODELS)
@@ -163,6 +165,7 @@ def documented():
     yield from ((fastcnn, name) for name in [*TOP, *MODELS])
     yield from ((FF, name) for name in FUNCTIONS)
     yield from ((fastcnn.nn, name) for name in LAYERS)
+    yield fastcnn.optim, "SGD"
 
 
 @pytest.mark.parametrize(("module", "name"), list(documented()), ids=lambda value: getattr(value, "__name__", value))
@@ -171,7 +174,8 @@ def test_docstring_has_an_example(module, name):
 
 
 def modules_with_examples():
-    names = ["fastcnn.functional", "fastcnn.backend", "fastcnn.nn", "fastcnn.fuse", "fastcnn.explain", "fastcnn.models"]
+    names = ["functional", "backend", "nn", "optim", "fuse", "explain", "models"]
+    names = [f"fastcnn.{name}" for name in names]
     return [*names, *(f"fastcnn.models.{module.name}" for module in pkgutil.iter_modules(fastcnn.models.__path__))]
 
 

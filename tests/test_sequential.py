@@ -19,9 +19,11 @@ FUSED_FUNCTIONS = (
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "linear_relu",
+    "linear_relu_dropout",
     "local_response_norm",
     "local_response_norm_max_pool2d",
     "max_pool2d",
+    "normalize",
 )
 
 
@@ -37,7 +39,9 @@ def stages(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(fastcnn.nn, "FF", SimpleNamespace(**{name: recorded(name) for name in FUSED_FUNCTIONS}))
+    functions = SimpleNamespace(**{name: recorded(name) for name in FUSED_FUNCTIONS})
+    monkeypatch.setattr("fastcnn.nn.FF", functions)
+    monkeypatch.setattr("fastcnn.stages.FF", functions)
     return calls
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from fastcnn.nn import Sequential, _add_relu
+from fastcnn.nn import Sequential
+from fastcnn.stages import run_add_relu
 
 __all__ = ["ResNetCifar", "resnet_cifar"]
 
@@ -37,7 +38,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x`: (N, in_channels, H, W)."""
-        return _add_relu(self.layers(x), self.shortcut(x))
+        return run_add_relu(self.layers(x), self.shortcut(x))
 
 
 class ResNetCifar(nn.Module):

@@ -1,36 +1,15 @@
-"""The fused stages as functions, with the argument order of ``torch.nn.functional``.
-
-Every function takes what its torch counterpart takes, on any device and in any dtype, and returns the same numbers:
-the error against float64 is at most twice that of the stock operations. Which code runs is the backend's matter
-(:func:`fastcnn.use_backend`). Gradients flow to every floating-point argument; ``torch.compile``, ``torch.func`` and
-second derivatives work.
-
-Errors: ``TypeError``, ``ValueError`` or ``RuntimeError``, as torch raises for the same mistake; the message names the
-argument, what was expected and what came. An explicitly chosen backend that cannot serve a call raises
-``RuntimeError``.
-"""
+"""Convolutions, pools, linear layers and sums, with what follows them."""
 
 from typing import Any, Literal, overload
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import add_relu as addition
-from fastcnn.ops import bn_relu, bn_relu_pool, conv_relu, conv_relu_pool, lrn, lrn_pool, max_pool
+from fastcnn.ops import conv_relu, conv_relu_pool, max_pool
 from fastcnn.ops import linear_relu as linear
-from fastcnn.ops.gradients import only_reader as only_reader
+from fastcnn.ops import linear_relu_dropout as dropout
 from fastcnn.shapes import Size
-
-__all__ = [
-    "add_relu",
-    "batch_norm_relu",
-    "batch_norm_relu_max_pool2d",
-    "conv2d_relu",
-    "conv2d_relu_max_pool2d",
-    "linear_relu",
-    "local_response_norm",
-    "local_response_norm_max_pool2d",
-    "max_pool2d",
-]
 
 
 def conv2d_relu(
@@ -189,68 +168,6 @@ def max_pool2d(
     return max_pool.max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
-def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """Normalise each value by its neighbours in the channel axis, as ``torch.nn.functional.local_response_norm``.
-
-    ``y = x / (k + alpha / size * sum of x**2 over size channels) ** beta`` (Krizhevsky et al., 2012, section 3.3; the
-    paper's alpha is torch's alpha / size). Arithmetic is in float32.
-
-    Args:
-        input: (N, C, *), three or more axes.
-        size: channels in the window, size // 2 of them before the value's own.
-        alpha, beta, k: the formula's constants.
-
-    Returns:
-        The shape and dtype of `input`, under autocast too (torch turns to float32 there).
-
-    Raises:
-        TypeError: `input` is not a tensor or `size` not an integer.
-        ValueError: `input` has fewer than three axes.
-        RuntimeError: `size` is not positive.
-
-    Example:
-        >>> import torch, fastcnn.functional as FF
-        >>> FF.local_response_norm(torch.ones(1, 4, 2, 2), size=3, alpha=3.0, beta=1.0)[0, :, 0, 0]
-        tensor([0.3333, 0.2500, 0.2500, 0.3333])
-    """
-    return lrn.lrn(input, size, alpha, beta, k)
-
-
-def local_response_norm_max_pool2d(
-    input: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    pool_size: Size,
-    pool_stride: Size | None = None,
-    pool_padding: Size = 0,
-    pool_ceil_mode: bool = False,
-) -> Tensor:
-    """Normalise across channels, then max-pool: ``F.max_pool2d(F.local_response_norm(...), ...)`` in one stage.
-
-    Args:
-        input: (N, C, H, W); NCHW or channels_last.
-        size, alpha, beta, k: of the normalisation, as in :func:`local_response_norm`.
-        pool_size, pool_stride, pool_padding, pool_ceil_mode: of the pool, as in :func:`conv2d_relu_max_pool2d`.
-
-    Returns:
-        (N, C, OH, OW), in the input's dtype.
-
-    Raises:
-        TypeError: `input` is not a tensor or a size not an integer.
-        ValueError: `input` has fewer than three axes.
-        RuntimeError: shapes and sizes do not go together.
-
-    Example:
-        >>> import torch, fastcnn.functional as FF
-        >>> FF.local_response_norm_max_pool2d(torch.randn(1, 8, 7, 7), 5, pool_size=3, pool_stride=2).shape
-        torch.Size([1, 8, 3, 3])
-    """
-    return lrn_pool.lrn_pool(input, size, alpha, beta, k, pool_size, pool_stride, pool_padding, pool_ceil_mode)
-
-
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a linear layer and ReLU: ``F.relu(F.linear(...))`` in one stage.
 
@@ -274,88 +191,35 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     return linear.linear_relu(input, weight, bias)
 
 
-def batch_norm_relu(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+def linear_relu_dropout(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5, training: bool = True
 ) -> Tensor:
-    """Normalise each channel and apply ReLU: ``F.relu(F.batch_norm(...))`` in one stage.
+    """Apply a linear layer, ReLU and dropout: ``F.dropout(F.relu(F.linear(...)), p, training)`` in one stage.
 
-    ``y = relu((x - mean) / sqrt(variance + eps) * weight + bias)`` (Ioffe, Szegedy, "Batch Normalization", 2015); in
-    training with the input's own mean and biased variance over all but the channels, else with the running ones. The
-    backward needs the input and two numbers a channel. Arithmetic is in float32.
+    Under backend ``triton`` the mask is that of a seed that torch's generator draws, so it obeys ``torch.manual_seed``
+    but differs from stock's, and nothing is kept of it: the output's zeros tell it. Under the other backends dropout
+    is torch's own, with stock's very mask.
 
     Args:
-        input: (N, C, *), two or more axes; kernels take up to five.
-        running_mean, running_var: (C,), float32 or the input's dtype; in training they are updated in place, the
-            variance with its unbiased estimate, and may be None.
-        weight, bias: (C,), float32 or the input's dtype, or None for ones and zeros.
-        training: whether the input's own statistics are used.
-        momentum: the weight of the new value in the running statistics.
-        eps: added to the variance.
+        input, weight, bias: as in :func:`linear_relu`.
+        p: the probability of a unit being dropped, 0 to 1; what stays is divided by 1 - p.
+        training: False leaves dropout out.
 
     Returns:
-        The shape and dtype of `input`.
+        (*, out_features), in the input's dtype; under autocast in the autocast dtype.
 
     Raises:
-        TypeError: an argument is not a tensor or not a number.
-        ValueError: in training, one value a channel; a negative eps, in training zero.
-        RuntimeError: shapes or devices do not go together, or running statistics are missing outside training.
+        TypeError: an argument is not a tensor, or `p` not a number.
+        ValueError: `p` is no probability.
+        RuntimeError: shapes, dtypes or devices do not go together.
 
     Example:
         >>> import torch, fastcnn.functional as FF
-        >>> FF.batch_norm_relu(torch.tensor([[1.0], [3.0]]), None, None, training=True, eps=1e-12)
-        tensor([[0.],
-                [1.]])
+        >>> FF.linear_relu_dropout(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), training=False)
+        tensor([[3., 0.]])
     """
-    return bn_relu.bn_relu(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def batch_norm_relu_max_pool2d(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *,
-    pool_size: Size,
-    pool_stride: Size | None = None,
-    pool_padding: Size = 0,
-    pool_ceil_mode: bool = False,
-) -> Tensor:
-    """Normalise, apply ReLU and max-pool: ``F.max_pool2d(F.relu(F.batch_norm(...)), ...)`` in one stage.
-
-    Args:
-        input: (N, C, H, W); NCHW or channels_last.
-        running_mean, running_var, weight, bias, training, momentum, eps: as in :func:`batch_norm_relu`.
-        pool_size, pool_stride, pool_padding, pool_ceil_mode: of the pool, as in :func:`conv2d_relu_max_pool2d`.
-
-    Returns:
-        (N, C, OH, OW), in the input's dtype. The backward keeps the input and one byte a pooled value.
-
-    Raises:
-        TypeError: an argument is not a tensor or not a number.
-        ValueError: as in :func:`batch_norm_relu`.
-        RuntimeError: shapes, sizes or devices do not go together.
-
-    Example:
-        >>> import torch, fastcnn.functional as FF
-        >>> x, mean, variance = torch.randn(2, 8, 6, 6), torch.zeros(8), torch.ones(8)
-        >>> FF.batch_norm_relu_max_pool2d(x, mean, variance, pool_size=2).shape
-        torch.Size([2, 8, 3, 3])
-    """
-    return bn_relu_pool.bn_relu_pool(
-        input, running_mean, running_var, weight, bias, training, momentum, eps,
-        pool_size, pool_stride, pool_padding, pool_ceil_mode,
-    )  # fmt: skip
+    fused = dropout.linear_relu_dropout(input, weight, bias, p, training)
+    return F.dropout(linear_relu(input, weight, bias), p, training) if fused is None else fused
 
 
 def add_relu(input: Tensor, other: Tensor) -> Tensor:
