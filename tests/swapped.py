@@ -11,6 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,11 @@ BACKENDS = {"cuda": "triton", "cpu": "cpu" if fastcnn.backends()["cpu"].availabl
 # The stages of two networks, and how often each runs in one pass.
 ALEXNET = {"conv_relu_pool": 3, "conv_relu": 2, "linear_relu": 2}
 SMALL_NET = {"conv_relu": 2, "lrn_pool": 1, "conv_relu_pool": 1, "linear_relu": 1}
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """Multiply float32 as float32 on GPUs: TF32 would hide what is compared."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if DEVICE == "cuda" else nullcontext()
 
 
 def passes(network: dict[str, int], forward: int, backward: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from swapped import BACKENDS, DEVICE, SMALL_NET, counted, load, passes
+from swapped import BACKENDS, DEVICE, SMALL_NET, counted, exact_products, load, passes
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -26,7 +26,7 @@ SmallNet = load("small_net").SmallNet
 
 @pytest.fixture(autouse=True)
 def _kernels() -> Iterator[None]:
-    with fastcnn.use_backend(BACKENDS[DEVICE]):
+    with exact_products(), fastcnn.use_backend(BACKENDS[DEVICE]):
         yield
 
 
