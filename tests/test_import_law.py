@@ -155,8 +155,8 @@ def test_only_the_triton_folder_imports_triton():
     assert importers == {"triton"}
 
 
-@pytest.mark.parametrize("path", python_files(ROOT / "tests"), ids=name_of)
-def test_tests_use_the_public_api(path):
+@pytest.mark.parametrize("path", [*python_files(ROOT / "tests"), *python_files(ROOT / "examples")], ids=name_of)
+def test_tests_and_examples_use_the_public_api(path):
     assert layers_used(path) <= TESTS_MAY_IMPORT | KERNEL_TESTS.get(path.name, set())
 
 
