@@ -191,7 +191,7 @@ STAGES = (  # of two that match, the longer stands first, and of others the more
     Stage(("add", "relu"), _sum_relu),
 )
 
-_BEGINNING = {
+_BEGINNING: dict[str | None, list[Stage]] = {  # by their first role
     role: [stage for stage in STAGES if stage.roles[0] == role] for role in {each.roles[0] for each in STAGES}
 }
 
