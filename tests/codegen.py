@@ -22,12 +22,19 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from fastcnn.triton import hopper
+
 CONFIGS = {
     stem: [config.name for config in importlib.import_module(f"fastcnn.triton.{stem}").CONFIGS]
     for stem in ("dgrad", "wgrad")
 }
-STEMS = ("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad")
+STEMS = (
+    *("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad"),
+    *("tma", "warp_specialized", "bn_statistics", "bn_relu", "bn_relu_pool", "add_relu"),
+)
+STEMS += ("first_layers", "normalize", "normalize_conv_relu", "linear_relu_dropout", "sgd")
 ARCHITECTURES = (80, 90, 100)
+ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LOAD = r"ld\.global(?:\.[a-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)"
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
@@ -63,7 +70,7 @@ class Compiler:
         def launch(*args: Any, **kwargs: Any) -> None:
             name = self.kernel.__name__
             seconds = limits.least_seconds(name, dict(zip(self.kernel.arg_names, args)) | kwargs)
-            for self.driver.architecture in ARCHITECTURES:
+            for self.driver.architecture in ONLY.get(name, ARCHITECTURES):
                 binary = self.kernel.warmup(*args, grid=grid, **kwargs)
                 self.compiled.append((name, self.driver.architecture, binary, seconds))
 
@@ -115,6 +122,7 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
             "conv_relu",
             (new(100, 1, 28, 28), mnist, None, *same, "implicit_gemm"),
         )
+        yield from first_layers(name, new, bias)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool_codes", (vgg, weight, bias, *same, None, *pool2)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool", (vgg, weight, bias, *same, None, *pool2)
         half, half_codes = new(16, 64, 112, 112), codes(16, 64, 112, 112)
@@ -131,6 +139,20 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         pooled, pooled_codes = new(128, 96, 27, 27), codes(128, 96, 27, 27)
         yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_codes", (alexnet, *norm, *pool3)
         yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_backward", (pooled, pooled_codes, alexnet, *norm, *pool3)
+        channels = torch.empty(64, device="meta")
+        numbers = (*(channels,) * 4, 1e-5)
+        yield f"{name} 64 channels", "bn_statistics", "bn_relu_statistics", (vgg,)
+        yield f"{name} 64 channels", "bn_relu", "bn_relu", (vgg, *numbers)
+        yield f"{name} 64 channels", "bn_relu", "bn_relu_backward", (vgg, vgg, *numbers, True)
+        yield f"{name} 64 channels, 2x2", "bn_relu_pool", "bn_relu_pool_codes", (vgg, *numbers, *pool2)
+        yield (
+            f"{name} 64 channels, 2x2",
+            "bn_relu_pool",
+            "bn_relu_pool_backward",
+            (half, half_codes, vgg, *numbers, True, *pool2),
+        )
+        yield f"{name} same shape", "add_relu", "add_relu", (vgg, vgg)
+        yield f"{name} same shape", "add_relu", "add_relu_backward", (vgg, vgg)
         wide = new(1, 64, 8192, 8192)
         yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, *pool2)
         yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")
@@ -152,6 +174,75 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         yield f"{name} 2**32 elements", "wgrad", "wgrad", (wide, wide, wide, weight, True, None, *same)
 
 
+def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """Yield the same for the Hopper convolutions: each network's boxes, then every configuration."""
+    pool2 = ([2, 2], [2, 2], [0, 0], [1, 1], False)
+
+    def convolution(images: int, channels: int, size: int, kernel: int, outputs: int) -> tuple[Any, ...]:
+        shapes = ((images, channels, size, size), (outputs, channels, kernel, kernel))
+        x, weight = (
+            torch.empty(shape, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
+            for shape in shapes
+        )
+        bias = torch.empty(outputs, dtype=torch.bfloat16, device="meta")
+        return x, weight, bias, [1, 1], [kernel // 2, kernel // 2], [1, 1], 1
+
+    pooled = {
+        "vgg conv1_2, pool": convolution(64, 64, 224, 3, 64),
+        "vgg conv3_3, pool": convolution(64, 256, 56, 3, 256),
+        "vgg conv5_3, pool": convolution(64, 512, 14, 3, 512),
+    }
+    plain = {
+        "vgg conv4_2": convolution(64, 512, 28, 3, 512),
+        "alexnet 27x27": convolution(128, 64, 27, 5, 192),
+        "alexnet 13x13": convolution(128, 384, 13, 3, 256),
+    }
+    for algorithm, configs in {"tma": hopper.TMA, "warp_specialized": hopper.WARP_SPECIALIZED}.items():
+        for case, arguments in pooled.items():
+            yield f"{case}, {algorithm}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, algorithm, *pool2)
+        for case, arguments in plain.items():
+            yield f"{case}, {algorithm}", "conv_relu", "conv_relu", (*arguments, algorithm)
+        for config in configs:
+            how = f"{algorithm}:{config.name}"
+            arguments = pooled["vgg conv5_3, pool"]
+            yield how, "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
+
+
+def first_layers(name: str, new: Any, bias: torch.Tensor) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """Yield the first layers of VGG and AlexNet, on bytes and on floats, and what else begins or ends a network."""
+    same, strided = ([1, 1], [1, 1], [1, 1], 1), ([4, 4], [2, 2], [1, 1], 1)
+    mean, seed = torch.empty(3, device="meta"), torch.empty(1, dtype=torch.int64, device="meta")
+    floats, vgg, alexnet = new(64, 3, 224, 224), new(64, 3, 3, 3), new(64, 3, 11, 11)
+    pictures = new(64, 3, 224, 224, dtype=torch.uint8)
+    yield f"{name} bytes", "normalize", "normalize", (pictures, mean, mean, bias.dtype)
+    for config in importlib.import_module("fastcnn.triton.first_layers").CONFIGS:
+        each = f"packed:{config.name}"
+        yield f"{name} {each}", "conv_relu", "conv_relu", (floats, vgg, bias, *same, each)
+        yield (
+            f"{name} bytes, {each}",
+            "normalize_conv_relu",
+            "normalize_conv_relu",
+            (pictures, mean, mean, vgg, bias, *same, each),
+        )
+    large = new(1, 3, 32768, 32768)
+    yield f"{name} 2**31 elements, packed", "conv_relu", "conv_relu", (large, vgg, bias, *same, "packed")
+    yield f"{name} 11x11/4, packed", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "packed")
+    yield f"{name} space_to_depth", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "space_to_depth")
+    yield (
+        f"{name} bytes, space_to_depth",
+        "normalize_conv_relu",
+        "normalize_conv_relu",
+        (pictures, mean, mean, alexnet, bias, *strided, "space_to_depth"),
+    )
+    rows, matrix = (torch.empty(shape, dtype=bias.dtype, device="meta") for shape in ((128, 9216), (4096, 9216)))
+    y = torch.empty(128, 4096, dtype=bias.dtype, device="meta")
+    yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout", (rows, matrix, None, seed, 0.5)
+    yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout_backward", (y, y, 0.5, True)
+    kinds = (bias.dtype, bias.dtype, torch.float32, torch.float32)
+    tensors = [torch.empty(4096, 9216, dtype=each, device="meta") for each in kinds]
+    yield f"{name} momentum", "sgd", "sgd", (*tensors, 0.1, 0.9, 0.0, 5e-4, False, False, False)
+
+
 def compile_all() -> Iterator[dict[str, Any]]:
     """Run the launchers of every layer with compilers in the kernels' place; yield what each kernel needs."""
     driver = Driver()
@@ -161,7 +252,7 @@ def compile_all() -> Iterator[dict[str, Any]]:
         for name, value in vars(module).copy().items():
             if name.endswith("_kernel"):
                 setattr(module, name, Compiler(value, driver))
-    for case, stem, operator, arguments in layers():
+    for case, stem, operator, arguments in (*layers(), *hopper_layers()):
         getattr(modules[stem], operator)(*arguments)
         for kernel, architecture, binary, seconds in Compiler.compiled:
             row = {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
@@ -189,6 +280,7 @@ def resources(binary: Any) -> dict[str, Any]:
         "tensor_cores": "mma" in ptx,
         "load_bytes": max((int(n or 1) * int(b) // 8 for n, b in re.findall(LOAD, ptx)), default=0),
         "async_copy": "cp.async.cg" in ptx,
+        "shared_operands": "ttg.dot_op" not in binary.asm["ttgir"],
     }
 
 
