@@ -24,7 +24,7 @@ def implicit_gemm(theme: Theme) -> Figure:
     canvas.text(
         0.2,
         2.5,
-        "one row of the left matrix: the\nwindow of one output pixel, all\ninput channels; addresses are\ncomputed, nothing is stored",
+        "a row of the left matrix: the\nwindow of one output pixel, all\ninput channels; only its\naddresses are computed",
         align="left",
         size=SMALL,
         colour=theme.quiet,
