@@ -24,7 +24,7 @@ def implicit_gemm(theme: Theme) -> Figure:
     canvas.text(
         0.2,
         2.5,
-        "a row of the left matrix: the\nwindow of one output pixel, all\ninput channels; only its\naddresses are computed",
+        "a row of the left matrix: the\nwindow of one output pixel, all\ninput channels; only its\naddresses exist",
         align="left",
         size=SMALL,
         colour=theme.quiet,
