@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from docs.pictures import drawn
@@ -16,9 +17,14 @@ RESULTS = Path("benchmarks/results")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated files."""
-    for generated in (pictures(), report(), command_line()):
-        for name, content in generated:
-            files.append(File.generated(config, name, content=content))
+    with tempfile.TemporaryDirectory() as folder:
+        reporting = start("-m", "fastcnn", "bench", "report", str(RESULTS), "--output", folder)
+        # Drawn while the report is.
+        generated = [*pictures(), ("api/command-line.md", command_line())]
+        output_of(reporting)
+        generated += report(Path(folder))
+    for name, content in generated:
+        files.append(File.generated(config, name, content=content))
     return files
 
 
@@ -28,22 +34,26 @@ def pictures() -> Iterator[tuple[str, str | bytes]]:
         yield f"pictures/{name}.svg", svg
 
 
-def report() -> Iterator[tuple[str, str | bytes]]:
-    """Yield what ``fastcnn bench report`` makes of the committed results: the page `benchmarks.md` and its charts."""
-    with tempfile.TemporaryDirectory() as folder:
-        run("-m", "fastcnn", "bench", "report", str(RESULTS), "--output", folder)
-        for file in sorted(Path(folder).iterdir()):
-            if file.suffix == ".png":
-                yield file.name, file.read_bytes()
-        page = (Path(folder) / "report.md").read_text(encoding="utf-8")
-    yield "benchmarks.md", page
+def report(folder: Path) -> Iterator[tuple[str, str | bytes]]:
+    """Yield what ``fastcnn bench report`` made of the committed results: the page `benchmarks.md` and its charts."""
+    for chart in sorted(folder.glob("*.png")):
+        yield chart.name, chart.read_bytes()
+    yield "benchmarks.md", (folder / "report.md").read_text(encoding="utf-8")
 
 
-def command_line() -> Iterator[tuple[str, str | bytes]]:
-    """Yield the reference of the command line, which typer writes."""
-    yield "api/command-line.md", run("-m", "typer", "fastcnn.cli", "utils", "docs", "--name", "fastcnn")
+def command_line() -> str:
+    """Return the reference of the command line, which typer writes."""
+    return output_of(start("-m", "typer", "fastcnn.cli", "utils", "docs", "--name", "fastcnn"))
 
 
-def run(*arguments: str) -> str:
-    """Return what a Python command prints."""
-    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True).stdout
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start Python on a command."""
+    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def output_of(process: subprocess.Popen[str]) -> str:
+    """Wait for a process and return what it printed."""
+    printed, problem = process.communicate()
+    if process.returncode:
+        raise PluginError(f"{process.args}: {problem}")
+    return printed

@@ -11,7 +11,7 @@ import fastcnn
 from fastcnn.cli import app, main
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PYTHON = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 SHELL = re.compile(r"^```(?:bash|console)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^    (\S.*)$", flags=re.MULTILINE)
@@ -27,22 +27,23 @@ def name_of(path):
 
 
 def commands(text):
-    """Yield the words of each command of ours, and of make, that a page shows."""
+    """Yield the words of each command of ours, and of make, that a page shows, and whether it could be typed so."""
     blocks = [line.removeprefix("$ ") for block in SHELL.findall(text) for line in block.splitlines()]
     prose = FENCED.sub("", text)
-    for line in [*blocks, *INDENTED.findall(prose), *QUOTED.findall(prose)]:
-        if line.split()[:1] and line.split()[0] in COMMANDS and "…" not in line.split():
-            yield shlex.split(line, comments=True)
+    for whole, lines in ((True, [*blocks, *INDENTED.findall(prose)]), (False, QUOTED.findall(prose))):
+        for line in lines:
+            if line.split()[:1] and line.split()[0] in COMMANDS and "…" not in line.split():
+                yield shlex.split(line, comments=True), whole
 
 
 def pages_with(found):
     return [path for path in PAGES if list(found(path.read_text()))]
 
 
-def parse(arguments):
-    """Parse arguments of ``fastcnn`` as it would, down to the last command, without running it."""
+def parse(arguments, whole=True):
+    """Parse arguments of ``fastcnn`` as it would, without running it; unless `whole`, they may only name a command."""
     command, name, parent = typer.main.get_command(app), "fastcnn", None
-    while True:
+    while whole or arguments:
         context = command.make_context(name, list(arguments), parent=parent)
         if not hasattr(command, "resolve_command"):
             return
@@ -52,7 +53,7 @@ def parse(arguments):
         (name, command, arguments), parent = command.resolve_command(context, rest), context
 
 
-def check(words):
+def check(words, whole=True):
     """Raise where a command asks for something that is not there."""
     program, *arguments = words
     if program == "make":
@@ -61,12 +62,12 @@ def check(words):
     elif program in ("python", "torchrun") and "-m" in arguments:
         module = arguments.index("-m") + 1
         if arguments[module] == "fastcnn":
-            parse(arguments[module + 1 :])
+            parse(arguments[module + 1 :], whole)
     elif program in ("python", "torchrun"):
         scripts = [word for word in arguments if word.endswith(".py")]
         assert all((ROOT / script).is_file() for script in scripts), scripts
     else:
-        parse(arguments)
+        parse(arguments, whole)
 
 
 @pytest.mark.parametrize("path", pages_with(PYTHON.findall), ids=name_of)
@@ -74,22 +75,27 @@ def test_python_runs(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     text = path.read_text()
-    with fastcnn.use_backend("auto"):  # which a block may change
-        for block in PYTHON.finditer(text):
-            lines = text[: block.start(1)].count("\n")  # so that a traceback tells the page's own line
+    for block in PYTHON.finditer(text):
+        lines = text[: block.start(1)].count("\n")  # so that a traceback tells the page's own line
+        with fastcnn.use_backend("auto"):  # which the block may change
             exec(compile("\n" * lines + block[1], str(path), "exec"), names)
-            if path.name == "README.md":  # whose blocks stand alone
-                names = {"__name__": "page"}
+        if path.name == "README.md":  # whose blocks stand alone
+            names = {"__name__": "page"}
 
 
 @pytest.mark.parametrize("path", pages_with(commands), ids=name_of)
 def test_commands_parse(path):
-    for words in commands(path.read_text()):
-        check(words)
+    for words, whole in commands(path.read_text()):
+        check(words, whole)
 
 
 def cheap():
-    found = {tuple(words[1:]) for path in PAGES for words in commands(path.read_text()) if "fastcnn" in words[0]}
+    found = {
+        tuple(words[1:])
+        for path in PAGES
+        for words, whole in commands(path.read_text())
+        if whole and "fastcnn" in words[0]
+    }
     return sorted(arguments for arguments in found if arguments and arguments[0] in CHEAP)
 
 
