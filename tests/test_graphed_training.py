@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 import fastcnn
 from fastcnn.train import graphed, loop
+from fastcnn.train import lane as training
 from fastcnn.train.data import CLASSES, Feed, TensorData
 from fastcnn.train.idx import Labelled
 
@@ -30,8 +31,8 @@ def lane_and_data(graph, device="cpu", optimizer="adam", amp="off", model=networ
     device = torch.device(device)
     images = TensorData(digits(70), digits(25), CLASSES["mnist"], Feed((1, 8, 8), batch_size=3, device=device))
     net = model(device)
-    optimizer = loop.build_optimizer(optimizer, net, 0.01, 1e-4)
-    return loop.Lane("fastcnn", net, optimizer, device, seed=3, amp=amp, graph=graph), images
+    optimizer = training.build_optimizer(optimizer, net, 0.01, 1e-4)
+    return training.Lane("fastcnn", net, optimizer, device, seed=3, amp=amp, graph=graph), images
 
 
 def train(lane, images, epochs, stop_at=None):
@@ -46,7 +47,7 @@ def train(lane, images, epochs, stop_at=None):
     return scores
 
 
-@pytest.mark.parametrize("optimizer", loop.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 def test_loop_gives_the_same_losses_with_and_without_graphs(optimizer, played):
     (plain, images), (captured, _) = (lane_and_data(graph, optimizer=optimizer) for graph in (False, True))
     assert train(captured, images, 4) == train(plain, images, 4)
@@ -124,13 +125,13 @@ def fake_lane(model, optimizer, amp="off"):
             mode.from_tensor, (images._images, images._labels, images._black)
         )
         net = build()
-        optimizer = loop.OPTIMIZERS[optimizer](net.parameters(), lr=0.01, fused=True)
+        optimizer = training.OPTIMIZERS[optimizer](net.parameters(), lr=0.01, fused=True)
         graphed.make_capturable(optimizer)
-        return mode, loop.Lane("fastcnn", net, optimizer, torch.device("cpu"), seed=0, amp=amp), images
+        return mode, training.Lane("fastcnn", net, optimizer, torch.device("cpu"), seed=0, amp=amp), images
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-@pytest.mark.parametrize("optimizer", loop.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_captured_code_never_asks_for_a_value(model, optimizer, amp, played):
     mode, lane, images = fake_lane(model, optimizer, amp)
@@ -139,7 +140,7 @@ def test_captured_code_never_asks_for_a_value(model, optimizer, amp, played):
         assert loop.train_steps(lane, images, draws).shape == (2,)
         lane.model.eval()
         with torch.no_grad():
-            assert loop.score(lane, images, draws).shape == (2, 2)
+            assert loop.score(lane, images, draws).shape == (2, 3)
 
 
 @pytest.mark.parametrize("wait", WAITING)
@@ -155,8 +156,8 @@ def test_examples_run():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("amp", loop.AMP_DTYPES)
-@pytest.mark.parametrize("optimizer", loop.OPTIMIZERS)
+@pytest.mark.parametrize("amp", training.AMP_DTYPES)
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 def test_gpu_loop_gives_the_same_losses_with_and_without_graphs(optimizer, amp):
     (plain, images), (captured, _) = (lane_and_data(graph, "cuda", optimizer, amp) for graph in (False, True))
     scores = train(captured, images, 6), train(plain, images, 6)

@@ -1,6 +1,7 @@
-"""curves.png: loss per step and test accuracy per epoch."""
+"""curves.png: loss per step, where the learning rate changed, and test accuracy per epoch."""
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fastcnn.train.checkpoint import atomic_write
-from fastcnn.train.loop import Lane
+from fastcnn.train.lane import Lane
+from fastcnn.train.report import FEW_CLASSES
 
 # Two curves that agree lie on each other: the first is drawn wide and light, the second thin and dark on top.
 STYLES: tuple[dict[str, Any], ...] = ({"color": "#f5b041", "linewidth": 4.0}, {"color": "#1b4f72", "linewidth": 1.2})
 
 
-def write_curves(path: Path, lanes: list[Lane], title: str) -> None:
+def write_curves(path: Path, lanes: list[Lane], title: str, num_classes: int = 0) -> None:
     """Draw the curves of one network or of two side by side, with their difference, as a PNG.
+
+    Of more than ten classes, also how often the right one is among the first five.
 
     Example:
         >>> write_curves(Path("curves.png"), lanes, "mnist on cpu")  # doctest: +SKIP
@@ -34,7 +38,7 @@ def write_curves(path: Path, lanes: list[Lane], title: str) -> None:
         loss_axes.tick_params(labelbottom=False)
     else:
         loss_axes.set_xlabel("step")
-    _draw_accuracy(figure.add_subplot(grid[:, 1]), lanes, styles)
+    _draw_accuracy(figure.add_subplot(grid[:, 1]), lanes, styles, num_classes)
     png = io.BytesIO()
     figure.savefig(png, format="png")  # a Figure without pyplot draws through Agg and needs no display
     atomic_write(path, lambda file: file.write(png.getvalue()))
@@ -48,10 +52,20 @@ def _draw_losses(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], ..
     for lane, style in zip(lanes, styles):
         losses = np.asarray(lane.losses)
         axes.plot(_steps(losses), losses, label=lane.title, **style)
+    for step in _rate_changes(lanes[0]):
+        axes.axvline(step, color="#aaaaaa", linewidth=0.8, linestyle=":")
     axes.set_yscale("log")
     axes.set_ylabel("training loss")
     axes.legend(frameon=False)
     _tidy(axes)
+
+
+def _rate_changes(lane: Lane) -> list[int]:
+    """Return the steps after which the learning rate was another one; epochs are equally long."""
+    rates = [*(epoch.lr for epoch in lane.epochs), lane.lr]
+    steps_per_epoch = (len(lane.losses) - lane.step) // max(1, len(lane.epochs))
+    changes = [index + 1 for index, (before, after) in enumerate(itertools.pairwise(rates)) if before != after]
+    return [epoch * steps_per_epoch for epoch in changes if epoch * steps_per_epoch < len(lane.losses)]
 
 
 def _draw_difference(axes: Axes, lanes: list[Lane]) -> None:
@@ -70,10 +84,14 @@ def _draw_difference(axes: Axes, lanes: list[Lane]) -> None:
     _tidy(axes)
 
 
-def _draw_accuracy(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], ...]) -> None:
+def _draw_accuracy(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], ...], num_classes: int) -> None:
     for lane, style in zip(lanes, styles):
         accuracy = np.asarray([epoch.test_accuracy for epoch in lane.epochs])
         axes.plot(_steps(accuracy), accuracy, marker="o", markersize=4, label=lane.title, **style)
+        if num_classes > FEW_CLASSES:
+            five = np.asarray([epoch.test_top5 for epoch in lane.epochs])
+            axes.plot(_steps(five), five, linestyle="--", label="among the first five", **style)
+            axes.legend(frameon=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.set_xlabel("epoch")

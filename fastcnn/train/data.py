@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcnn.train.distributed import World
 from fastcnn.train.errors import UserError
 from fastcnn.train.idx import Labelled, read_pair
 
-Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) float32, labels (N,) int64
+# Images (N, C, H, W) float32 and labels (N,) int64; of several processes, each has its share of the images, and all
+# labels.
+Batch = tuple[Tensor, Tensor]
 Draws = tuple[Tensor, ...]  # what makes the batches of several steps; each tensor's first axis is the step
 
 CLASSES = {
@@ -35,13 +38,17 @@ SPLIT_SEED = 0  # the split is part of the data set, so it does not follow --see
 
 @dataclass(frozen=True)
 class Feed:
-    """How a data set is cut into batches: the network's input (C, H, W), batch size, seed, device, loader processes."""
+    """How a data set is cut into batches: the network's input (C, H, W), batch size, seed, device, loader processes.
+
+    Of each batch, ``world`` decides the images that this process sees.
+    """
 
     input_size: tuple[int, int, int]
     batch_size: int
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
+    world: World = field(default_factory=World)
 
 
 class Dataset(abc.ABC):
@@ -180,7 +187,8 @@ class TensorData(Dataset):
     def batch(self, *draw: Tensor) -> Batch:
         """Gather and normalise the images of one step's indices (N,)."""
         (index,) = draw
-        pixels = self._images.index_select(0, index).unsqueeze(1)
+        mine = index[self.feed.world.share(len(index))] if self.feed.world.size > 1 else index
+        pixels = self._images.index_select(0, mine).unsqueeze(1)
         images = torch.add(self._black, pixels, alpha=1 / (255 * self.std))  # one kernel, from bytes to float32
         return _fit(images, self.feed.input_size), self._labels.index_select(0, index)
 

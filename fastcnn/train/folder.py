@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +21,8 @@ from fastcnn.train.errors import UserError, require
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Mean and standard deviation by number of channels: ImageNet's for colours.
+STATISTICS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
 SEED_RANGE = 2**62
 
 
@@ -32,28 +34,29 @@ class Broken:
     reason: str
 
 
-class _Images(TorchDataset[tuple[Tensor, int] | Broken]):
+class _Images(TorchDataset[Tensor | Broken]):
     """Images whose random crop depends on seed, epoch and image alone, not on who loads them or what came before."""
 
     def __init__(self, folder: ImageFolder, transform: Callable[[Any], Tensor], seed: int, epoch: int) -> None:
         self.folder, self.transform, self.seed, self.epoch = folder, transform, seed, epoch
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | Broken:
-        path, label = self.folder.samples[index]
+    def __getitem__(self, index: int) -> Tensor | Broken:
+        path, _ = self.folder.samples[index]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, self.epoch, index)) % SEED_RANGE)
             try:
-                return self.transform(self.folder.loader(path)), label
-            except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
+                return self.transform(self.folder.loader(path))
+            except Exception as error:  # PIL raises many kinds for damaged files, and each must name its file
                 return Broken(path, " ".join(str(error).split()) or type(error).__name__)
 
 
-def _collate(samples: list[tuple[Tensor, int] | Broken]) -> Batch | Broken:
+def _collate(image_size: tuple[int, int, int], samples: list[Tensor | Broken]) -> Tensor | Broken:
+    images = []
     for sample in samples:
         if isinstance(sample, Broken):
             return sample
-    images, labels = zip(*samples)
-    return torch.stack(images), torch.tensor(labels)
+        images.append(sample)
+    return torch.stack(images) if images else torch.empty(0, *image_size, dtype=torch.uint8)
 
 
 def _leave_ctrl_c_to_parent(worker: int) -> None:
@@ -63,15 +66,17 @@ def _leave_ctrl_c_to_parent(worker: int) -> None:
 class FolderData(Dataset):
     """Images by class: ``DIR/train`` and ``DIR/val``, or one folder of which a fifth is held out.
 
-    Training images get a random resized crop and flip, held-out ones a resize and centre crop; all are normalised
-    with ImageNet's mean and standard deviation.
+    All are resized so that the shorter side is an eighth longer than the network's input (256 for 224 and 227).
+    Training images then get a random crop and flip, held-out ones the centre crop. They come to the device as bytes,
+    and are normalised there with ImageNet's mean and standard deviation.
 
     Args:
         directory: the folder.
         feed: how batches are cut; ``feed.workers`` processes decode the images.
 
     Raises:
-        UserError: no class folders, a class without images, classes that differ between train and val.
+        UserError: no class folders, a class without images, classes that differ between train and val, a network that
+            takes neither one channel nor three.
 
     Example:
         >>> data = FolderData(Path("flowers"), Feed((3, 224, 224), batch_size=64, workers=8))  # doctest: +SKIP
@@ -80,6 +85,11 @@ class FolderData(Dataset):
     def __init__(self, directory: Path, feed: Feed) -> None:
         require("train", "torchvision")
         self.feed = feed
+        channels = feed.input_size[0]
+        if channels not in STATISTICS:
+            raise UserError(f"images have 3 channels, or 1 when turned to grey; the network's input has {channels}")
+        mean, std = (torch.tensor(values, device=feed.device).view(-1, 1, 1) for values in STATISTICS[channels])
+        self._scale, self._offset = 1 / (255 * std), -mean / std
         has_split = (directory / "train").is_dir() and (directory / "val").is_dir()
         train_dir, test_dir = (directory / "train", directory / "val") if has_split else (directory, directory)
         self._train, self._test = _open(train_dir), _open(test_dir)
@@ -100,35 +110,37 @@ class FolderData(Dataset):
         self._train_transform, self._test_transform = _transforms(feed.input_size)
 
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
-        """Yield the batches themselves, one step at a time: images (1, N, C, H, W) float32, labels (1, N) int64."""
+        """Yield images (1, n, C, H, W) uint8, this process's, and labels (1, N) int64, one step at a time."""
         order = self._train_index[epoch_order(self.train_size, self.feed.seed, epoch)]
         images = _Images(self._train, self._train_transform, self.feed.seed, epoch)
         return self._load(images, order[first_step * self.feed.batch_size :])
 
     def test_draws(self, steps: int = 1) -> Iterator[Draws]:
-        """Yield the batches themselves, one step at a time."""
+        """Yield the same of the held-out images."""
         return self._load(_Images(self._test, self._test_transform, self.feed.seed, 0), self._test_index)
 
     def batch(self, *draw: Tensor) -> Batch:
-        """Return the batch that was drawn."""
-        images, labels = draw
-        return images, labels
+        """Normalise the images that were drawn."""
+        pixels, labels = draw
+        return torch.addcmul(self._offset, pixels, self._scale), labels
 
     def _load(self, images: _Images, order: Tensor) -> Iterator[Draws]:
-        device = self.feed.device
+        device, world = self.feed.device, self.feed.world
+        batches = [index for index in order.split(self.feed.batch_size) if len(index)]
         loader = DataLoader(
             images,
-            batch_sampler=[index.tolist() for index in order.split(self.feed.batch_size) if len(index)],
+            batch_sampler=[index[world.share(len(index))].tolist() for index in batches],
             num_workers=self.feed.workers,
-            collate_fn=_collate,
+            collate_fn=functools.partial(_collate, self.feed.input_size),
             worker_init_fn=_leave_ctrl_c_to_parent,
             pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # the loader's own seed must not draw from the networks' stream
         )
-        for batch in loader:
-            if isinstance(batch, Broken):
-                raise UserError(f"{batch.path}: not an image that can be read ({batch.reason})")
-            pixels, labels = batch
+        targets = torch.tensor(images.folder.targets)
+        for index, pixels in zip(batches, loader):
+            if isinstance(pixels, Broken):
+                raise UserError(f"{pixels.path}: not an image that can be read ({pixels.reason})")
+            labels = targets[index].pin_memory() if device.type == "cuda" else targets[index]
             yield tuple(part.to(device, non_blocking=True).unsqueeze(0) for part in (pixels, labels))
 
 
@@ -147,10 +159,8 @@ def _transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tenso
     from torchvision.transforms import v2
 
     channels, height, width = input_size
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
     grey = [v2.Grayscale()] if channels == 1 else []
-    end = [*grey, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-    shorter_side = max(height, width) * 8 // 7  # 256 for 224, as ImageNet is usually evaluated
-    train = v2.Compose([v2.RandomResizedCrop((height, width)), v2.RandomHorizontalFlip(), *end])
-    test = v2.Compose([v2.Resize(shorter_side), v2.CenterCrop((height, width)), *end])
-    return train, test
+    shorter_side = math.ceil(max(height, width) * 9 / 64) * 8  # an eighth more, in eights: 256 for 224 and 227
+    start, end = [*grey, v2.Resize(shorter_side)], [v2.PILToTensor()]
+    train = v2.Compose([*start, v2.RandomCrop((height, width)), v2.RandomHorizontalFlip(), *end])
+    return train, v2.Compose([*start, v2.CenterCrop((height, width)), *end])

@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastcnn.train.loop import Lane
+from fastcnn.train.lane import Lane
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from fastcnn.train.checkpoint import atomic_write
 from fastcnn.train.environment import hardware, versions
-from fastcnn.train.loop import Lane
+from fastcnn.train.lane import Lane
 from fastcnn.train.memory import METHOD
 from fastcnn.train.settings import Settings
 
 MAX_LOSS_ROWS = 10
+FEW_CLASSES = 10  # of so few, the right one is nearly always among the first five
 
 
 def images_per_second(lane: Lane) -> float:
@@ -29,11 +30,13 @@ def largest_loss_difference(lanes: list[Lane]) -> float:
     return (first[:steps] - second[:steps]).abs().max().item() if steps else 0.0
 
 
-def table(lanes: list[Lane]) -> Table:
+def table(lanes: list[Lane], num_classes: int = 0) -> Table:
     """Build the table of one run: a column per network, and a column of ratios where there are two.
 
+    Of more than ten classes, it also tells how often the right one is among the first five.
+
     Example:
-        >>> rich.print(table(lanes))  # doctest: +SKIP
+        >>> rich.print(table(lanes, 1000))  # doctest: +SKIP
     """
     result = Table(caption=f"peak memory: {METHOD}", caption_justify="left")
     result.add_column()
@@ -47,6 +50,8 @@ def table(lanes: list[Lane]) -> Table:
         result.add_row(f"loss, epoch {index + 1}", *(f"{loss:.5f}" for loss in losses))
     result.add_section()
     result.add_row("test accuracy", *(f"{lane.epochs[-1].test_accuracy:.2%}" for lane in lanes))
+    if num_classes > FEW_CLASSES:
+        result.add_row("among the first five", *(f"{lane.epochs[-1].test_top5:.2%}" for lane in lanes))
     speeds = [images_per_second(lane) for lane in lanes]
     result.add_row("images/s (median epoch)", *(f"{speed:,.0f}" for speed in speeds), *_ratio(speeds))
     peaks = [lane.peak_memory_bytes for lane in lanes]
@@ -94,6 +99,7 @@ def _lane_metrics(lane: Lane) -> dict[str, Any]:
     if lane.epochs:
         summary |= {
             "test_accuracy": lane.epochs[-1].test_accuracy,
+            "test_top5": lane.epochs[-1].test_top5,
             "images_per_second": images_per_second(lane),
             "peak_memory_bytes": lane.peak_memory_bytes,
         }

@@ -1,10 +1,11 @@
 """One training run from settings to the files in its folder."""
 
 import contextlib
-import copy
 import functools
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
-import fastcnn
-from fastcnn.train import checkpoint, loop
+from fastcnn.train import checkpoint, communication, loop
 from fastcnn.train.build import build_model
-from fastcnn.train.data import Dataset, Feed, load_idx_dataset
+from fastcnn.train.data import Dataset
+from fastcnn.train.distributed import World
 from fastcnn.train.errors import Interrupted, UserError, require
-from fastcnn.train.folder import FolderData
-from fastcnn.train.graphed import CAPTURES
-from fastcnn.train.loop import Lane
+from fastcnn.train.lane import Diverged, Lane
+from fastcnn.train.prepare import prepare
 from fastcnn.train.progress import Display, say
 from fastcnn.train.report import table, write_metrics
 from fastcnn.train.settings import Settings
+from fastcnn.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
+from fastcnn.train.tensorboard import TensorBoard
 
 FILES = (checkpoint.FILE_NAME, "metrics.json", "curves.png")
 
@@ -39,6 +40,12 @@ class Run:
     lanes: list[Lane]
     directory: Path
     console: Console
+    world: World
+    logs: TensorBoard | None = None
+    saved: str = "no checkpoint was written yet"
+
+    def __post_init__(self) -> None:
+        self.pace = checkpoint.Pace(self.settings.checkpoint_every)
 
     def turns(self) -> Iterator[tuple[int, Lane]]:
         """Yield (epoch, network) in the order of training.
@@ -51,14 +58,37 @@ class Run:
             yield from ((epoch, lane) for lane in lanes if len(lane.epochs) == epoch)
 
     def save_checkpoint(self) -> None:
-        """Write checkpoint.pt: all that a resumed run needs."""
+        """Write checkpoint.pt: all that a resumed run needs. Of several processes, all take part and one writes."""
         state = {
             "settings": self.settings.as_dict(),
             "classes": list(self.data.classes),
             "train_size": self.data.train_size,
             "lanes": {lane.title: lane.state_dict() for lane in self.lanes},
         }
-        checkpoint.save(self.directory / checkpoint.FILE_NAME, state)
+        if self.world.rank == 0:
+            if self.logs:
+                self.logs.flush()
+            checkpoint.save(self.directory / checkpoint.FILE_NAME, state)
+        self.saved = f"{self.directory / checkpoint.FILE_NAME} holds {self.place()}"
+
+    def save_between_steps(self) -> None:
+        """Write checkpoint.pt, and agree on when to do it again."""
+        started = time.perf_counter()
+        self.save_checkpoint()
+        interval = self.pace.next_interval(time.perf_counter() - started)
+        self.pace.restart(self.lanes[0].layout.gather(interval)[0])
+
+    def place(self) -> str:
+        """Say how far the training is."""
+        lane = next((lane for _, lane in self.turns()), self.lanes[-1])
+        epoch = min(len(lane.epochs) + 1, self.settings.epochs)
+        return f"epoch {epoch} of {self.settings.epochs}, step {lane.step}"
+
+    def show(self, display: Display, lane: Lane) -> None:
+        """Show and log how far a network is."""
+        display.update(lane)
+        if self.logs:
+            self.logs.update(lane)
 
     def write_report(self, finished: bool) -> None:
         """Write metrics.json and curves.png."""
@@ -68,7 +98,7 @@ class Run:
         data = {**sizes, "classes": list(self.data.classes), "notes": list(self.data.notes)}
         write_metrics(self.directory / "metrics.json", self.settings, self.lanes, data, finished)
         title = f"{self.settings.model} on {self.settings.dataset}, {self.settings.device}, seed {self.settings.seed}"
-        write_curves(self.directory / "curves.png", self.lanes, title)
+        write_curves(self.directory / "curves.png", self.lanes, title, len(self.data.classes))
 
 
 def train(
@@ -78,8 +108,11 @@ def train(
     *,
     resume: dict[str, Any] | None = None,
     overwrite: bool = False,
+    world: World | None = None,
 ) -> Run:
     """Train, show progress and one table, and write checkpoint.pt, metrics.json and curves.png.
+
+    Of several processes, each calls this; the first shows and writes.
 
     Args:
         settings: what to do.
@@ -87,6 +120,7 @@ def train(
         console: where progress and the table go.
         resume: content of a checkpoint to go on from.
         overwrite: replace the results of another run in ``directory``.
+        world: the processes that train together, as :func:`fastcnn.train.distributed.joined` gives it.
 
     Raises:
         UserError: something the user can put right.
@@ -97,122 +131,75 @@ def train(
         >>> train(settings, Path("runs/first"), Console())  # doctest: +SKIP
     """
     require("train", "matplotlib", "numpy")
-    if resume is None:
+    world = world or World()
+    writes = world.rank == 0
+    if resume is None and writes:
         _claim(directory, overwrite)
-    run = _prepare(settings, directory, console, resume)
-    for note in run.data.notes:
+    torch.backends.cudnn.deterministic = settings.deterministic
+    data, lanes = prepare(settings, world, resume)
+    run = Run(settings, data, lanes, directory, console, world)
+    for note in (*data.notes, *_exchanged(run)):
         say(console, note)
-    directory.mkdir(parents=True, exist_ok=True)
-    if settings.compare:
-        for lane in run.lanes:
-            loop.warm_up(lane, run.data)
-    with _ctrl_c() as stopped:
-        finished = _train_epochs(run, stopped)
+    if writes:
+        directory.mkdir(parents=True, exist_ok=True)
+        run.logs = TensorBoard(directory, lanes) if settings.tensorboard else None
+    if settings.compare and world.size == 1:
+        for lane in lanes:
+            loop.warm_up(lane, data)
+    with _ctrl_c(world) as stopped, contextlib.closing(run.logs) if run.logs else contextlib.nullcontext():
+        try:
+            finished = _train_epochs(run, stopped)
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"stopped; {run.saved}; {how_to_resume(run)}") from error
         run.save_checkpoint()
-        if finished:
-            for lane in run.lanes:
-                lane.peak_memory_bytes = loop.step_memory(lane, run.data)
-        run.write_report(finished)
+        if finished and world.size == 1:
+            for lane in lanes:
+                lane.peak_memory_bytes = loop.step_memory(lane, data)
+        if writes:
+            run.write_report(finished)
     if not finished:
-        raise Interrupted(_how_to_resume(run))
-    console.print(table(run.lanes))
+        raise Interrupted(f"stopped in {run.place()}; {how_to_resume(run)}")
+    console.print(table(lanes, len(data.classes)))
     say(console, f"wrote {directory}/ with {', '.join(FILES)}")
     return run
+
+
+def _exchanged(run: Run) -> Iterator[str]:
+    """Say what several processes exchange; how a network is laid out is not in the shapes any more, hence the copy."""
+    if run.world.size > 1:
+        with torch.device("meta"):
+            model = build_model(
+                run.settings.model, options={"num_classes": len(run.data.classes), **run.settings.options}
+            )
+        size = 4 if run.settings.amp == "off" else 2
+        volumes = communication.describe(model, run.settings.batch_size, run.world.size, size)
+        yield f"--parallel {run.settings.parallel}; {volumes}"
 
 
 def _claim(directory: Path, overwrite: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file, not a folder for results")
-    if not directory.is_dir() or not any(directory.iterdir()):
+    results = (
+        [path for path in directory.iterdir() if path.suffix != checkpoint.TEMPORARY] if directory.is_dir() else []
+    )
+    if not results:
         return
     if not overwrite:
         raise UserError(f"{directory}: holds results already; choose another --name, or --overwrite, or --resume")
     for name in FILES:
         (directory / name).unlink(missing_ok=True)
-
-
-def _prepare(settings: Settings, directory: Path, console: Console, resume: dict[str, Any] | None) -> Run:
-    _check_backend(settings.backend)
-    device = _device(settings)
-    feed = Feed(settings.input_size, settings.batch_size, settings.seed, device, settings.workers)
-    data = _load_data(settings, feed)
-    if resume is not None:
-        _check_same_data(data, resume)
-    torch.manual_seed(settings.seed)
-    model = build_model(settings.model, num_classes=len(data.classes), options=settings.options)
-    lanes = _lanes(model, settings, device)
-    if resume is not None:
-        for lane in lanes:
-            lane.load_state_dict(resume["lanes"][lane.title])
-        if all(len(lane.epochs) >= settings.epochs for lane in lanes):
-            raise UserError(f"all {settings.epochs} epochs are done; ask for more with --epochs")
-    return Run(settings, data, lanes, directory, console)
-
-
-def _check_backend(name: str) -> None:
-    try:
-        with fastcnn.use_backend(name):
-            pass
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"--backend {name}: {error}") from error
-
-
-def _device(settings: Settings) -> torch.device:
-    try:
-        device = torch.device(settings.device)
-    except RuntimeError as error:
-        raise UserError(
-            f"--device {settings.device}: not a device of torch, for example cpu, cuda or cuda:1"
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {settings.device}: torch sees {torch.cuda.device_count()} CUDA devices here")
-    if settings.amp == "fp16" and device.type != "cuda":
-        raise UserError(f"--amp fp16 needs a CUDA device, not {device}; --amp bf16 runs here")
-    return device
-
-
-def _load_data(settings: Settings, feed: Feed) -> Dataset:
-    directory = Path(settings.data) if settings.data else None
-    if settings.dataset != "imagefolder":
-        return load_idx_dataset(settings.dataset, directory, feed)
-    if directory is None:
-        raise UserError("imagefolder needs --data DIR, a folder with one folder of images per class")
-    return FolderData(directory, feed)
-
-
-def _check_same_data(data: Dataset, resume: dict[str, Any]) -> None:
-    if list(data.classes) != resume["classes"]:
-        raise UserError(
-            f"the checkpoint was trained on {len(resume['classes'])} classes ({_abridged(resume['classes'])}), "
-            f"the data has {len(data.classes)} ({_abridged(data.classes)})"
-        )
-    if data.train_size != resume["train_size"]:
-        raise UserError(f"the checkpoint was trained on {resume['train_size']} images, the data has {data.train_size}")
-
-
-def _abridged(classes: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(classes[:4]) + (", …" if len(classes) > 4 else "")
-
-
-def _lanes(model: nn.Module, settings: Settings, device: torch.device) -> list[Lane]:
-    networks = {"fastcnn": model}
-    if settings.compare:
-        networks = {"stock torch": fastcnn.unfuse(copy.deepcopy(model)), **networks}
-    return [_lane(title, network.to(device), settings, device) for title, network in networks.items()]
-
-
-def _lane(title: str, model: nn.Module, settings: Settings, device: torch.device) -> Lane:
-    optimizer = loop.build_optimizer(settings.optimizer, model, settings.lr, settings.weight_decay)
-    backend = settings.backend if title == "fastcnn" else None
-    graph = settings.graph and device.type in CAPTURES
-    return Lane(title, model, optimizer, device, settings.seed, backend, settings.amp, graph)
+    shutil.rmtree(directory / TENSORBOARD_FOLDER, ignore_errors=True)
 
 
 def _train_epochs(run: Run, stopped: threading.Event) -> bool:
     """Train to the end, or to Ctrl-C; return whether the end was reached."""
     with Display(run.console, run.lanes, run.settings.epochs, run.data.train_size, run.settings.batch_size) as display:
         for _, lane in run.turns():
-            loop.train_epoch(lane, run.data, functools.partial(display.update, lane), stopped.is_set)
+            show = functools.partial(run.show, display, lane)
+            try:
+                loop.train_epoch(lane, run.data, show, stopped.is_set, run.pace, run.save_between_steps)
+            except Diverged as error:
+                raise Diverged(f"{error}; {run.saved}") from error
             if stopped.is_set():
                 return False
             result = loop.evaluate(lane, run.data, stopped.is_set)
@@ -220,14 +207,23 @@ def _train_epochs(run: Run, stopped: threading.Event) -> bool:
                 return False
             loop.finish_epoch(lane, run.data, *result)
             display.finish_epoch(lane)
+            if run.logs:
+                run.logs.finish_epoch(lane)
             run.save_checkpoint()
+            run.pace.restart()
     return True
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event that the loop asks for; a second one stops at once."""
+def _ctrl_c(world: World) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event that the loop asks for; a second one stops at once.
+
+    Several processes would not stop after the same step: there, the last checkpoint is what to go on from.
+    """
     pressed = threading.Event()
+    if world.size > 1:
+        yield pressed
+        return
 
     def note(signum: int, frame: FrameType | None) -> None:
         pressed.set()
@@ -240,8 +236,6 @@ def _ctrl_c() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _how_to_resume(run: Run) -> str:
-    _, lane = next(run.turns())
-    place = f"epoch {len(lane.epochs) + 1} of {run.settings.epochs}, step {lane.step}"
-    path = run.directory / checkpoint.FILE_NAME
-    return f"stopped in {place}; go on with: fastcnn train {run.settings.dataset} --resume {path}"
+def how_to_resume(run: Run) -> str:
+    """Say how to go on with a run."""
+    return f"go on with: fastcnn train {run.settings.dataset} --resume {run.directory / checkpoint.FILE_NAME}"

@@ -5,7 +5,18 @@ from typing import Any
 
 from fastcnn.train.errors import UserError
 
-FREE_ON_RESUME = ("epochs", "device", "backend", "graph", "data", "workers")
+FREE_ON_RESUME = (
+    "epochs",
+    "device",
+    "backend",
+    "graph",
+    "data",
+    "workers",
+    "parallel",
+    "checkpoint_every",
+    "tensorboard",
+    "deterministic",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Settings:
     epochs: int = 6
     batch_size: int = 100
     lr: float = 1e-3
+    lr_step: int = 0
     optimizer: str = "adam"
     weight_decay: float = 0.0
     device: str = "cpu"
@@ -34,6 +46,10 @@ class Settings:
     data: str | None = None
     seed: int = 0
     workers: int = 0
+    parallel: str = "ddp"
+    checkpoint_every: int = 0
+    tensorboard: bool = False
+    deterministic: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint or a JSON file."""

@@ -1,0 +1,202 @@
+"""Several processes that train one network: who has which images, what is exchanged, and who speaks.
+
+``torchrun`` starts the processes; each runs the same loop on its share of every global batch, so that the losses are
+those of one process.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import rendezvous  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
+
+from fastcnn.train.errors import UserError
+
+STOPPED_BY_TORCHRUN = datetime.timedelta(seconds=20)  # it looks every tenth of a second
+STREAM_STRIDE = 1_000_003  # between the seeds of two processes' random streams
+
+
+class Silenced(Exception):
+    """An error stops this process, and another one has said so already."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run: this one's number, how many there are, and the same on this machine.
+
+    Example:
+        >>> World(rank=1, size=2).share(9)
+        slice(5, 9, None)
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    def share(self, count: int) -> slice:
+        """Return which of a global batch's ``count`` images are this process's; the shares follow one another."""
+        each = -(-count // self.size)
+        return slice(min(self.rank * each, count), min((self.rank + 1) * each, count))
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that torchrun started, or be the only one; of an error, let one process speak.
+
+    Raises:
+        Silenced: instead of the error, in every process but the first that failed.
+    """
+    if not dist.is_torchelastic_launched():
+        yield World()
+        return
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    world = World(*(int(os.environ[name]) for name in names))
+    store, _, _ = next(iter(rendezvous("env://")))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+    try:
+        yield world
+    except BaseException as error:
+        if store.add("fastcnn failed", 1) == 1:
+            raise
+        with contextlib.suppress(RuntimeError):  # leaving first, this process would have torchrun stop the speaker
+            store.wait(["never"], STOPPED_BY_TORCHRUN)
+        raise Silenced from error
+    finally:
+        dist.destroy_process_group()
+
+
+class OneProcess:
+    """The whole network and the whole batch are here. The other layouts say where they differ.
+
+    Args:
+        model: the network, on its device.
+        world: the processes.
+
+    Attributes:
+        splits: whether parameters are split over the processes.
+    """
+
+    splits = False
+
+    def __init__(self, model: nn.Module, world: World | None = None) -> None:
+        self.world = world or World()
+        self.module = model
+
+    def scores(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Run the network on this process's images (n, C, H, W); ``labels`` (N,) are those of the global batch."""
+        return self.module(images)
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Return the labels that belong to the scores."""
+        return labels
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return what to call ``backward`` on: its gradients become those of the mean over the global batch."""
+        return F.cross_entropy(scores, labels)
+
+    def mean_loss(self, loss: Tensor) -> Tensor:
+        """Return the mean loss of the global batch from :meth:`loss`, detached."""
+        return loss
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up what each process counted of its own scores."""
+        return values
+
+    def stream_seed(self, seed: int) -> int:
+        """Return the seed of this process's random stream, from which dropout draws."""
+        return seed
+
+    def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the state of this process's random stream of those saved by rank; empty to begin a new one."""
+        return streams[0]
+
+    def whole(self, state: Any) -> Any:
+        """Return nested state with every tensor that is split made whole; all processes must call it."""
+        return state
+
+    def split_like(self, whole: Any, own: Any) -> Any:
+        """Return a whole tensor split as ``own`` of the same shape is; anything else as it is."""
+        return whole
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, by rank."""
+        if self.world.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+class DataParallel(OneProcess):
+    """Every process has the whole network and a share of the batch; gradients are averaged (DDP)."""
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        super().__init__(model, world)
+        self.module = DistributedDataParallel(model)
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Return the labels of this process's share."""
+        return labels[self.world.share(len(labels))]
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Weigh by images rather than by processes: the last batch may not divide evenly."""
+        return F.cross_entropy(scores, self.labels(labels), reduction="sum") * (self.world.size / len(labels))
+
+    def mean_loss(self, loss: Tensor) -> Tensor:
+        """Average over the processes."""
+        return self.sum(loss) / self.world.size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up over the processes."""
+        dist.all_reduce(values)
+        return values
+
+    def stream_seed(self, seed: int) -> int:
+        """Each process drops out on its own."""
+        return seed + STREAM_STRIDE * self.world.rank
+
+    def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Begin a new stream where there were fewer processes before."""
+        return streams[self.world.rank] if self.world.rank < len(streams) else {}
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of a network's classifier by name.
+
+    Raises:
+        UserError: the network is not made of ``features`` and ``classifier``.
+
+    Example:
+        >>> import fastcnn
+        >>> list(linear_layers(fastcnn.AlexNet()))
+        ['1', '4', '6']
+    """
+    classifier = getattr(model, "classifier", nn.Identity())
+    layers = {name: layer for name, layer in classifier.named_modules() if isinstance(layer, nn.Linear)}
+    if not hasattr(model, "features") or not layers:
+        raise UserError(
+            "--parallel owt needs a network of features and classifier, as AlexNet and VGG are; "
+            f"{type(model).__name__} is not, and --parallel ddp takes it"
+        )
+    return layers
+
+
+def layout_of(name: str, model: nn.Module, world: World) -> OneProcess:
+    """Lay a network out over the processes, as ``ddp`` or ``owt``; in the only process it stays as it is."""
+    if world.size == 1:
+        return OneProcess(model, world)
+    if name == "ddp":
+        return DataParallel(model, world)
+    from fastcnn.train.one_weird_trick import OneWeirdTrick  # DTensor takes a second to import
+
+    return OneWeirdTrick(model, world)

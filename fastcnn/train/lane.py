@@ -1,0 +1,243 @@
+"""One network in training: its optimizer, random stream and position, and how a checkpoint holds them."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import InitVar, asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastcnn
+from fastcnn.train.distributed import OneProcess
+from fastcnn.train.errors import UserError
+from fastcnn.train.graphed import CAPTURES, GraphedStep, make_capturable
+
+STEPS_PER_GRAPH = 10  # a launch costs some 10 microseconds, a fifth of an MNIST step; Ctrl-C waits for the last of them
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+}
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# How an optimizer runs rather than what it computes: it follows the device, not the checkpoint. The learning rate does
+# too, as it is a tensor on a GPU; its value is one of the settings.
+OF_THE_DEVICE = ("lr", "initial_lr", "capturable", "foreach", "fused")
+
+
+class Diverged(UserError):
+    """The loss or the weights are no longer finite."""
+
+
+def build_optimizer(
+    name: str, model: nn.Module, lr: float, weight_decay: float, splits: bool = False
+) -> torch.optim.Optimizer:
+    """Build an optimizer of ``OPTIMIZERS``; on a GPU a fused one, ready for CUDA graphs.
+
+    Where the layout ``splits`` parameters over processes, a plain one.
+
+    Example:
+        >>> build_optimizer("adam", nn.Linear(2, 1), lr=0.01, weight_decay=0.0).param_groups[0]["lr"]
+        0.01
+    """
+    parameters = list(model.parameters())
+    if splits:
+        return OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay, foreach=False)
+    fused = True if parameters[0].device.type in CAPTURES else None
+    optimizer = OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    make_capturable(optimizer)  # without graphs too, so that the losses are the same
+    return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], layout: OneProcess) -> None:
+    """Load the state of the same optimizer, whatever the device and the layout that it was saved from."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    values = {
+        index: {name: layout.split_like(value, parameters[index]) for name, value in of_parameter.items()}
+        for index, of_parameter in state["state"].items()
+    }
+    groups = [
+        {**saved, **{name: own[name] for name in OF_THE_DEVICE if name in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": values, "param_groups": groups})
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of one network came to; the times are those of training, without evaluation and checkpoints.
+
+    Accuracies are shares of the held-out images; ``waited`` are the seconds spent waiting for images, of ``seconds``.
+    """
+
+    loss: float
+    test_loss: float
+    test_accuracy: float
+    test_top5: float
+    seconds: float
+    waited: float
+    images_per_second: float
+    lr: float
+
+
+@dataclass
+class Lane:
+    """One network on its way through training, with all that a checkpoint must hold to go on as if never stopped.
+
+    Side by side, each lane has its own random number stream, so that dropout draws the same in both however the
+    epochs are interleaved.
+
+    Attributes:
+        title: what the table and the progress bar call it.
+        backend: the fastcnn backend it runs under; None for stock layers.
+        graph: capture training and evaluation into CUDA graphs.
+        parallel: how the network is laid out over processes.
+        lr_step: epochs after which the learning rate is divided by ten; 0 for never.
+        losses: the loss of every step so far.
+        step: steps done in the current epoch.
+        seconds: time spent on them, of which ``waited`` went by waiting for images.
+        peak_memory_bytes: what a step needs, known at the end of a run.
+    """
+
+    title: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    seed: int
+    backend: str | None = None
+    amp: str = "off"
+    graph: bool = False
+    parallel: InitVar[OneProcess | None] = None
+    lr_step: int = 0
+    epochs: list[Epoch] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    step: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    peak_memory_bytes: int | None = None
+
+    def __post_init__(self, parallel: OneProcess | None) -> None:
+        self.layout = parallel or OneProcess(self.model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, self.lr_step or sys.maxsize)  # gamma 0.1
+        self._graphed: dict[str, GraphedStep] = {}
+        torch.manual_seed(self.layout.stream_seed(self.seed))
+        self._rng = self._rng_state()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_graphed": {}}  # a copy has parameters of its own
+
+    @property
+    def lr(self) -> float:
+        """The learning rate now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def steps_at_once(self) -> int:
+        """How many steps are drawn, and captured, together."""
+        return STEPS_PER_GRAPH if self.graph else 1
+
+    def graphed(
+        self, name: str, step: Callable[..., Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> Callable[..., Tensor]:
+        """Return ``step``, or what replays it as a CUDA graph: the same one for the same name."""
+        if not self.graph:
+            return step
+        if name not in self._graphed:
+            self._graphed[name] = GraphedStep(step, optimizer)
+        return self._graphed[name]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run under this lane's backend and from where its random number stream stands."""
+        self._set_rng_state(self._rng)
+        backend = fastcnn.use_backend(self.backend) if self.backend else contextlib.nullcontext()
+        with backend:
+            yield
+        self.note_rng()
+
+    def note_rng(self) -> None:
+        """Take down where the random number stream stands."""
+        self._rng = self._rng_state()
+
+    def cuda_graphs(self) -> str:
+        """Say whether training runs as CUDA graphs: ``captured``, ``off``, or why it cannot."""
+        step = self._graphed.get("train")
+        return (step.reason or "captured") if step else "off"
+
+    def autocast(self) -> torch.autocast:
+        """Return the autocast context that --amp asks for."""
+        return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp], enabled=self.amp != "off")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whole tensors and plain values that :meth:`load_state_dict` goes on from; all processes must call it.
+
+        Raises:
+            Diverged: the weights are no longer finite, so that nothing good would follow.
+        """
+        model = self.layout.whole(self.model.state_dict())
+        if not all(bool(value.isfinite().all()) for value in model.values()):
+            raise Diverged(self.diverged("the weights became infinite or nan", self.step))
+        return {
+            "model": model,
+            "optimizer": self.layout.whole(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict(),
+            "lr": self.lr,
+            "rng": self.layout.gather(self._rng),
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "step": self.step,
+            "seconds": self.seconds,
+            "waited": self.waited,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, whatever the number of processes that it was saved from.
+
+        Raises:
+            UserError: the state is that of another architecture.
+        """
+        own = self.model.state_dict()
+        _check_same_architecture(type(self.model).__name__, state["model"], own)
+        weights = {name: self.layout.split_like(value, own[name]) for name, value in state["model"].items()}
+        self.model.load_state_dict(weights)
+        load_optimizer(self.optimizer, state["optimizer"], self.layout)
+        self.scaler.load_state_dict(state["scaler"])
+        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+        self.scheduler.last_epoch = len(self.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"].fill_(state["lr"]) if isinstance(group["lr"], Tensor) else state["lr"]
+        self._rng = {**self._rng, **self.layout.own_stream(state["rng"])}
+        self.losses = state["losses"].tolist()
+        self.step, self.seconds, self.waited = state["step"], state["seconds"], state["waited"]
+
+    def diverged(self, what: str, step: int) -> str:
+        """Say what became of it at a step of the current epoch, and what may help."""
+        return f"{self.title}: {what} in epoch {len(self.epochs) + 1}, step {step}; a smaller --lr may help"
+
+    def _rng_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def _set_rng_state(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _check_same_architecture(title: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    differ = [
+        name
+        for name in {**own, **saved}
+        if getattr(saved.get(name), "shape", None) != getattr(own.get(name), "shape", None)
+    ]
+    if differ:
+        shapes = (tuple(state[differ[0]].shape) if differ[0] in state else "missing" for state in (saved, own))
+        there, here = shapes
+        raise UserError(
+            f"the checkpoint is of another architecture than {title}: {len(differ)} of {len(own)} tensors differ, the "
+            f"first is {differ[0]}, {there} in the checkpoint and {here} in the network"
+        )

@@ -1,0 +1,160 @@
+"""What a run needs before its first step: device, data and networks that fit each other."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import fastcnn
+from fastcnn.train.build import build_model
+from fastcnn.train.data import Dataset, Feed, load_idx_dataset
+from fastcnn.train.distributed import World, layout_of
+from fastcnn.train.errors import UserError
+from fastcnn.train.folder import FolderData
+from fastcnn.train.graphed import CAPTURES
+from fastcnn.train.lane import Lane, build_optimizer
+from fastcnn.train.settings import Settings
+
+MAX_WORKERS = 16
+
+
+def default_workers(world: World) -> int:
+    """Return how many processes decode images for one training process: its share of the machine's cores.
+
+    Example:
+        >>> 1 <= default_workers(World()) <= MAX_WORKERS
+        True
+    """
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // world.local_size))
+
+
+def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> tuple[Dataset, list[Lane]]:
+    """Load the data and build the networks, those of a checkpoint where there is one to go on from.
+
+    Raises:
+        UserError: something that was asked for is not there, or does not fit the rest.
+    """
+    _check_backend(settings.backend)
+    device = _device(settings, world)
+    feed = Feed(settings.input_size, settings.batch_size, settings.seed, device, settings.workers, world)
+    data = _load_data(settings, feed)
+    if resume is not None:
+        _check_same_data(data, resume)
+    options = {**settings.options}
+    options.setdefault("num_classes", len(data.classes))
+    _check_shapes(settings, options, data.classes)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, options=options)
+    lanes = _lanes(model, settings, device, world)
+    if resume is not None:
+        for lane in lanes:
+            lane.load_state_dict(resume["lanes"][lane.title])
+        if all(len(lane.epochs) >= settings.epochs for lane in lanes):
+            raise UserError(f"all {settings.epochs} epochs are done; ask for more with --epochs")
+    return data, lanes
+
+
+def _check_backend(name: str) -> None:
+    try:
+        with fastcnn.use_backend(name):
+            pass
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--backend {name}: {error}") from error
+
+
+def _device(settings: Settings, world: World) -> torch.device:
+    try:
+        device = torch.device(settings.device)
+    except RuntimeError as error:
+        raise UserError(
+            f"--device {settings.device}: not a device of torch, for example cpu, cuda or cuda:1"
+        ) from error
+    if device.type == "cuda":
+        device = _gpu(device, world)
+    if settings.amp == "fp16" and device.type != "cuda":
+        raise UserError(f"--amp fp16 needs a CUDA device, not {device}; --amp bf16 runs here")
+    if settings.parallel == "owt" and world.size == 1:
+        raise UserError("--parallel owt needs several processes: torchrun --nproc-per-node 2 -m fastcnn train …")
+    if settings.parallel == "owt" and settings.amp == "fp16":
+        raise UserError("--parallel owt cannot scale fp16's gradients; --amp bf16 needs no scaling")
+    return device
+
+
+def _gpu(device: torch.device, world: World) -> torch.device:
+    """Return one process's GPU: of several processes on a machine, each has one of its own."""
+    count = torch.cuda.device_count()
+    if world.size > 1 and device.index is None:
+        if world.local_size > count:
+            raise UserError(f"torchrun started {world.local_size} processes here, and torch sees {count} CUDA devices")
+        device = torch.device("cuda", world.local_rank)
+    if (device.index or 0) >= count:
+        raise UserError(f"--device {device}: torch sees {count} CUDA devices here")
+    if world.size > 1:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _load_data(settings: Settings, feed: Feed) -> Dataset:
+    directory = Path(settings.data) if settings.data else None
+    if settings.dataset != "imagefolder":
+        return load_idx_dataset(settings.dataset, directory, feed)
+    if directory is None:
+        raise UserError("imagefolder needs --data DIR, a folder with one folder of images per class")
+    return FolderData(directory, feed)
+
+
+def _check_same_data(data: Dataset, resume: dict[str, Any]) -> None:
+    if list(data.classes) != resume["classes"]:
+        raise UserError(
+            f"the checkpoint was trained on {len(resume['classes'])} classes ({_abridged(resume['classes'])}), "
+            f"the data has {len(data.classes)} ({_abridged(data.classes)})"
+        )
+    if data.train_size != resume["train_size"]:
+        raise UserError(f"the checkpoint was trained on {resume['train_size']} images, the data has {data.train_size}")
+
+
+def _abridged(classes: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(classes[:4]) + (", …" if len(classes) > 4 else "")
+
+
+def _check_shapes(settings: Settings, options: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Run one image's shape through the network: neither memory nor arithmetic, and no random numbers."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), fastcnn.use_backend("torch"):
+        model = build_model(settings.model, options=options).eval()
+        try:
+            scores = model(torch.empty(1, *settings.input_size))
+        except RuntimeError as error:
+            size = "x".join(map(str, settings.input_size))
+            reason = " ".join(str(error).split())
+            raise UserError(f"{settings.model} does not take images of {size}: {reason}") from error
+    if scores.ndim != 2 or scores.shape[1] < len(classes):
+        raise UserError(
+            f"the data has {len(classes)} classes ({_abridged(classes)}), more than the {scores.shape[1]} that "
+            f"{settings.model} scores; leave --option num_classes out"
+        )
+
+
+def _lanes(model: nn.Module, settings: Settings, device: torch.device, world: World) -> list[Lane]:
+    networks = {"fastcnn": model}
+    if settings.compare:
+        networks = {"stock torch": fastcnn.unfuse(copy.deepcopy(model)), **networks}
+    return [_lane(title, network.to(device), settings, device, world) for title, network in networks.items()]
+
+
+def _lane(title: str, model: nn.Module, settings: Settings, device: torch.device, world: World) -> Lane:
+    layout = layout_of(settings.parallel, model, world)
+    return Lane(
+        title,
+        model,
+        build_optimizer(settings.optimizer, model, settings.lr, settings.weight_decay, layout.splits),
+        device,
+        settings.seed,
+        backend=settings.backend if title == "fastcnn" else None,
+        amp=settings.amp,
+        graph=settings.graph and device.type in CAPTURES and world.size == 1,  # what processes exchange stays outside
+        parallel=layout,
+        lr_step=settings.lr_step,
+    )

@@ -1,0 +1,71 @@
+"""The same numbers for TensorBoard, as training goes on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastcnn.train.errors import require
+from fastcnn.train.lane import Lane
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+
+
+class TensorBoard:
+    """Event files under ``DIR/tensorboard``, a folder for each network.
+
+    What a killed run wrote after the checkpoint that a resumed one goes on from is dropped by TensorBoard
+    (``purge_step``).
+
+    Args:
+        directory: the run's folder.
+        lanes: the networks, where they stand.
+
+    Raises:
+        UserError: the package tensorboard is not installed.
+
+    Example:
+        >>> TensorBoard(Path("runs/first"), lanes).update(lanes[0])  # doctest: +SKIP
+    """
+
+    def __init__(self, directory: Path, lanes: list[Lane]) -> None:
+        require("tensorboard", "tensorboard")
+        self._written = {lane.title: len(lane.losses) for lane in lanes}
+        self._writers = {lane.title: _writer(directory / FOLDER / lane.title.replace(" ", "-"), lane) for lane in lanes}
+
+    def update(self, lane: Lane) -> None:
+        """Write the losses of the steps since the last time, by step from 0."""
+        start, self._written[lane.title] = self._written[lane.title], len(lane.losses)
+        for step in range(start, len(lane.losses)):
+            self._writers[lane.title].add_scalar("loss/train", lane.losses[step], step)
+
+    def finish_epoch(self, lane: Lane) -> None:
+        """Write the numbers of the epoch just done, at its last step."""
+        epoch, step = lane.epochs[-1], len(lane.losses) - 1
+        scalars = {
+            "loss/test": epoch.test_loss,
+            "accuracy/top-1": epoch.test_accuracy,
+            "accuracy/top-5": epoch.test_top5,
+            "learning rate": epoch.lr,
+            "images per second": epoch.images_per_second,
+            "share of time waiting for images": epoch.waited / epoch.seconds,
+        }
+        for tag, value in scalars.items():
+            self._writers[lane.title].add_scalar(tag, value, step)
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _writer(folder: Path, lane: Lane) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=len(lane.losses) or None)
