@@ -183,7 +183,6 @@ class Lane:
             "model": model,
             "optimizer": self.layout.whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
-            "lr": self.lr,
             "rng": self.layout.gather(self._rng),
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "losses": torch.tensor(self.losses, dtype=torch.float64),
@@ -206,8 +205,10 @@ class Lane:
         self.scaler.load_state_dict(state["scaler"])
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.scheduler.last_epoch = len(self.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["lr"].fill_(state["lr"]) if isinstance(group["lr"], Tensor) else state["lr"]
+        for _ in range(len(self.epochs) // self.scheduler.step_size):  # step by step, to the last bit as it was
+            for group in self.optimizer.param_groups:
+                rate = group["lr"] * self.scheduler.gamma
+                group["lr"] = group["lr"].copy_(rate) if isinstance(rate, Tensor) else rate
         self._rng = {**self._rng, **self.layout.own_stream(state["rng"])}
         self.losses = state["losses"].tolist()
         self.step, self.seconds, self.waited = state["step"], state["seconds"], state["waited"]
