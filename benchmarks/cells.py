@@ -20,10 +20,15 @@ CONVOLUTIONS = ("conv_relu", "conv_relu_pool")
 FORCED = {
     "cuda": (
         *(("triton", "epilogue"), ("triton", "implicit_gemm"), ("triton", "epilogue+dgrad+wgrad")),
+        *(("triton", "tma"), ("triton", "warp_specialized")),
         *(("cuda", "epilogue"), ("cuda", "implicit_gemm"), ("cuda", "direct")),
     ),
     "cpu": (("cpu", None),),
 }
+
+
+# Algorithms that serve a first layer alone, or all but it: no whole model can be forced to them.
+OF_SOME_LAYERS = ("direct", "tma", "warp_specialized")
 
 
 class Variant(NamedTuple):
@@ -243,8 +248,11 @@ def _model_methods(device: str, variant: Variant, mode: str, headline: bool, mai
         "fastcnn autocast": half and mode == "inference",
         "fastcnn nchw": variant.layout != "nchw" and headline,
         "fastcnn cuda graph": cuda,
-        # `direct` serves a first layer alone, so that no whole model can be forced to it.
-        **{name: True for name, (_, how) in forced(device, True, mode == "training").items() if how != "direct"},
+        **{
+            name: True
+            for name, (_, how) in forced(device, True, mode == "training").items()
+            if how not in OF_SOME_LAYERS
+        },
         compiled: headline or cuda,
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]

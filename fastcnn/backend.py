@@ -26,6 +26,8 @@ ALGORITHMS = {
     "epilogue": ("triton", "cuda", "cpu"),
     "implicit_gemm": ("triton", "cuda"),
     "direct": ("cuda",),
+    "tma": ("triton",),
+    "warp_specialized": ("triton",),
 }
 # The convolution's own gradients that may be ours too: named after the algorithm and a plus, else they are torch's.
 GRADIENTS = {"dgrad": ("triton",), "wgrad": ("triton",)}
@@ -34,6 +36,8 @@ _CONFIGURED = {
     ("triton", "implicit_gemm"): ("conv_relu", "CONFIGS"),
     ("triton", "dgrad"): ("dgrad", "CONFIGS"),
     ("triton", "wgrad"): ("wgrad", "CONFIGS"),
+    ("triton", "tma"): ("hopper", "TMA"),
+    ("triton", "warp_specialized"): ("hopper", "WARP_SPECIALIZED"),
 }
 
 
@@ -189,8 +193,9 @@ class use_backend:
     Args:
         name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
         algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution,
-            then one pass of ours), ``implicit_gemm`` (the convolution is ours too) or ``direct`` (ours, for up to four
-            input channels). ``None`` leaves the choice to the backend. An algorithm with several configurations
+            then one pass of ours), ``implicit_gemm`` (the convolution is ours too), ``direct`` (ours, for up to four
+            input channels), ``tma`` or ``warp_specialized`` (ours, fed by the copy engine of Hopper GPUs: stride 1,
+            16-bit types). ``None`` leaves the choice to the backend. An algorithm with several configurations
             takes one of them by name: ``implicit_gemm:128x64x32w8s3``. Gradients of the convolution that shall be ours
             rather than torch's follow after a plus: ``epilogue+dgrad+wgrad`` (input and weight).
 

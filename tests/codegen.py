@@ -22,12 +22,18 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from fastcnn.triton import hopper
+
 CONFIGS = {
     stem: [config.name for config in importlib.import_module(f"fastcnn.triton.{stem}").CONFIGS]
     for stem in ("dgrad", "wgrad")
 }
-STEMS = ("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad")
+STEMS = (
+    *("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad"),
+    *("tma", "warp_specialized"),
+)
 ARCHITECTURES = (80, 90, 100)
+ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LOAD = r"ld\.global(?:\.[a-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)"
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
@@ -63,7 +69,7 @@ class Compiler:
         def launch(*args: Any, **kwargs: Any) -> None:
             name = self.kernel.__name__
             seconds = limits.least_seconds(name, dict(zip(self.kernel.arg_names, args)) | kwargs)
-            for self.driver.architecture in ARCHITECTURES:
+            for self.driver.architecture in ONLY.get(name, ARCHITECTURES):
                 binary = self.kernel.warmup(*args, grid=grid, **kwargs)
                 self.compiled.append((name, self.driver.architecture, binary, seconds))
 
@@ -152,6 +158,40 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         yield f"{name} 2**32 elements", "wgrad", "wgrad", (wide, wide, wide, weight, True, None, *same)
 
 
+def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """Yield the same for the Hopper convolutions: each network's boxes, then every configuration."""
+    pool2 = ([2, 2], [2, 2], [0, 0], [1, 1], False)
+
+    def convolution(images: int, channels: int, size: int, kernel: int, outputs: int) -> tuple[Any, ...]:
+        shapes = ((images, channels, size, size), (outputs, channels, kernel, kernel))
+        x, weight = (
+            torch.empty(shape, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
+            for shape in shapes
+        )
+        bias = torch.empty(outputs, dtype=torch.bfloat16, device="meta")
+        return x, weight, bias, [1, 1], [kernel // 2, kernel // 2], [1, 1], 1
+
+    pooled = {
+        "vgg conv1_2, pool": convolution(64, 64, 224, 3, 64),
+        "vgg conv3_3, pool": convolution(64, 256, 56, 3, 256),
+        "vgg conv5_3, pool": convolution(64, 512, 14, 3, 512),
+    }
+    plain = {
+        "vgg conv4_2": convolution(64, 512, 28, 3, 512),
+        "alexnet 27x27": convolution(128, 64, 27, 5, 192),
+        "alexnet 13x13": convolution(128, 384, 13, 3, 256),
+    }
+    for algorithm, configs in {"tma": hopper.TMA, "warp_specialized": hopper.WARP_SPECIALIZED}.items():
+        for case, arguments in pooled.items():
+            yield f"{case}, {algorithm}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, algorithm, *pool2)
+        for case, arguments in plain.items():
+            yield f"{case}, {algorithm}", "conv_relu", "conv_relu", (*arguments, algorithm)
+        for config in configs:
+            how = f"{algorithm}:{config.name}"
+            arguments = pooled["vgg conv5_3, pool"]
+            yield how, "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
+
+
 def compile_all() -> Iterator[dict[str, Any]]:
     """Run the launchers of every layer with compilers in the kernels' place; yield what each kernel needs."""
     driver = Driver()
@@ -161,7 +201,7 @@ def compile_all() -> Iterator[dict[str, Any]]:
         for name, value in vars(module).copy().items():
             if name.endswith("_kernel"):
                 setattr(module, name, Compiler(value, driver))
-    for case, stem, operator, arguments in layers():
+    for case, stem, operator, arguments in (*layers(), *hopper_layers()):
         getattr(modules[stem], operator)(*arguments)
         for kernel, architecture, binary, seconds in Compiler.compiled:
             row = {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
@@ -189,6 +229,7 @@ def resources(binary: Any) -> dict[str, Any]:
         "tensor_cores": "mma" in ptx,
         "load_bytes": max((int(n or 1) * int(b) // 8 for n, b in re.findall(LOAD, ptx)), default=0),
         "async_copy": "cp.async.cg" in ptx,
+        "shared_operands": "ttg.dot_op" not in binary.asm["ttgir"],
     }
 
 

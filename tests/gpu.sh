@@ -25,7 +25,7 @@ commands=yes
 
 workers=()
 "$python" -c "import xdist" 2>/dev/null && workers=(-n 8)
-files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu implicit_gemm first_layers configurations cuda
+files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu implicit_gemm tma warp_specialized first_layers configurations cuda
     graphed autograd func compile sequential fuse)
 files=("${files[@]/#/tests/test_}")
 timeout 240 "$python" -m pytest -q "${workers[@]}" "${files[@]/%/.py}"

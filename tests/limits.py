@@ -46,9 +46,18 @@ def occupancy(architecture: int, warps: int, registers: int, shared: int) -> flo
     return blocks_at_once(architecture, warps, registers, shared) * warps / MULTIPROCESSORS[architecture].warps
 
 
+def _boxed_flops(given: Mapping[str, Any]) -> int:
+    """Return those of a Hopper convolution, whose output may be pooled."""
+    y, weight = given["y_desc"].base, given["w_desc"].base
+    pixels = y.numel() // y.shape[1] * (4 if given["POOL"] else 1)
+    return int(2 * weight.numel() * pixels)
+
+
 # Floating-point operations of a launch, by its arguments; kernels that are not here move memory.
 FLOPS = {
     "implicit_gemm_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
+    "tma_kernel": _boxed_flops,
+    "warp_specialized_kernel": _boxed_flops,
     "dgrad_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"] // _strides(given),
     "wgrad_kernel": lambda given: 2 * given["OUT_C"] * given["GROUP_IN"] * _places(given) * given["P"],
 }

@@ -11,7 +11,10 @@ from typing import Any
 import limits
 import pytest
 
+from fastcnn.triton.hopper import TMA, WARP_SPECIALIZED
+
 ROOT = Path(__file__).parent
+SHARED_MEMORY = 227 * 1024  # that a program may have on sm_90 and sm_100
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,8 @@ def test_least_time_is_the_roofline_s(rows: list[dict[str, Any]]) -> None:
     assert found["bias_relu_kernel", "bf16 NHWC 3x3"] == pytest.approx(pass_over_vgg / 4.3e12)
     products = 2 * 16 * 224 * 224 * 64 * 64 * 9
     assert found["implicit_gemm_kernel", "bf16 NHWC 3x3"] == pytest.approx(products / 790e12)
+    for kernel in ("tma", "warp_specialized"):
+        assert found[f"{kernel}_kernel", f"vgg conv1_2, pool, {kernel}"] == pytest.approx(4 * products / 790e12)
 
 
 def test_no_spills(rows: list[dict[str, Any]]) -> None:
@@ -59,6 +64,22 @@ def test_matrix_products_run_on_tensor_cores(rows: list[dict[str, Any]]) -> None
     products = [row for row in rows if row["kernel"] in ("implicit_gemm_kernel", "dgrad_kernel", "wgrad_kernel")]
     assert [where(row) for row in products if not row["tensor_cores"]] == []
     assert [where(row) for row in products if row["architecture"] == 90 and not row["wgmma"]] == []
+
+
+def test_hopper_convolutions_feed_the_tensor_cores_from_shared_memory(rows: list[dict[str, Any]]) -> None:
+    kernels = [row for row in rows if row["kernel"] in ("tma_kernel", "warp_specialized_kernel")]
+    assert {(row["kernel"], row["architecture"]) for row in kernels} == {
+        ("tma_kernel", 90),
+        ("tma_kernel", 100),
+        ("warp_specialized_kernel", 90),
+    }
+    assert [where(row) for row in kernels if not row["tma"] or not row["shared_operands"]] == []
+    assert [where(row) for row in kernels if row["architecture"] == 90 and not row["wgmma"]] == []
+    assert [where(row) for row in kernels if row["shared"] > SHARED_MEMORY] == []
+    forced = {row["case"] for row in kernels if ":" in row["case"]}
+    assert forced == {f"tma:{each.name}" for each in TMA} | {
+        f"warp_specialized:{each.name}" for each in WARP_SPECIALIZED
+    }
 
 
 def test_channels_last_convolution_copies_asynchronously(rows: list[dict[str, Any]]) -> None:

@@ -46,10 +46,13 @@ KERNEL_TESTS = {
     "test_codegen.py": {"triton", "shapes"},
     "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
+    "played_gluon.py": {"triton", "shapes"},
     "test_gradients.py": {"backend"},
     "tables.py": {"tuning"},
+    "test_tma.py": {"triton", "shapes"},
     "test_tune.py": {"tuning"},
     "test_tuning.py": {"tuning"},
+    "test_warp_specialized.py": {"triton", "shapes"},
 }
 # Importing the package needs torch alone; what else a layer needs it imports where it is used.
 OUTSIDE = {

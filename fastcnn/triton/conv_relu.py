@@ -3,7 +3,8 @@
 Layout: NCHW or NHWC for input and output, OIHW or OHWI for the weight.
 """
 
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format, memory_format
 from fastcnn.triton.tiles import (
+    INTERPRETING,
     REPEAT,
     dense,
     indices,
@@ -23,9 +25,6 @@ from fastcnn.triton.tiles import (
     tile_position,
     tiling,
 )
-
-# Triton's interpreter multiplies bfloat16 matrices as if their bits were integers; float32 products of them are exact.
-INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 class Config(NamedTuple):
@@ -42,6 +41,8 @@ class Config(NamedTuple):
         """Return what tuning tables and ``use_backend`` call it; a configuration that changes gets another name."""
         return f"{self.block_m}x{self.block_n}x{self.block_k}w{self.num_warps}s{self.num_stages}"
 
+
+HOPPER = ("tma", "warp_specialized")  # algorithms, and the modules that have them
 
 CONFIGS = (
     Config(128, 64, 32, 8, 3),
@@ -265,6 +266,12 @@ def asked(algorithm: str | None) -> tuple[str, Config | None]:
     return name, {each.name: each for each in CONFIGS}[config] if config else None
 
 
+def asked_hopper(algorithm: str | None) -> Any:
+    """Return the module of a Hopper convolution if one is asked for; imported then, as Gluon's interface may change."""
+    name = (algorithm or "").partition(":")[0]
+    return import_module(f"fastcnn.triton.{name}") if name in HOPPER else None
+
+
 def bare_convolution(
     input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
@@ -284,6 +291,9 @@ def conv_relu(
     algorithm: str | None,
 ) -> Tensor:
     """Operator ``fastcnn::conv_relu.triton``; the epilogue serves every shape, so it is the default."""
+    if hopper := asked_hopper(algorithm):
+        window = conv_window(weight, stride, padding, dilation)
+        return hopper.convolution(input, weight, bias, window, groups, algorithm, relu=True)[0]
     name, config = asked(algorithm)
     if name == "implicit_gemm":
         window = conv_window(weight, stride, padding, dilation)

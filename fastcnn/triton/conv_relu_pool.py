@@ -1,9 +1,12 @@
 """Convolution + bias + ReLU + max-pool in Triton: the convolution, then one pass to pooled values and codes."""
 
+from typing import Any
+
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.conv_relu import asked, bare_convolution, conv_window, implicit_gemm
+from fastcnn.triton.conv_relu import asked, asked_hopper, bare_convolution, conv_window, implicit_gemm
+from fastcnn.triton.hopper import pools_pairs
 from fastcnn.triton.max_pool import pool, pool_backward
 
 
@@ -18,6 +21,9 @@ def _convolution(
     algorithm: str | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the convolution, and the bias if the pooling pass must still add it."""
+    if hopper := asked_hopper(algorithm):
+        window = conv_window(weight, stride, padding, dilation)
+        return hopper.convolution(input, weight, bias, window, groups, algorithm)[0], None
     name, config = asked(algorithm)
     if name == "implicit_gemm":
         window = conv_window(weight, stride, padding, dilation)
@@ -25,16 +31,27 @@ def _convolution(
     return bare_convolution(input, weight, stride, padding, dilation, groups), bias
 
 
+def _run(
+    input: Tensor, weight: Tensor, bias: Tensor | None, settings: Any, codes: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return pooled values, and codes if asked: in the convolution's own kernel, or by a pass over its output."""
+    window = Window.of(*settings[5:])
+    if hopper := asked_hopper(settings[4]):
+        kernel = conv_window(weight, *settings[:3])
+        if pools_pairs(window, *kernel.output_size(*input.shape[2:])):
+            return hopper.convolution(input, weight, bias, kernel, *settings[3:5], pool=True, codes=codes)
+    conv, bias = _convolution(input, weight, bias, *settings[:5])
+    return pool(conv, bias, window, relu=True, codes=codes)
+
+
 def conv_relu_pool(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Tensor:
     """Operator ``fastcnn::conv_relu_pool.triton``."""
-    conv, bias = _convolution(input, weight, bias, *settings[:5])
-    return pool(conv, bias, Window.of(*settings[5:]), relu=True, codes=False)[0]
+    return _run(input, weight, bias, settings, codes=False)[0]
 
 
 def conv_relu_pool_codes(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::conv_relu_pool_codes.triton``."""
-    conv, bias = _convolution(input, weight, bias, *settings[:5])
-    return pool(conv, bias, Window.of(*settings[5:]), relu=True, codes=True)
+    return _run(input, weight, bias, settings, codes=True)
 
 
 def conv_relu_pool_backward(

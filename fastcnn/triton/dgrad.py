@@ -9,9 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.conv_relu import INTERPRETING, Config, conv_window, dot_precision
+from fastcnn.triton.conv_relu import Config, conv_window, dot_precision
 from fastcnn.triton.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
-from fastcnn.triton.tiles import dense, is_channels_last, new_partial, offset, sum_pixels
+from fastcnn.triton.tiles import INTERPRETING, dense, is_channels_last, new_partial, offset, sum_pixels
 
 # BLOCK_M pixels of the input by BLOCK_N of its channels, BLOCK_K of the output's channels at a time.
 CONFIGS = (

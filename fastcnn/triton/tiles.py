@@ -14,6 +14,8 @@ from torch import Tensor
 from fastcnn.shapes import memory_format
 
 WIDE_FROM = 2**31
+# Triton's interpreter multiplies bfloat16 matrices as if their bits were integers; float32 products of them are exact.
+INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 REPEAT = 8  # tiles of pixels that one program sums for a bias gradient: fewer partial sums to add up
 
 

@@ -1,0 +1,336 @@
+"""What the Hopper convolutions share: what they take, how they cut an output into boxes, and what a tile ends with.
+
+A tile is BLOCK_CO output channels by the pixels of one box: rows x columns x images, the images fastest. The copy
+engine (TMA) brings boxes of the input, shifted by a tap; what lies outside the image reads as zero, which is the
+padding. The weights are the product's left operand: a 2x2 window's four pixels then lie in one thread's registers.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcnn.shapes import RELU_OFF, Window, conv_memory_format
+
+OFF = tl.constexpr(RELU_OFF)
+CHANNELS_IN = 8  # a multiple of it: strides of 16 bytes
+CHANNELS_OUT = 16  # likewise for the codes, of one byte
+MULTIPROCESSORS = 132  # of an H100 or H200, where there is no GPU to ask
+# A multiprocessor's rates by the clock, to compare tiles: products of 16-bit values, bytes from L2, bytes to memory.
+# Of an H200, the first and the last as measured, the second estimated.
+PRODUCTS, BYTES_IN, BYTES_OUT = 1700, 32, 18
+
+
+class Box(NamedTuple):
+    """The pixels of a tile."""
+
+    rows: int
+    columns: int
+    images: int
+
+    def fits_pairs(self) -> bool:
+        """Whether no 2x2 window reaches beyond it."""
+        return self.rows % 2 == 0 and self.columns % 2 == 0
+
+
+# By the pixels of a tile: from boxes of one image to single pixels of many. Images that do not fill a box idle.
+BOXES = {
+    128: (Box(16, 8, 1), Box(4, 4, 8), Box(2, 2, 32), Box(1, 1, 128)),
+    256: (Box(16, 16, 1), Box(8, 4, 8), Box(4, 4, 16), Box(2, 2, 64), Box(1, 1, 256)),
+}
+
+
+class Config(NamedTuple):
+    """A tile: output channels by pixels, so many input channels at a time; stages are boxes underway."""
+
+    block_co: int
+    pixels: int
+    block_ci: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        """Return what tuning tables and ``use_backend`` call it; a configuration that changes gets another name."""
+        return f"{self.block_co}x{self.pixels}x{self.block_ci}w{self.num_warps}s{self.num_stages}"
+
+
+# Of the algorithm `tma`: tiles that read the input least often come first.
+TMA = (
+    Config(128, 256, 64, 8, 4),
+    Config(256, 128, 64, 8, 4),
+    Config(128, 128, 64, 8, 4),
+    Config(128, 128, 64, 4, 3),
+    Config(64, 256, 64, 4, 2),
+    Config(64, 128, 64, 4, 3),
+    Config(64, 128, 32, 4, 4),
+)
+# Of `warp_specialized`: the warps are those that multiply. Listed here, as that module needs Gluon.
+WARP_SPECIALIZED = (
+    Config(128, 256, 64, 8, 3),
+    Config(256, 128, 64, 8, 3),
+    Config(128, 128, 64, 8, 4),
+    Config(64, 128, 64, 4, 4),
+)
+
+
+class Plan(NamedTuple):
+    """How a call is cut: its configuration, its box, and the tiles along each axis."""
+
+    config: Config
+    box: Box
+    tiles_h: int
+    tiles_w: int
+    tiles_n: int
+    blocks_co: int
+
+    @property
+    def tiles(self) -> int:
+        """Return how many tiles there are in all."""
+        return self.tiles_h * self.tiles_w * self.tiles_n * self.blocks_co
+
+
+class Output(NamedTuple):
+    """The convolution's output as far as it is needed: a 2x2 pool leaves out a last odd row or column."""
+
+    images: int
+    channels: int
+    rows: int
+    columns: int
+
+
+@cache
+def make_plan(
+    configs: tuple[Config, ...], depth: int, taps: int, output: Output, pooled: bool, multiprocessors: int
+) -> Plan:
+    """Return the plan that should take the shortest time, of equals the first configuration's.
+
+    Args:
+        configs: to choose from.
+        depth: channels of the input.
+        taps: places of the convolution's kernel.
+        output: what is computed.
+        pooled: whether 2x2 windows must lie inside a box.
+        multiprocessors: of the GPU.
+    """
+
+    def clocks(plan: Plan) -> float:
+        channels, pixels, chunk = plan.config[:3]
+        products = channels * pixels * chunk / PRODUCTS
+        copies = (channels + pixels) * chunk * 2 / BYTES_IN
+        tile = taps * triton.cdiv(depth, chunk) * max(products, copies) + channels * pixels * 2 / BYTES_OUT
+        return triton.cdiv(plan.tiles, multiprocessors) * tile
+
+    def best_box(config: Config) -> Plan:
+        boxes = [box for box in BOXES[config.pixels] if box.fits_pairs() or not pooled]
+        return min((cut(config, box, output) for box in boxes), key=lambda plan: plan.tiles)
+
+    return min(map(best_box, configs), key=clocks)
+
+
+def cut(config: Config, box: Box, output: Output) -> Plan:
+    """Return the plan with this configuration and this box."""
+    return Plan(
+        config,
+        box,
+        triton.cdiv(output.rows, box.rows),
+        triton.cdiv(output.columns, box.columns),
+        triton.cdiv(output.images, box.images),
+        triton.cdiv(output.channels, config.block_co),
+    )
+
+
+def refuse(
+    algorithm: str, capabilities: tuple[int, ...], input: Tensor, weight: Tensor, window: Window, groups: int
+) -> None:
+    """Raise where an algorithm cannot serve a call.
+
+    Args:
+        algorithm: its name.
+        capabilities: the major compute capabilities that it is made for; 0 is Triton's interpreter.
+        input: (N, C, H, W).
+        weight: (C_out, C, R, S).
+        window: the convolution's kernel.
+        groups: of channels.
+
+    Raises:
+        RuntimeError: names the argument, what is taken and what came.
+    """
+    channels, outputs, capability = input.shape[1], weight.shape[0], _capability(input.device)
+    gpus = " or ".join(f"{each}.x" for each in capabilities if each)
+    # float32 would be cut to TF32: descriptors that round it begin with Triton 3.7
+    taken = (
+        ("input", "in bfloat16 or float16", input.dtype, input.dtype in (torch.bfloat16, torch.float16)),
+        ("stride", "1", window.stride, window.stride == (1, 1)),
+        ("groups", "1", groups, groups == 1),
+        ("input", f"with a multiple of {CHANNELS_IN} channels", channels, channels % CHANNELS_IN == 0),
+        ("weight", f"with a multiple of {CHANNELS_OUT} output channels", outputs, outputs % CHANNELS_OUT == 0),
+        (
+            "input",
+            f"on a GPU of compute capability {gpus}",
+            ".".join(map(str, capability)) if capability[0] else input.device,
+            capability[0] in capabilities or input.device.type == "meta",
+        ),
+    )
+    for name, expected, got, holds in taken:
+        if not holds:
+            raise RuntimeError(f"backend 'triton' by {algorithm!r} takes argument {name!r} {expected}, got {got}")
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many a GPU has."""
+    if device.type != "cuda":
+        return MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def pools_pairs(window: Window, rows: int, columns: int) -> bool:
+    """Whether a pool over so many rows and columns is one of whole 2x2 windows side by side."""
+    plain = window[:4] == ((2, 2), (2, 2), (0, 0), (1, 1))
+    return plain and window.output_size(rows, columns) == (rows // 2, columns // 2)
+
+
+class Boxed(NamedTuple):
+    """A tensor as the copy engine sees it: its axes slowest first by name, not by stride, and a box of them."""
+
+    base: Tensor
+    shape: list[int]
+    strides: list[int]
+    box: list[int]
+
+
+def pixels(tensor: Tensor, rows: int, columns: int, images: int, channels: int) -> Boxed:
+    """Return a channels_last (N, C, H, W) as [H, W, N, C], in boxes of these sizes."""
+    count, depth, height, width = tensor.shape
+    strides = [width * depth, depth, height * width * depth, 1]
+    return Boxed(tensor, [height, width, count, depth], strides, [rows, columns, images, channels])
+
+
+def one_tap(weight: Tensor, outputs: int, channels: int) -> Boxed:
+    """Return a channels_last (C_out, C, R, S) as [R * S, C_out, C], in boxes of one tap."""
+    count, depth, rows, columns = weight.shape
+    strides = [depth, rows * columns * depth, 1]
+    return Boxed(weight, [rows * columns, count, depth], strides, [1, outputs, channels])
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Return the tensor in channels_last, at an address that the copy engine takes."""
+    dense = tensor.contiguous(memory_format=torch.channels_last)
+    return dense.clone(memory_format=torch.channels_last) if dense.data_ptr() % 16 else dense
+
+
+class Call(NamedTuple):
+    """One convolution, ready to launch: its plan, and its tensors as the copy engine sees them."""
+
+    plan: Plan
+    x: Boxed
+    w: Boxed
+    y: Boxed
+    code: Boxed | None
+    format: torch.memory_format  # that the operator promises
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return what both kernels take: channels, height, width, output channels, and the tiles along axes."""
+        height, width, _, channels = self.x.shape
+        plan = self.plan
+        return channels, height, width, self.w.shape[1], plan.tiles_h, plan.tiles_w, plan.blocks_co
+
+    def results(self) -> tuple[Tensor, Tensor | None]:
+        """Return output and codes in the memory format that the operator promises."""
+        code = None if self.code is None else self.code.base.contiguous(memory_format=self.format)
+        return self.y.base.contiguous(memory_format=self.format), code
+
+
+def make_call(
+    configs: tuple[Config, ...],
+    algorithm: str | None,
+    input: Tensor,
+    weight: Tensor,
+    window: Window,
+    pooled: bool,
+    codes: bool,
+) -> Call:
+    """Allocate the output, and the codes if asked, and cut the call into tiles of the configuration asked for."""
+    _, _, name = (algorithm or "").partition(":")
+    if name:
+        configs = tuple(config for config in configs if config.name == name)
+    images, outputs = input.shape[0], weight.shape[0]
+    height, width = window.output_size(*input.shape[2:])
+    step = 2 if pooled else 1
+    shape = (images, outputs, height // step, width // step)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    code = torch.empty_like(y, dtype=torch.uint8) if codes else None
+    output = Output(images, outputs, shape[2] * step, shape[3] * step)
+    taps = window.size[0] * window.size[1]
+    plan = make_plan(configs, input.shape[1], taps, output, pooled, multiprocessors(input.device))
+    config, box = plan.config, plan.box
+    out = (box.rows // step, box.columns // step, box.images, config.block_co)
+    return Call(
+        plan,
+        pixels(channels_last(input), *box, config.block_ci),
+        one_tap(channels_last(weight), config.block_co, config.block_ci),
+        pixels(y, *out),
+        None if code is None else pixels(code, *out),
+        conv_memory_format(input, weight),
+    )
+
+
+@triton.jit
+def inside(start, BOX: tl.constexpr, LENGTH, KERNEL: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr):
+    """Return the first tap that reads inside the image anywhere in a box of an axis, and how many from there on do."""
+    first = (tl.maximum(PADDING - start - (BOX - 1), 0) + DILATION - 1) // DILATION
+    end = (tl.maximum(LENGTH + PADDING - start, 0) + DILATION - 1) // DILATION
+    return first, tl.maximum(tl.minimum(end, KERNEL) - first, 0)
+
+
+@triton.jit
+def tile_start(
+    tile,
+    TILES_H,
+    TILES_W,
+    BLOCKS_CO,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    IMAGES: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+):
+    """Return row, column, image and output channel at which a tile begins; neighbours share their pixels."""
+    box = tile // BLOCKS_CO
+    w = box % TILES_W * COLUMNS
+    h = box // TILES_W % TILES_H * ROWS
+    return h, w, box // TILES_W // TILES_H * IMAGES, tile % BLOCKS_CO * BLOCK_CO
+
+
+@triton.jit
+def later_wins(earlier, later):
+    """Whether the later of two places of a window wins: of equals the earlier, and the last NaN, as in torch."""
+    return (later > earlier) | (later != later)
+
+
+@triton.jit
+def finish_pool(
+    acc, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_CO: tl.constexpr
+):
+    """Apply ReLU to a tile [BLOCK_CO, PIXELS] and pool it; return values and codes [BLOCK_CO, PIXELS / 4]."""
+    value = acc.to(DTYPE).to(tl.float32)  # rounded as the stock convolution rounds, so that the same pixel wins
+    window = tl.reshape(value, (BLOCK_CO, ROWS // 2, 2, COLUMNS // 2, 2, IMAGES))
+    top, bottom = tl.split(tl.permute(window, (0, 1, 3, 5, 4, 2)))
+    v0, v1 = tl.split(top)
+    v2, v3 = tl.split(bottom)
+    right, below = later_wins(v0, v1), later_wins(v2, v3)
+    best_top, best_bottom = tl.where(right, v1, v0), tl.where(below, v3, v2)
+    lower = later_wins(best_top, best_bottom)
+    best = tl.where(lower, best_bottom, best_top)
+    off = best <= 0.0
+    code = tl.where(off, OFF, tl.where(lower, tl.where(below, 3, 2), tl.where(right, 1, 0)))
+    y = tl.where(off, 0.0, best).to(DTYPE)
+    shape: tl.constexpr = (BLOCK_CO, ROWS * COLUMNS * IMAGES // 4)
+    return tl.reshape(y, shape), tl.reshape(code.to(tl.uint8), shape)
