@@ -33,13 +33,14 @@ MAY_IMPORT = {
     "tuning": {"tuning", "shapes"},
     "shapes": set(),
     "train": {"train", *PUBLIC},
+    "predict": {"predict", "train", "cli_options", *PUBLIC},
     "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
     "bench": {"bench", "train", "cli_options", *PUBLIC},
     "cli_options": set(),
-    "cli": {"cli", "cli_options", "explain", "train", "tune", "bench", *PUBLIC},
+    "cli": {"cli", "cli_options", "explain", "predict", "train", "tune", "bench", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
-TESTS_MAY_IMPORT = {"train", "tune", "bench", "cli", *PUBLIC}
+TESTS_MAY_IMPORT = {"train", "predict", "tune", "bench", "cli", *PUBLIC}
 # Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
@@ -59,6 +60,7 @@ OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
     "tune": {"torch", "typer", "rich"},
+    "predict": {"torch", "typer", "rich"},
     "explain": {"torch", "typer"},
     "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},
