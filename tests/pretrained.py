@@ -19,7 +19,7 @@ from torchvision.models._api import register_model
 from torchvision.transforms._presets import ImageClassification
 from training_processes import TinyAlexNet
 
-CATEGORIES = ["tabby", "tiger cat", "[bold]wire[/bold] fox terrier", "ostrich", "hen"]
+CATEGORIES = ["tabby", "tiger cat", "[b]wire[/b] fox terrier", "ostrich", "hen"]
 TRANSFORMS = functools.partial(ImageClassification, crop_size=16, resize_size=18)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.train import checkpoint
-from fastcnn.train.build import build_model
+from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.data import fit, scale_and_offset
 from fastcnn.train.errors import UserError
 from fastcnn.train.folder import transforms
@@ -65,14 +65,17 @@ def load(weights: str, model: str | None) -> Classifier:
 
 
 def _pretrained(name: str, weights: str) -> Classifier:
-    network = build_model(name)
+    default_input_size(name)  # which knows the names of the models
     chosen, state = pretrained_classifier(name, weights)
-    network.load_state_dict(state)
+    classes = tuple(chosen.meta["categories"])
+    with torch.device("meta"):  # initial weights would be drawn for nothing
+        network = build_model(name, num_classes=len(classes))
+    network.load_state_dict(state, assign=True)
     prepare = chosen.transforms()
     return Classifier(
         f"{name}, {chosen!r}",
         network.eval(),
-        tuple(chosen.meta["categories"]),
+        classes,
         lambda image: prepare(image.convert("RGB")),
     )
 
@@ -88,13 +91,14 @@ def _trained(path: Path, name: str | None) -> Classifier:
     if name not in (None, settings.model):
         raise UserError(f"{file}: is of the model {settings.model}, not {name}; leave --model out")
     options = {"num_classes": len(classes), **settings.options}
-    network = build_model(settings.model, options=options)
+    with torch.device("meta"):
+        network = build_model(settings.model, options=options)
     try:
-        check_shapes(settings, options, classes)
         check_same_architecture(settings.model, weights, network.state_dict())
+        check_shapes(settings, options, classes)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, assign=True)
     return Classifier(f"{settings.model}, {file}", network.eval(), classes, _held_out(settings, statistics))
 
 

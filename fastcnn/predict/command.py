@@ -21,7 +21,7 @@ from fastcnn.train.choices import check_backend, usable_device
 from fastcnn.train.errors import UserError, require
 
 WIDTH = 80
-IMAGE_WIDTH = 38
+IMAGE_WIDTH = 33  # leaves room for the longest of ImageNet's names
 
 Row = tuple[Path, list[float], list[str]]  # an image, its largest probabilities, and the names of their classes
 
