@@ -75,6 +75,7 @@ def pretrained_state_dict(model: str, weights: Any, progress: bool = True) -> di
     its content is not what its name promises; each names the file, and where to put it by hand.
 
     Example:
+        >>> from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
         >>> weights = pretrained_weights("alexnet", "DEFAULT")
         >>> pretrained_state_dict("alexnet", weights)["classifier.6.bias"].shape  # doctest: +SKIP
         torch.Size([1000])
