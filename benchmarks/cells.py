@@ -20,7 +20,7 @@ CONVOLUTIONS = ("conv_relu", "conv_relu_pool")
 FORCED = {
     "cuda": (
         *(("triton", "epilogue"), ("triton", "implicit_gemm"), ("triton", "epilogue+dgrad+wgrad")),
-        *(("triton", "tma"), ("triton", "warp_specialized")),
+        *(("triton", "packed"), ("triton", "space_to_depth"), ("triton", "tma"), ("triton", "warp_specialized")),
         *(("cuda", "epilogue"), ("cuda", "implicit_gemm"), ("cuda", "direct")),
     ),
     "cpu": (("cpu", None),),
@@ -28,7 +28,7 @@ FORCED = {
 
 
 # Algorithms that serve a first layer alone, or all but it: no whole model can be forced to them.
-OF_SOME_LAYERS = ("direct", "tma", "warp_specialized")
+OF_SOME_LAYERS = ("direct", "packed", "space_to_depth", "tma", "warp_specialized")
 
 
 class Variant(NamedTuple):
@@ -248,6 +248,8 @@ def _model_methods(device: str, variant: Variant, mode: str, headline: bool, mai
         "fastcnn autocast": half and mode == "inference",
         "fastcnn nchw": variant.layout != "nchw" and headline,
         "fastcnn cuda graph": cuda,
+        "fastcnn shadow weights": cuda and half and mode == "training" and headline,
+        "fastcnn shadow weights cuda graph": cuda and half and mode == "training" and headline,
         **{
             name: True
             for name, (_, how) in forced(device, True, mode == "training").items()

@@ -30,6 +30,7 @@ class Method(NamedTuple):
         compile: a mode of `torch.compile`.
         graph: the whole call is captured in one CUDA graph, which reads one and the same batch of images.
         cudnn_benchmark: let cuDNN try its algorithms at the first call.
+        shadows: weights in the cell's dtype, which fastcnn's one-pass SGD updates by their float32 masters.
     """
 
     network: Callable[[nn.Module], nn.Module]
@@ -38,6 +39,7 @@ class Method(NamedTuple):
     compile: str | None = None
     graph: bool = False
     cudnn_benchmark: bool = True
+    shadows: bool = False
 
 
 class _CudnnConvReLU(nn.Module):
@@ -80,6 +82,8 @@ METHODS = {
     "fastcnn nchw": Method(_as_it_is, "nchw"),
     "fastcnn autocast": Method(_as_it_is, autocast=True),
     "fastcnn cuda graph": Method(_as_it_is, graph=True),
+    "fastcnn shadow weights": Method(_as_it_is, shadows=True),
+    "fastcnn shadow weights cuda graph": Method(_as_it_is, shadows=True, graph=True),
 }
 FUSED = Method(_as_it_is)  # and the forced backends
 
@@ -90,7 +94,7 @@ def model_work(cell: Cell, device: torch.device) -> Iterator[Work]:
     method = METHODS.get(cell.method, FUSED)
     backend, algorithm = forced(device.type, convolutions=True).get(cell.method, ("auto", None))
     half = cell.dtype != "float32"
-    autocast = half and (cell.training or method.autocast)
+    autocast = half and (cell.training or method.autocast) and not method.shadows
     layout = method.layout or cell.layout
     dtype = torch.float32 if autocast else getattr(torch, cell.dtype)
     before = torch.backends.cudnn.benchmark
@@ -103,8 +107,8 @@ def model_work(cell: Cell, device: torch.device) -> Iterator[Work]:
                 network.compile(mode=method.compile, dynamic=False)
             images = _images(cell, dtype, layout, device)
             cast = functools.partial(_autocast, device.type, getattr(torch, cell.dtype), autocast)
-            work = _training if cell.training else _inference
-            step = work(network, itertools.repeat(next(images)) if method.graph else images, cast)
+            work = functools.partial(_training, shadows=method.shadows) if cell.training else _inference
+            step: Work = work(network, itertools.repeat(next(images)) if method.graph else images, cast)
             yield _captured(step) if method.graph else step
     finally:
         torch.backends.cudnn.benchmark = before
@@ -143,12 +147,17 @@ def _inference(network: nn.Module, images: Iterator[Tensor], cast: Callable[[], 
     return step
 
 
-def _training(network: nn.Module, images: Iterator[Tensor], cast: Callable[[], torch.autocast]) -> Work:
+def _training(
+    network: nn.Module, images: Iterator[Tensor], cast: Callable[[], torch.autocast], *, shadows: bool
+) -> Work:
     """Return a step of SGD with momentum; its rate is so small that timing it leaves the weights what they are."""
     first = next(images)
     images = itertools.chain([first], images)
     parameters = list(network.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=1e-9, momentum=0.9, fused=first.is_cuda or None)
+    if shadows:
+        optimizer: torch.optim.Optimizer = fastcnn.optim.SGD(parameters, lr=1e-9, momentum=0.9)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=1e-9, momentum=0.9, fused=first.is_cuda or None)
     labels = torch.randint(0, _classes(network), (first.shape[0],), device=first.device)
 
     def step() -> object:
@@ -156,7 +165,8 @@ def _training(network: nn.Module, images: Iterator[Tensor], cast: Callable[[], t
         with cast():
             loss = F.cross_entropy(network(next(images)), labels)
         loss.backward()
-        optimizer.step()
+        with fastcnn.use_backend("triton") if shadows else contextlib.nullcontext():
+            optimizer.step()
         return loss
 
     return step

@@ -33,3 +33,21 @@ std::tuple<Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad, const Ten
 
 Tensor linear_relu(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias);
 std::tuple<Tensor, Tensor> linear_relu_backward(const Tensor& grad, const Tensor& output, bool bias_grad);
+
+Tensor bn_relu_statistics(const Tensor& input);
+Tensor bn_relu(const Tensor& input, const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight,
+    std::optional<Tensor> bias, double eps);
+std::tuple<Tensor, Tensor, Tensor> bn_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
+    const Tensor& variance, std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, bool training);
+
+Tensor bn_relu_pool(const Tensor& input, const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight,
+    std::optional<Tensor> bias, double eps, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode);
+std::tuple<Tensor, Tensor> bn_relu_pool_codes(const Tensor& input, const Tensor& mean, const Tensor& variance,
+    std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, Sizes size, Sizes stride, Sizes padding,
+    Sizes dilation, bool ceil_mode);
+std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input,
+    const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight, std::optional<Tensor> bias, double eps,
+    bool training, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode);
+
+Tensor add_relu(const Tensor& input, const Tensor& other);
+Tensor add_relu_backward(const Tensor& grad, const Tensor& output);

@@ -40,30 +40,42 @@ auto with_both(const Tensor& input, const Tensor& weight, std::optional<Tensor> 
 }
 
 using In = const Tensor&;
+using Maybe = std::optional<Tensor>;
 
 }  // namespace
 }  // namespace fastcnn
 
-#define FASTCNN_IMPLEMENT(library, backend)                                                                      \
-  library.impl("max_pool." #backend, TORCH_BOX((&with_window<&backend::max_pool, In>)));                         \
-  library.impl("max_pool_codes." #backend, TORCH_BOX((&with_window<&backend::max_pool_codes, In>)));             \
-  library.impl("max_pool_backward." #backend,                                                                    \
-      TORCH_BOX((&with_window<&backend::max_pool_backward, In, In, int64_t, int64_t>)));                         \
-  library.impl("lrn." #backend, TORCH_BOX(&backend::lrn));                                                       \
-  library.impl("lrn_backward." #backend, TORCH_BOX(&backend::lrn_backward));                                     \
-  library.impl(                                                                                                  \
-      "lrn_pool." #backend, TORCH_BOX((&with_window<&backend::lrn_pool, In, int64_t, double, double, double>))); \
-  library.impl("lrn_pool_codes." #backend,                                                                       \
-      TORCH_BOX((&with_window<&backend::lrn_pool_codes, In, int64_t, double, double, double>)));                 \
-  library.impl("lrn_pool_backward." #backend,                                                                    \
-      TORCH_BOX((&with_window<&backend::lrn_pool_backward, In, In, In, int64_t, double, double, double>)));      \
-  library.impl("conv_relu." #backend, TORCH_BOX(&with_convolution<&backend::conv_relu>));                        \
-  library.impl("conv_relu_backward." #backend, TORCH_BOX(&backend::conv_relu_backward));                         \
-  library.impl("conv_relu_pool." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool>));                     \
-  library.impl("conv_relu_pool_codes." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool_codes>));         \
-  library.impl("conv_relu_pool_backward." #backend,                                                              \
-      TORCH_BOX((&with_window<&backend::conv_relu_pool_backward, In, In, int64_t, int64_t, bool>)));             \
-  library.impl("linear_relu." #backend, TORCH_BOX(&backend::linear_relu));                                       \
+#define FASTCNN_IMPLEMENT(library, backend)                                                                           \
+  library.impl("max_pool." #backend, TORCH_BOX((&with_window<&backend::max_pool, In>)));                              \
+  library.impl("max_pool_codes." #backend, TORCH_BOX((&with_window<&backend::max_pool_codes, In>)));                  \
+  library.impl("max_pool_backward." #backend,                                                                         \
+      TORCH_BOX((&with_window<&backend::max_pool_backward, In, In, int64_t, int64_t>)));                              \
+  library.impl("lrn." #backend, TORCH_BOX(&backend::lrn));                                                            \
+  library.impl("lrn_backward." #backend, TORCH_BOX(&backend::lrn_backward));                                          \
+  library.impl(                                                                                                       \
+      "lrn_pool." #backend, TORCH_BOX((&with_window<&backend::lrn_pool, In, int64_t, double, double, double>)));      \
+  library.impl("lrn_pool_codes." #backend,                                                                            \
+      TORCH_BOX((&with_window<&backend::lrn_pool_codes, In, int64_t, double, double, double>)));                      \
+  library.impl("lrn_pool_backward." #backend,                                                                         \
+      TORCH_BOX((&with_window<&backend::lrn_pool_backward, In, In, In, int64_t, double, double, double>)));           \
+  library.impl("conv_relu." #backend, TORCH_BOX(&with_convolution<&backend::conv_relu>));                             \
+  library.impl("conv_relu_backward." #backend, TORCH_BOX(&backend::conv_relu_backward));                              \
+  library.impl("conv_relu_pool." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool>));                          \
+  library.impl("conv_relu_pool_codes." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool_codes>));              \
+  library.impl("conv_relu_pool_backward." #backend,                                                                   \
+      TORCH_BOX((&with_window<&backend::conv_relu_pool_backward, In, In, int64_t, int64_t, bool>)));                  \
+  library.impl("bn_relu_statistics." #backend, TORCH_BOX(&backend::bn_relu_statistics));                              \
+  library.impl("bn_relu." #backend, TORCH_BOX(&backend::bn_relu));                                                    \
+  library.impl("bn_relu_backward." #backend, TORCH_BOX(&backend::bn_relu_backward));                                  \
+  library.impl(                                                                                                       \
+      "bn_relu_pool." #backend, TORCH_BOX((&with_window<&backend::bn_relu_pool, In, In, In, Maybe, Maybe, double>))); \
+  library.impl("bn_relu_pool_codes." #backend,                                                                        \
+      TORCH_BOX((&with_window<&backend::bn_relu_pool_codes, In, In, In, Maybe, Maybe, double>)));                     \
+  library.impl("bn_relu_pool_backward." #backend,                                                                     \
+      TORCH_BOX((&with_window<&backend::bn_relu_pool_backward, In, In, In, In, In, Maybe, Maybe, double, bool>)));    \
+  library.impl("add_relu." #backend, TORCH_BOX(&backend::add_relu));                                                  \
+  library.impl("add_relu_backward." #backend, TORCH_BOX(&backend::add_relu_backward));                                \
+  library.impl("linear_relu." #backend, TORCH_BOX(&backend::linear_relu));                                            \
   library.impl("linear_relu_backward." #backend, TORCH_BOX(&backend::linear_relu_backward))
 
 using namespace fastcnn;

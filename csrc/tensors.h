@@ -73,6 +73,17 @@ inline Tensor new_tensor(const Tensor& like, Sizes sizes, torch::headeronly::Sca
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format(axes, channels_last));
 }
 
+// The tensor with the strides of another of its shape, which is dense.
+inline Tensor laid_out_as(const Tensor& tensor, const Tensor& like) {
+  for (int64_t axis = 0; axis < like.dim(); ++axis) {
+    if (tensor.stride(axis) != like.stride(axis)) {
+      Tensor copy = torch::stable::empty_like(like);
+      return torch::stable::copy_(copy, tensor);
+    }
+  }
+  return tensor;
+}
+
 inline Layout layout(const Tensor& tensor, bool channels_last) {
   int64_t pixels = 1;
   for (int64_t axis = 2; axis < tensor.dim(); ++axis) {

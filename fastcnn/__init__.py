@@ -2,7 +2,7 @@
 
 from importlib import metadata as _metadata
 
-from fastcnn import functional, models, nn
+from fastcnn import functional, models, nn, optim
 from fastcnn.backend import BackendStatus, backends, use_backend
 from fastcnn.explain import Explanation, explain
 from fastcnn.fuse import fuse, unfuse
@@ -22,6 +22,7 @@ __all__ = [
     "fuse",
     "models",
     "nn",
+    "optim",
     "unfuse",
     "use_backend",
     *models.__all__,

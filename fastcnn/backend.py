@@ -16,29 +16,15 @@ import torch
 from torch import Tensor
 
 from fastcnn import tuning
+from fastcnn.algorithms import ALGORITHMS, CONFIGURED, GRADIENTS
 
 logger = logging.getLogger("fastcnn")
 
 BACKENDS = ("auto", "torch", "triton", "cuda", "cpu")
 _KERNELS = BACKENDS[2:]
-# Ways to run a stage that begins with a convolution, and the backends that have them.
-ALGORITHMS = {
-    "epilogue": ("triton", "cuda", "cpu"),
-    "implicit_gemm": ("triton", "cuda"),
-    "direct": ("cuda",),
-    "tma": ("triton",),
-    "warp_specialized": ("triton",),
-}
-# The convolution's own gradients that may be ours too: named after the algorithm and a plus, else they are torch's.
-GRADIENTS = {"dgrad": ("triton",), "wgrad": ("triton",)}
-# Algorithms and gradients with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.
-_CONFIGURED = {
-    ("triton", "implicit_gemm"): ("conv_relu", "CONFIGS"),
-    ("triton", "dgrad"): ("dgrad", "CONFIGS"),
-    ("triton", "wgrad"): ("wgrad", "CONFIGS"),
-    ("triton", "tma"): ("hopper", "TMA"),
-    ("triton", "warp_specialized"): ("hopper", "WARP_SPECIALIZED"),
-}
+# Ops that not every backend has kernels of. The other backends run torch's operations, as they do for any layer that is
+# no stage.
+_ONLY = {"normalize": ("triton",), "linear_relu_dropout": ("triton",)}
 
 
 class Fastest(NamedTuple):
@@ -57,8 +43,12 @@ class Fastest(NamedTuple):
 # What `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on such a device,
 # stock torch among the candidates; without one, `auto` runs the stock layers.
 # CPU: benchmarks/results/cpu/*.jsonl. conv_relu and linear_relu stay stock's: their time is the matrix product's, which
-# is torch's either way. Stock's channels_last max-pool is as fast as ours.
+# is torch's either way. Stock's channels_last max-pool is as fast as ours. Where a batch norm has no pool behind it,
+# stock's channels_last backward is the faster one; so is stock's add_relu. A batch norm folded into its convolution
+# (conv_bn) saves too little there to be told from none.
 FASTEST: dict[tuple[str, str], Fastest] = {
+    ("cpu", "bn_relu"): Fastest("cpu", (torch.float32,), 2**19, channels_last=False),
+    ("cpu", "bn_relu_pool"): Fastest("cpu", (torch.float32,), 2**19),
     ("cpu", "conv_relu_pool"): Fastest("cpu", (torch.float32,), 3 * 2**14, channels_last=False),
     ("cpu", "lrn"): Fastest("cpu", (torch.float32,)),
     ("cpu", "lrn_pool"): Fastest("cpu", (torch.float32,)),
@@ -193,11 +183,12 @@ class use_backend:
     Args:
         name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
         algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution,
-            then one pass of ours), ``implicit_gemm`` (the convolution is ours too), ``direct`` (ours, for up to four
-            input channels), ``tma`` or ``warp_specialized`` (ours, fed by the copy engine of Hopper GPUs: stride 1,
-            16-bit types). ``None`` leaves the choice to the backend. An algorithm with several configurations
-            takes one of them by name: ``implicit_gemm:128x64x32w8s3``. Gradients of the convolution that shall be ours
-            rather than torch's follow after a plus: ``epilogue+dgrad+wgrad`` (input and weight).
+            then one pass of ours), ``implicit_gemm`` (the convolution is ours too), ``direct`` or ``packed`` (ours, for
+            up to four input channels), ``space_to_depth`` (ours, for strided convolutions), ``tma`` or
+            ``warp_specialized`` (ours, fed by the copy engine of Hopper GPUs: stride 1, 16-bit types). ``None`` leaves
+            the choice to the backend. An algorithm with several configurations takes one of them by name:
+            ``implicit_gemm:128x64x32w8s3``. Gradients of the convolution that shall be ours rather than torch's
+            follow after a plus: ``epilogue+dgrad+wgrad`` (input and weight).
 
     Raises:
         ValueError: an unknown name.
@@ -256,7 +247,7 @@ _read_environment()
 
 def configurations(name: str, algorithm: str) -> tuple[str, ...]:
     """Return the names of the configurations of a backend's algorithm, if it has several."""
-    where = _CONFIGURED.get((name, algorithm))
+    where = CONFIGURED.get((name, algorithm))
     return tuple(config.name for config in kernel(name, *where)) if where else ()  # type: ignore[attr-defined]
 
 
@@ -293,6 +284,16 @@ def runs_stock(op: str, function: str, input: object, winner: tuning.Winner | No
     if reason:
         _say_once(function, reason, input.device.type)
     return bool(reason)
+
+
+def chosen() -> str:
+    """Return the backend that was asked for."""
+    return _choice.backend
+
+
+def lacks(op: str) -> bool:
+    """Whether a backend was chosen that has no kernels of an op at all."""
+    return _choice.backend in _KERNELS and _choice.backend not in _ONLY[op]
 
 
 def choose(

@@ -81,7 +81,7 @@ class Call:
             self.settings = settings(*args, **kwargs)
         except TypeError:  # the call itself will say what is wrong with its arguments
             return
-        self.role = "lone pool" if role == "pool" and not _plain(self.settings) else role
+        self.role = _role(role, self.settings)
 
     def __call__(self, input: Any) -> Any:
         """Call the function, or the method of the input."""
@@ -90,8 +90,12 @@ class Call:
         return self.function(input, *self.args, **self.kwargs)
 
 
-def _plain(pool: Any) -> bool:
-    return pool.dilation in (1, (1, 1)) and not pool.return_indices
+def _role(role: str, settings: Any) -> str | None:
+    if role == "pool" and (settings.dilation not in (1, (1, 1)) or settings.return_indices):
+        return "lone pool"
+    if role == "dropout" and settings.inplace:  # in place, torch drops by other random numbers
+        return None
+    return role
 
 
 def call(function: Any, *args: Any, **kwargs: Any) -> Call:

@@ -3,32 +3,19 @@
 The module tree stays torch's own, only the run is fused: keys, prints, slices and hooks are those of stock layers.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
-from fastcnn.calls import Call
-from fastcnn.functional import only_reader
+from fastcnn import stages
+from fastcnn.normalization import Normalize, is_recorded
 
-__all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
+__all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 
 Size2d: TypeAlias = int | tuple[int, int]
-
-# Captured at import, so that a class whose forward somebody patches later no longer counts as stock.
-_STOCK_CALL = nn.Module.__call__
-_STOCK_CONV_FORWARD = nn.Conv2d._conv_forward
-
-
-def _is_recorded(input: Any) -> bool:
-    """Whether a graph of the layers is being written down, which shall hold torch's operators and need no fastcnn."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    # The flag, as torch.compiler.is_exporting() is true under any torch.compile of torch 2.11.
-    return tracing or torch.compiler._is_exporting_flag or isinstance(input, torch.fx.Proxy)
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -47,7 +34,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool `input`: (N, C, H, W) or (C, H, W); with `return_indices=True` give the pair (values, indices)."""
-        return super().forward(input) if _is_recorded(input) else _max_pool(input, self)
+        return super().forward(input) if is_recorded(input) else stages.run_max_pool(input, self)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -66,7 +53,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`: (N, C, ...)."""
-        return super().forward(input) if _is_recorded(input) else _lrn(input, self)
+        return super().forward(input) if is_recorded(input) else stages.run_lrn(input, self)
 
 
 class ConvReLU2d(nn.Conv2d):
@@ -82,7 +69,7 @@ class ConvReLU2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), and take the ReLU."""
-        return F.relu(super().forward(input)) if _is_recorded(input) else _conv_relu(input, self)
+        return F.relu(super().forward(input)) if is_recorded(input) else stages.run_conv_relu(input, self)
 
 
 class ConvReLUMaxPool2d(nn.Conv2d):
@@ -117,13 +104,13 @@ class ConvReLUMaxPool2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), take the ReLU, and pool."""
-        if _is_recorded(input):
+        if is_recorded(input):
             activations = F.relu(super().forward(input))
             return F.max_pool2d(
                 activations, self.pool_size, self.pool_stride, self.pool_padding, ceil_mode=self.pool_ceil_mode
             )
         return FF.conv2d_relu_max_pool2d(
-            *_conv_arguments(input, self),
+            *stages.conv_arguments(input, self),
             pool_size=self.pool_size,
             pool_stride=self.pool_stride,
             pool_padding=self.pool_padding,
@@ -143,9 +130,10 @@ class Sequential(nn.Sequential):
 
     The children stay ordinary layers (`nn.Conv2d`, `nn.ReLU`, ...), found by index, name, hook and key as in
     `torch.nn.Sequential`. On each call the longest runs of children that form a stage run as one function:
-    Conv2d-ReLU(-MaxPool2d), LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU. A child that has a hook, a forward
-    of its own or a compiled call runs by itself. So does every child while torch.export, torch.fx or torch.jit.trace
-    records a graph.
+    (Normalize-)Conv2d-ReLU(-MaxPool2d), Conv2d(-BatchNorm2d)-ReLU(-MaxPool2d), BatchNorm2d-ReLU(-MaxPool2d),
+    LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU(-Dropout); a batch norm whose statistics stand still may go
+    into the convolution before it. A child that has a hook, a forward of its own or a compiled call runs by itself. So
+    does every child while torch.export, torch.fx or torch.jit.trace records a graph.
 
     Shapes: those of the children.
 
@@ -163,9 +151,9 @@ class Sequential(nn.Sequential):
 
     def forward(self, input: Any) -> Any:
         """Run the children on `input`, which is whatever the first child takes."""
-        if _is_recorded(input) or _has_any_global_hook():
+        if is_recorded(input) or _has_any_global_hook():
             return super().forward(input)
-        return _run_stages(input, tuple(self))
+        return stages.run_stages(input, tuple(self))
 
     def __add__(self, other: nn.Sequential) -> "Sequential":
         """Join two Sequentials; `torch.nn.Sequential` would give one that runs unfused."""
@@ -176,151 +164,4 @@ class Sequential(nn.Sequential):
         return type(self)(*super().__mul__(other))
 
 
-def _conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
-    padding: Any = conv.padding
-    if conv.padding_mode != "zeros":  # nn.Conv2d pads in a step of its own too
-        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-    return input, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups
-
-
-def _pool_keywords(pool: nn.MaxPool2d) -> dict[str, Any]:
-    return {
-        "pool_size": pool.kernel_size,
-        "pool_stride": pool.stride,
-        "pool_padding": pool.padding,
-        "pool_ceil_mode": pool.ceil_mode,
-    }
-
-
-def _conv_relu(input: Any, conv: nn.Conv2d, _relu: nn.Module | None = None) -> Any:
-    return FF.conv2d_relu(*_conv_arguments(input, conv))
-
-
-def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxPool2d) -> Any:
-    return FF.conv2d_relu_max_pool2d(*_conv_arguments(input, conv), **_pool_keywords(pool))
-
-
-def _lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
-    return FF.local_response_norm(input, lrn.size, lrn.alpha, lrn.beta, lrn.k)
-
-
-def _lrn_pool(input: Any, lrn: nn.LocalResponseNorm, pool: nn.MaxPool2d) -> Any:
-    return FF.local_response_norm_max_pool2d(input, lrn.size, lrn.alpha, lrn.beta, lrn.k, **_pool_keywords(pool))
-
-
-def _max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
-    return FF.max_pool2d(
-        input,
-        pool.kernel_size,
-        pool.stride,
-        pool.padding,
-        pool.dilation,
-        ceil_mode=pool.ceil_mode,
-        return_indices=pool.return_indices,
-    )
-
-
-def _linear_relu(input: Any, linear: nn.Linear, _relu: nn.Module) -> Any:
-    return FF.linear_relu(input, linear.weight, linear.bias)
-
-
-class _Stage(NamedTuple):
-    """Children in a row, by role, and the function that runs them as one."""
-
-    roles: tuple[str, ...]
-    run: Callable[..., Any]
-
-
-_CONV_RELU = _Stage(("conv", "relu"), _conv_relu)
-_STAGES = (  # of two that match, the longer stands first
-    _Stage(("conv", "relu", "pool"), _conv_relu_pool),
-    _CONV_RELU,
-    _Stage(("lrn", "pool"), _lrn_pool),
-    _Stage(("lrn",), _lrn),
-    _Stage(("pool",), _max_pool),
-    _Stage(("lone pool",), _max_pool),
-    _Stage(("linear", "relu"), _linear_relu),
-)
-
-_ROLES: dict[Any, str] = {  # by the forward function of the class
-    nn.Conv2d.forward: "conv",
-    nn.ReLU.forward: "relu",
-    nn.MaxPool2d.forward: "pool",
-    MaxPool2d.forward: "pool",
-    nn.LocalResponseNorm.forward: "lrn",
-    LocalResponseNorm.forward: "lrn",
-    nn.Linear.forward: "linear",
-}
-
-
-def _run_layers(input: Any, *layers: Any) -> Any:
-    """Run layers and calls of functions one after another, as the rewritten forward of a network asks for."""
-    if not (_is_recorded(input) or _has_any_global_hook()):
-        return _run_stages(input, layers)
-    for layer in layers:
-        input = layer(input)
-    return input
-
-
-def _run_stages(input: Any, layers: tuple[Any, ...]) -> Any:
-    """Run layers one after another, those that form a stage as one."""
-    roles = tuple(map(_role, layers))
-    start, before = 0, None
-    while start < len(layers):
-        stage = _stage_at(roles, start)
-        if stage is None:
-            input = layers[start](input)
-            start += 1
-        else:
-            if before is _CONV_RELU and stage.roles[0] == "conv":
-                only_reader(input)
-            end = start + len(stage.roles)
-            input = stage.run(input, *map(_settings, layers[start:end]))
-            start = end
-        before = stage
-    return input
-
-
-def _settings(layer: Any) -> Any:
-    return layer.settings if type(layer) is Call else layer
-
-
-def _stage_at(roles: tuple[str | None, ...], start: int) -> _Stage | None:
-    for stage in _STAGES:
-        if roles[start : start + len(stage.roles)] == stage.roles:
-            return stage
-    return None
-
-
-def _role(child: Any) -> str | None:
-    """Tell what `child` can be in a stage, or None where only its own call does all that the user asked of it."""
-    if type(child) is Call:
-        return child.role
-    # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role, and
-    # a scripted module's class has no forward to read.
-    role = _ROLES.get(getattr(type(child), "forward", None))
-    if role is None or not _calls_only_forward(child):
-        return None
-    if isinstance(child, nn.Conv2d):
-        return role if type(child)._conv_forward is _STOCK_CONV_FORWARD else None
-    if isinstance(child, nn.MaxPool2d):
-        return role if _can_end_a_stage(child) else "lone pool"
-    return role
-
-
-def _calls_only_forward(child: nn.Module) -> bool:
-    # Read from the dictionary: torch.compile guards what is read there, so that a hook added after compiling fires;
-    # by its default settings it does not guard the same hooks read as attributes.
-    state = child.__dict__
-    return type(child).__call__ is _STOCK_CALL and not (
-        "forward" in state
-        or state.get("_compiled_call_impl")
-        or state["_forward_pre_hooks"]
-        or state["_forward_hooks"]
-        or state["_backward_pre_hooks"]
-        or state["_backward_hooks"]
-    )
-
-
-def _can_end_a_stage(pool: Any) -> bool:
-    return pool.dilation in (1, (1, 1)) and not pool.return_indices
+stages.ROLES.update({MaxPool2d.forward: "pool", LocalResponseNorm.forward: "lrn"})

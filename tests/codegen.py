@@ -30,8 +30,9 @@ CONFIGS = {
 }
 STEMS = (
     *("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad"),
-    *("tma", "warp_specialized"),
+    *("tma", "warp_specialized", "bn_statistics", "bn_relu", "bn_relu_pool", "add_relu"),
 )
+STEMS += ("first_layers", "normalize", "normalize_conv_relu", "linear_relu_dropout", "sgd")
 ARCHITECTURES = (80, 90, 100)
 ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -121,6 +122,7 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
             "conv_relu",
             (new(100, 1, 28, 28), mnist, None, *same, "implicit_gemm"),
         )
+        yield from first_layers(name, new, bias)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool_codes", (vgg, weight, bias, *same, None, *pool2)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool", (vgg, weight, bias, *same, None, *pool2)
         half, half_codes = new(16, 64, 112, 112), codes(16, 64, 112, 112)
@@ -137,6 +139,20 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         pooled, pooled_codes = new(128, 96, 27, 27), codes(128, 96, 27, 27)
         yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_codes", (alexnet, *norm, *pool3)
         yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_backward", (pooled, pooled_codes, alexnet, *norm, *pool3)
+        channels = torch.empty(64, device="meta")
+        numbers = (*(channels,) * 4, 1e-5)
+        yield f"{name} 64 channels", "bn_statistics", "bn_relu_statistics", (vgg,)
+        yield f"{name} 64 channels", "bn_relu", "bn_relu", (vgg, *numbers)
+        yield f"{name} 64 channels", "bn_relu", "bn_relu_backward", (vgg, vgg, *numbers, True)
+        yield f"{name} 64 channels, 2x2", "bn_relu_pool", "bn_relu_pool_codes", (vgg, *numbers, *pool2)
+        yield (
+            f"{name} 64 channels, 2x2",
+            "bn_relu_pool",
+            "bn_relu_pool_backward",
+            (half, half_codes, vgg, *numbers, True, *pool2),
+        )
+        yield f"{name} same shape", "add_relu", "add_relu", (vgg, vgg)
+        yield f"{name} same shape", "add_relu", "add_relu_backward", (vgg, vgg)
         wide = new(1, 64, 8192, 8192)
         yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, *pool2)
         yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")
@@ -190,6 +206,41 @@ def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
             how = f"{algorithm}:{config.name}"
             arguments = pooled["vgg conv5_3, pool"]
             yield how, "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
+
+
+def first_layers(name: str, new: Any, bias: torch.Tensor) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """Yield the first layers of VGG and AlexNet, on bytes and on floats, and what else begins or ends a network."""
+    same, strided = ([1, 1], [1, 1], [1, 1], 1), ([4, 4], [2, 2], [1, 1], 1)
+    mean, seed = torch.empty(3, device="meta"), torch.empty(1, dtype=torch.int64, device="meta")
+    floats, vgg, alexnet = new(64, 3, 224, 224), new(64, 3, 3, 3), new(64, 3, 11, 11)
+    pictures = new(64, 3, 224, 224, dtype=torch.uint8)
+    yield f"{name} bytes", "normalize", "normalize", (pictures, mean, mean, bias.dtype)
+    for config in importlib.import_module("fastcnn.triton.first_layers").CONFIGS:
+        each = f"packed:{config.name}"
+        yield f"{name} {each}", "conv_relu", "conv_relu", (floats, vgg, bias, *same, each)
+        yield (
+            f"{name} bytes, {each}",
+            "normalize_conv_relu",
+            "normalize_conv_relu",
+            (pictures, mean, mean, vgg, bias, *same, each),
+        )
+    large = new(1, 3, 32768, 32768)
+    yield f"{name} 2**31 elements, packed", "conv_relu", "conv_relu", (large, vgg, bias, *same, "packed")
+    yield f"{name} 11x11/4, packed", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "packed")
+    yield f"{name} space_to_depth", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "space_to_depth")
+    yield (
+        f"{name} bytes, space_to_depth",
+        "normalize_conv_relu",
+        "normalize_conv_relu",
+        (pictures, mean, mean, alexnet, bias, *strided, "space_to_depth"),
+    )
+    rows, matrix = (torch.empty(shape, dtype=bias.dtype, device="meta") for shape in ((128, 9216), (4096, 9216)))
+    y = torch.empty(128, 4096, dtype=bias.dtype, device="meta")
+    yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout", (rows, matrix, None, seed, 0.5)
+    yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout_backward", (y, y, 0.5, True)
+    kinds = (bias.dtype, bias.dtype, torch.float32, torch.float32)
+    tensors = [torch.empty(4096, 9216, dtype=each, device="meta") for each in kinds]
+    yield f"{name} momentum", "sgd", "sgd", (*tensors, 0.1, 0.9, 0.0, 5e-4, False, False, False)
 
 
 def compile_all() -> Iterator[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """What holds for every test: the interpreter where there is no GPU, poisoned memory, the default backend."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,3 +35,23 @@ def poisoned_memory() -> Iterator[None]:
 def seeded() -> None:
     """Start every test from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the fused functions, in the order in which layers call them."""
+    from fastcnn import functional as FF  # now that the interpreter has been asked for
+
+    calls: list[str] = []
+
+    def recorded(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return getattr(FF, name)(*args, **kwargs)
+
+        return call
+
+    functions = SimpleNamespace(**{name: recorded(name) for name in FF.__all__})
+    monkeypatch.setattr("fastcnn.nn.FF", functions)
+    monkeypatch.setattr("fastcnn.stages.FF", functions)
+    return calls

@@ -58,6 +58,7 @@ FLOPS = {
     "implicit_gemm_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
     "tma_kernel": _boxed_flops,
     "warp_specialized_kernel": _boxed_flops,
+    "packed_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
     "dgrad_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"] // _strides(given),
     "wgrad_kernel": lambda given: 2 * given["OUT_C"] * given["GROUP_IN"] * _places(given) * given["P"],
 }
@@ -72,17 +73,20 @@ def _strides(given: Mapping[str, Any]) -> int:
     return given["WINDOW"].stride[0] * given["WINDOW"].stride[1]
 
 
-IN_PLACE = {"bias_relu_kernel": "y_ptr"}  # read and written
+IN_PLACE = {  # read and written
+    "bias_relu_kernel": ("y_ptr",),
+    "dropout_kernel": ("y_ptr",),
+    "sgd_kernel": ("master_ptr", "buffer_ptr"),
+}
 
 
 def least_seconds(kernel: str, given: Mapping[str, Any]) -> float:
     """Return the roofline's time of a launch on an H200: each tensor moved once, products at the GPU's highest rate."""
     tensors = {id(each): each for each in map(_tensor, given.values()) if each is not None}
     moved = sum(each.nbytes for each in tensors.values())
-    if kernel in IN_PLACE:
-        moved += given[IN_PLACE[kernel]].nbytes
+    moved += sum(given[name].nbytes for name in IN_PLACE.get(kernel, ()))
     flops = FLOPS[kernel](given) if kernel in FLOPS else 0
-    widest = max(each.element_size() for each in tensors.values() if each.dim() == 4)
+    widest = max((each.element_size() for each in tensors.values() if each.dim() == 4), default=2) if flops else 2
     return max(moved / COPY, flops / PRODUCTS[max(widest, 2)])
 
 

@@ -32,6 +32,13 @@ NORM = (3, 0.5, 0.75, 2.0)
 IMAGE, WEIGHT, BIAS = (2, 6, 9, 7), (4, 6, 3, 3), (4,)
 
 # A function, the shapes of the tensors that it is called on, and the operators of its graphs, forward and backward.
+
+
+def running(image):
+    """Return running statistics, new at each call."""
+    return torch.zeros(image.shape[1], device=image.device), torch.ones(image.shape[1], device=image.device)
+
+
 STAGES = {
     "conv2d_relu": (
         lambda x, w, b: FF.conv2d_relu(x, w, b, stride=2, padding=1),
@@ -56,6 +63,17 @@ STAGES = {
         (IMAGE,),
         ("lrn_pool_codes", "lrn_pool_backward"),
     ),
+    "batch_norm_relu": (
+        lambda x, w, b: FF.batch_norm_relu(x, *running(x), w, b),
+        (IMAGE, IMAGE[1:2], IMAGE[1:2]),
+        ("bn_relu", "bn_relu_backward"),
+    ),
+    "batch_norm_relu_max_pool2d": (
+        lambda x, w, b: FF.batch_norm_relu_max_pool2d(x, *running(x), w, b, pool_size=2),
+        (IMAGE, IMAGE[1:2], IMAGE[1:2]),
+        ("bn_relu_pool_codes", "bn_relu_pool_backward"),
+    ),
+    "add_relu": (lambda x, s: FF.add_relu(x, x * s), (IMAGE, (6, 1, 1)), ("add_relu", "add_relu_backward")),
     "linear_relu": (FF.linear_relu, ((5, 7), (4, 7), BIAS), ("linear_relu", "linear_relu_backward")),
 }
 each_stage = pytest.mark.parametrize(("function", "shapes", "operators"), STAGES.values(), ids=STAGES)
@@ -247,6 +265,10 @@ def calls(layout, with_bias=True, algorithm=None):
     output = op("conv_relu")(*conv)
     conv_codes = op("conv_relu_pool_codes")(*conv, window)[1]
     codes, lrn_codes = op("max_pool_codes")(image, window)[1], op("lrn_pool_codes")(image, *NORM, window)[1]
+    statistics = op("bn_relu_statistics")(image)
+    parameters = (randn(image.shape[1]), randn(image.shape[1])) if with_bias else (None, None)
+    norm = (statistics[0], statistics[1], *parameters, 1e-5)
+    bn_codes = op("bn_relu_pool_codes")(image, *norm, window)[1]
     rows, matrix = image.flatten(0, 2), randn(4, image.shape[-1])
     linear = op("linear_relu")(rows, matrix, bias)
 
@@ -267,6 +289,14 @@ def calls(layout, with_bias=True, algorithm=None):
         "lrn_pool": (image, *NORM, window),
         "lrn_pool_codes": (image, *NORM, window),
         "lrn_pool_backward": (grad(lrn_codes), lrn_codes, image, *NORM, window),
+        "bn_relu_statistics": (image,),
+        "bn_relu": (image, *norm),
+        "bn_relu_backward": (grad(image), image, *norm, with_bias),
+        "bn_relu_pool": (image, *norm, window),
+        "bn_relu_pool_codes": (image, *norm, window),
+        "bn_relu_pool_backward": (grad(bn_codes), bn_codes, image, *norm, with_bias, window),
+        "add_relu": (image, image),
+        "add_relu_backward": (grad(image), image),
         "linear_relu": (rows, matrix, bias),
         "linear_relu_backward": (grad(linear), linear, bias is not None),
     }
@@ -279,6 +309,9 @@ OPERATORS = (
     *("lrn", "lrn_backward"),
     *("lrn_pool", "lrn_pool_codes", "lrn_pool_backward"),
     *("linear_relu", "linear_relu_backward"),
+    *("bn_relu", "bn_relu_statistics", "bn_relu_backward"),
+    *("bn_relu_pool", "bn_relu_pool_codes", "bn_relu_pool_backward"),
+    *("add_relu", "add_relu_backward"),
 )
 each_operator = pytest.mark.parametrize("name", OPERATORS)
 

@@ -96,7 +96,8 @@ def layers_of_ours():
 def test_exported_program_holds_torch_operators_only(build, strict, monkeypatch):
     model = build()
     with monkeypatch.context() as without_fused_functions:
-        without_fused_functions.setattr(fastcnn.nn, "FF", None)
+        without_fused_functions.setattr("fastcnn.nn.FF", None)
+        without_fused_functions.setattr("fastcnn.stages.FF", None)
         exported = torch.export.export(model, (images(),), strict=strict)
     operators = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
     assert operators
@@ -121,7 +122,8 @@ def test_symbolic_trace_records_the_children():
 def test_jit_trace_records_stock_operators(monkeypatch):
     model = conv_relu_pool()
     with monkeypatch.context() as without_fused_functions:
-        without_fused_functions.setattr(fastcnn.nn, "FF", None)
+        without_fused_functions.setattr("fastcnn.nn.FF", None)
+        without_fused_functions.setattr("fastcnn.stages.FF", None)
         traced = torch.jit.trace(model, images(), check_trace=False)
     torch.testing.assert_close(traced(images()), model(images()))
 

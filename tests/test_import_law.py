@@ -11,30 +11,46 @@ import fastcnn
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastcnn"
-STEMS = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
+STEMS = (
+    *("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu"),
+    *("bn_relu", "bn_relu_pool", "add_relu"),
+)
+STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linear_relu_dropout")
 GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes and calls are leaves. The backend
-# finds kernels by name, when first used.
-PUBLIC = {"fastcnn", "functional", "nn", "models"}
+# stages -> functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes, calls and algorithms
+# are leaves. The backend finds kernels by name, when first used.
+PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn"},
-    "models": {"models", "nn"},
-    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "backend", "train", "cli_options"},
+    "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn", "optim"},
+    "models": {"models", "nn", "stages"},
+    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "backend", "train", "cli_options"},
     "fuse": {"nn", "rewrite"},
-    "rewrite": {"rewrite", "nn", "calls"},
-    "nn": {"functional", "calls"},
+    "rewrite": {"rewrite", "nn", "stages", "calls"},
+    "nn": {"stages", "functional", "normalization"},
+    "stages": {"functional", "calls", "normalization", "ops"},
+    "normalization": {"functional"},
+    "optim": {"backend"},
     "calls": set(),
-    "functional": {"ops", "shapes"},
+    "functional": {"functional", "ops", "shapes"},
     "ops": {"ops", "backend", "shapes"},
     "triton": {"triton", "shapes"},
-    "backend": {"shapes", "tuning"},
+    "backend": {"algorithms", "shapes", "tuning"},
     "tuning": {"tuning", "shapes"},
     "shapes": set(),
+    "algorithms": set(),
     "train": {"train", *PUBLIC},
     "predict": {"predict", "train", "cli_options", *PUBLIC},
-    "tune": {"tune", "tuning", "backend", "train", "cli_options", *PUBLIC},  # it times what the backends have
+    "tune": {
+        "tune",
+        "tuning",
+        "backend",
+        "algorithms",
+        "train",
+        "cli_options",
+        *PUBLIC,
+    },  # it times what the backends have
     "bench": {"bench", "train", "cli_options", *PUBLIC},
     "cli_options": set(),
     "cli": {"cli", "cli_options", "explain", "predict", "train", "tune", "bench", *PUBLIC},
@@ -48,6 +64,10 @@ KERNEL_TESTS = {
     "test_csrc_math.py": {"shapes"},
     "test_configurations.py": {"triton", "shapes"},
     "played_gluon.py": {"triton", "shapes"},
+    "test_first_layers_triton.py": {"triton", "shapes"},
+    "test_normalize.py": {"triton"},
+    "test_optim.py": {"triton"},
+    "test_linear_relu_dropout.py": {"triton"},
     "test_gradients.py": {"backend"},
     "tables.py": {"tuning"},
     "test_tma.py": {"triton", "shapes"},
@@ -137,8 +157,8 @@ def test_only_the_triton_folder_imports_triton():
     assert importers == {"triton"}
 
 
-@pytest.mark.parametrize("path", python_files(ROOT / "tests"), ids=name_of)
-def test_tests_use_the_public_api(path):
+@pytest.mark.parametrize("path", [*python_files(ROOT / "tests"), *python_files(ROOT / "examples")], ids=name_of)
+def test_tests_and_examples_use_the_public_api(path):
     assert layers_used(path) <= TESTS_MAY_IMPORT | KERNEL_TESTS.get(path.name, set())
 
 
@@ -151,7 +171,7 @@ def test_one_stem_names_one_op(place, stem):
 def test_operators_are_named_after_their_stem():
     registered = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")]
     names = {name.removeprefix("fastcnn::").split(".")[0] for name in registered}
-    kinds = ("", "_codes", "_backward")
+    kinds = ("", "_codes", "_backward", "_statistics")
     assert names <= {stem + kind for stem in STEMS for kind in kinds} | GRADIENTS
     assert set(STEMS) <= names
 

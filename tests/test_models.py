@@ -24,6 +24,7 @@ PARAMETERS = {
     "VGG-16 CIFAR": (lambda: fastcnn.vgg16(cifar=True), 15_245_130),
     "MnistCNN": (fastcnn.MnistCNN, 333_526),
     "ConvNet": (fastcnn.ConvNet, 117_991),
+    "ResNetCifar": (fastcnn.ResNetCifar, 175_258),
 }
 
 

@@ -21,15 +21,21 @@ import fastcnn.nn
 CONV = "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1"
 LRN = "input, size, alpha=0.0001, beta=0.75, k=1.0"
 POOL = "*, pool_size, pool_stride=None, pool_padding=0, pool_ceil_mode=False"
+BATCH_NORM = "input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05"
 FUNCTIONS = {
+    "add_relu": "(input, other)",
+    "batch_norm_relu": f"({BATCH_NORM})",
+    "batch_norm_relu_max_pool2d": f"({BATCH_NORM}, {POOL})",
     "conv2d_relu": f"({CONV})",
     "conv2d_relu_max_pool2d": f"({CONV}, {POOL})",
     "linear_relu": "(input, weight, bias=None)",
+    "linear_relu_dropout": "(input, weight, bias=None, p=0.5, training=True)",
     "local_response_norm": f"({LRN})",
     "local_response_norm_max_pool2d": f"({LRN}, {POOL})",
+    "normalize": "(input, mean, std, dtype=None)",
     "max_pool2d": ("(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)"),
 }
-LAYERS = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Sequential"]
+LAYERS = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 PRETRAINED = "(*, weights=None, progress=True, **kwargs)"
 VGG = "(*, weights=None, progress=True, cifar=False, **kwargs)"
 MODELS = {
@@ -37,8 +43,10 @@ MODELS = {
     "AlexNet2012": "(num_classes=1000, *, lrn=True, dropout=0.5, groups=1, log_softmax=False)",
     "ConvNet": "(num_classes=7)",
     "MnistCNN": "(num_classes=10)",
+    "ResNetCifar": "(num_classes=10)",
     "VGG": "(features, num_classes=1000, init_weights=True, dropout=0.5, *, cifar=False)",
     "alexnet": PRETRAINED,
+    "resnet_cifar": "(num_classes=10)",
     "vgg11": VGG,
     "vgg11_bn": VGG,
     "vgg11_lrn": VGG,
@@ -89,11 +97,12 @@ def test_conv_layers_take_what_torchs_take():
 
 def test_argument_order_is_that_of_torch():
     assert bare_signature(FF.local_response_norm) == bare_signature(torch.nn.functional.local_response_norm)
+    assert bare_signature(FF.batch_norm_relu) == bare_signature(torch.nn.functional.batch_norm)
     assert bare_signature(FF.max_pool2d) == bare_signature(torch.nn.functional._max_pool2d)
 
 
 def test_all_lists_the_public_names():
-    assert sorted(fastcnn.__all__) == sorted([*TOP, *MODELS, "functional", "models", "nn"])
+    assert sorted(fastcnn.__all__) == sorted([*TOP, *MODELS, "functional", "models", "nn", "optim"])
     assert sorted(FF.__all__) == sorted(FUNCTIONS)
     assert sorted(fastcnn.nn.__all__) == sorted(LAYERS)
     assert sorted(fastcnn.models.__all__) == sorted(MODELS)
@@ -106,7 +115,9 @@ def test_nothing_else_is_public_at_the_top():
 
 @pytest.mark.parametrize("module", [FF, fastcnn.nn], ids=lambda module: module.__name__)
 def test_nothing_defined_in_a_module_is_public_unlisted(module):
-    defined = {name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
+    defined = {
+        name for name, value in vars(module).items() if getattr(value, "__module__", "").startswith(module.__name__)
+    }
     assert {name for name in defined if not name.startswith("_")} == set(module.__all__)
 
 
@@ -156,6 +167,7 @@ def documented():
     yield from ((fastcnn, name) for name in [*TOP, *MODELS])
     yield from ((FF, name) for name in FUNCTIONS)
     yield from ((fastcnn.nn, name) for name in LAYERS)
+    yield fastcnn.optim, "SGD"
 
 
 @pytest.mark.parametrize(("module", "name"), list(documented()), ids=lambda value: getattr(value, "__name__", value))
@@ -164,7 +176,8 @@ def test_docstring_has_an_example(module, name):
 
 
 def modules_with_examples():
-    names = ["fastcnn.functional", "fastcnn.backend", "fastcnn.nn", "fastcnn.fuse", "fastcnn.explain", "fastcnn.models"]
+    names = ["functional", "backend", "nn", "optim", "fuse", "explain", "models"]
+    names = [f"fastcnn.{name}" for name in names]
     return [*names, *(f"fastcnn.models.{module.name}" for module in pkgutil.iter_modules(fastcnn.models.__path__))]
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,32 +10,6 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import fastcnn
-from fastcnn import functional as FF
-
-FUSED_FUNCTIONS = (
-    "conv2d_relu",
-    "conv2d_relu_max_pool2d",
-    "linear_relu",
-    "local_response_norm",
-    "local_response_norm_max_pool2d",
-    "max_pool2d",
-)
-
-
-@pytest.fixture
-def stages(monkeypatch):
-    """Names of the fused functions, in the order in which the layers call them."""
-    calls = []
-
-    def recorded(name):
-        def call(*args, **kwargs):
-            calls.append(name)
-            return getattr(FF, name)(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(fastcnn.nn, "FF", SimpleNamespace(**{name: recorded(name) for name in FUSED_FUNCTIONS}))
-    return calls
 
 
 def image(channels=3, size=9):
@@ -80,6 +53,11 @@ class OwnConvForward(nn.Conv2d):
         return super()._conv_forward(input, weight, bias) + 1
 
 
+class OwnCheck(nn.BatchNorm2d):
+    def _check_input_dim(self, input):
+        super()._check_input_dim(input * 2)
+
+
 class OwnCall(nn.Conv2d):
     def __call__(self, input):
         return super().__call__(input) + 1
@@ -107,7 +85,20 @@ STAGE_CASES = {
     "pool pool": ([nn.MaxPool2d(2), nn.MaxPool2d(2)], ["max_pool2d", "max_pool2d"]),
     "twins": ([fastcnn.nn.LocalResponseNorm(3), fastcnn.nn.MaxPool2d(2)], ["local_response_norm_max_pool2d"]),
     "subclass that keeps forward": ([KeepsForward(3, 4, 3), nn.ReLU()], ["conv2d_relu"]),
-    "batch norm between": ([conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)], ["max_pool2d"]),
+    "conv batch norm relu pool": (
+        [conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)],
+        ["batch_norm_relu_max_pool2d"],
+    ),
+    "conv batch norm relu": ([conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.Sigmoid()], ["batch_norm_relu"]),
+    "conv batch norm": ([conv(), nn.BatchNorm2d(4), nn.Sigmoid()], []),
+    "batch norm relu pool": (
+        [nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)],
+        ["batch_norm_relu_max_pool2d"],
+    ),
+    "batch norm relu": ([nn.BatchNorm2d(3, 0.1, None, affine=False), nn.ReLU()], ["batch_norm_relu"]),
+    "batch norm alone": ([nn.BatchNorm2d(3), nn.MaxPool2d(2)], ["max_pool2d"]),
+    "batch norm of rows": ([nn.Flatten(), nn.BatchNorm1d(243), nn.ReLU()], []),
+    "own check of the input": ([conv(), OwnCheck(4), nn.ReLU()], []),
     "conv alone": ([conv(), nn.Sigmoid()], []),
     "relu alone": ([nn.ReLU()], []),
     "other activation": ([conv(), nn.ReLU6()], []),

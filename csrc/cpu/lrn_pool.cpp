@@ -4,29 +4,12 @@
 #include <memory>
 
 #include "../ops.h"
+#include "each_image.h"
 #include "lrn.h"
 #include "max_pool.h"
-#include "threads.h"
 
 namespace fastcnn::cpu {
 namespace {
-
-// Call run(first, images, scratch) for all images: several times with one, or once with all of them. The scratch memory
-// has room for as many images.
-template <class T, class Run>
-void each_image(const Layout& layout, const Run& run) {
-  const int64_t size = layout.channels * layout.pixels;
-  if (layout.images < static_cast<int64_t>(torch::stable::get_num_threads())) {
-    const std::unique_ptr<T[]> scratch(new T[layout.images * size]);
-    return run(0, layout.images, scratch.get());
-  }
-  parallel(layout.images, size * 8, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> scratch(new T[size]);
-    for (int64_t image = begin; image < end; ++image) {
-      run(image, 1, scratch.get());
-    }
-  });
-}
 
 std::tuple<Tensor, Tensor> run_lrn_pool(const Tensor& input, const LRN& norm, const Window& window, bool codes) {
   STD_TORCH_CHECK(input.dim() == 4, "lrn_pool: expected (N, C, H, W), got ", input.dim(), " axes");
@@ -47,11 +30,12 @@ std::tuple<Tensor, Tensor> run_lrn_pool(const Tensor& input, const LRN& norm, co
     const T* from = data<T>(x);
     T* to = mutable_data<T>(y);
     uint8_t* places = codes ? mutable_data<uint8_t>(code) : nullptr;
-    each_image<T>(shape, [&](int64_t first, int64_t images, T* normalised) {
+    each_image(shape, [&](int64_t first, int64_t images) {
+      const std::unique_ptr<T[]> normalised(new T[images * size]);
       const Layout part{images, shape.channels, shape.pixels, channels_last};
-      lrn_into(from + first * size, normalised, part, norm);
+      lrn_into(from + first * size, normalised.get(), part, norm);
       uint8_t* their_places = places ? places + first * pooled : nullptr;
-      pool_into<T>(normalised, to + first * pooled, their_places, plane, part, window, false);
+      pool_into<T>(normalised.get(), to + first * pooled, their_places, plane, part, window, false);
     });
   });
   return {y, code};
@@ -95,10 +79,12 @@ Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& 
     const T *values = data<T>(x), *gradient = data<T>(from);
     const uint8_t* places = data<uint8_t>(code);
     T* to = mutable_data<T>(dx);
-    each_image<T>(shape, [&](int64_t first, int64_t images, T* unpooled) {
+    each_image(shape, [&](int64_t first, int64_t images) {
+      const std::unique_ptr<T[]> unpooled(new T[images * image]);
       const Layout part{images, shape.channels, shape.pixels, channels_last};
-      pool_backward_into<T>(gradient + first * pooled, places + first * pooled, unpooled, nullptr, plane, part, window);
-      lrn_backward_into<T>(values + first * image, unpooled, to + first * image, part, norm);
+      pool_backward_into<T>(
+          gradient + first * pooled, places + first * pooled, unpooled.get(), nullptr, plane, part, window);
+      lrn_backward_into<T>(values + first * image, unpooled.get(), to + first * image, part, norm);
     });
   });
   return dx;

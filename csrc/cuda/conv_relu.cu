@@ -12,6 +12,7 @@
 #include "launch.h"
 #include "sums.h"
 #include "vector.h"
+#include "vectors.h"
 #include "walk.h"
 
 namespace fastcnn::cuda {
@@ -110,23 +111,6 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 5)
   }
   if (partials != nullptr) {
     leave_sums(sum, partials, walks, walk);
-  }
-}
-
-// Call run(N, ALONG_CHANNELS, walks): 16-byte vectors where rows and pointers allow, else single elements.
-template <class T, class Run>
-void with_vectors(const Layout& layout, bool aligned, int64_t depth, const Run& run) {
-  constexpr int N = WIDTH<T>;
-  const auto one = std::integral_constant<int, 1>{};
-  const auto many = std::integral_constant<int, N>{};
-  const auto& [images, channels, pixels, channels_last] = layout;
-  if (aligned && channels_last && channels % N == 0) {
-    run(many, std::true_type{}, make_walks(images, channels, pixels, true, N, channels, depth));
-  } else if (aligned && !channels_last && pixels % N == 0) {
-    run(many, std::false_type{}, make_walks(images, channels, pixels / N, false, 1, N, depth));
-  } else {
-    const int64_t stride = channels_last ? channels : 1;
-    run(one, std::true_type{}, make_walks(images, channels, pixels, channels_last, 1, stride, depth));
   }
 }
 

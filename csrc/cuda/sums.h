@@ -80,21 +80,27 @@ __global__ void __launch_bounds__(1024) add_partials_kernel(const float* partial
   }
 }
 
+// Walks over (rows, C) by blocks of `lanes` channels each, which go over all rows.
+inline Walks channel_walks(int64_t channels, int64_t rows, int64_t lanes, int64_t most_rows) {
+  Walks walks{};
+  walks.channels = channels;
+  walks.places = walks.share = rows;
+  walks.shares = walks.teams = 1;
+  walks.channels_last = true;
+  walks.lanes = static_cast<int>(lanes);
+  walks.rows = static_cast<int>(clamp(rows, 1, most_rows));
+  walks.parts = ceil_div(channels, lanes);
+  walks.threads = static_cast<int>(round_up(lanes * walks.rows, WARP));
+  return walks;
+}
+
 // The totals (C,), or (0,) if there was nothing to sum.
 inline Tensor add_partials(const Device& device, const Partials& partials, const Tensor& like, bool wanted) {
   constexpr int64_t LANES = 8, MOST_ROWS = 128;
   const int64_t channels = wanted ? partials.sums.size(1) : 0;
   const std::vector<int64_t> sizes{channels};
   Tensor total = new_tensor(like, sizes, like.scalar_type(), false);
-  Walks walks{};
-  walks.channels = channels;
-  walks.places = walks.share = partials.rows;
-  walks.shares = walks.teams = 1;
-  walks.channels_last = true;
-  walks.lanes = LANES;
-  walks.rows = static_cast<int>(clamp(partials.rows, 1, MOST_ROWS));
-  walks.parts = ceil_div(channels, LANES);
-  walks.threads = static_cast<int>(round_up(LANES * walks.rows, WARP));
+  const Walks walks = channel_walks(channels, partials.rows, LANES, MOST_ROWS);
   with_type("add_partials", like, [&](auto type) {
     using T = decltype(type);
     device.launch(add_partials_kernel<T>, walks.parts.value, walks.threads, shared_bytes_of_sums(walks, 1),

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcnn import backend, calls
-from fastcnn import nn as fused_nn
+from fastcnn import stages as fused_stages
 from fastcnn.explain.layers import Ran, group_of, names_of
 
 
@@ -77,7 +77,7 @@ class _Messages(logging.Handler):
 def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Ran]) -> Iterator[None]:
     """Note each stage, wherever the layers run it: in a row, or a pool or norm by itself."""
     names, messages = names_of(model), _Messages()
-    stage_at, logger = fused_nn._stage_at, logging.getLogger("fastcnn")
+    stage_at, logger = fused_stages.stage_at, logging.getLogger("fastcnn")
 
     def noted(run: Callable[..., Any], roles: tuple[str, ...]) -> Callable[..., Any]:
         def note(input: Any, *layers: Any) -> Any:
@@ -100,9 +100,9 @@ def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Ran]) -> Iterator[Non
 
     level = logger.level
     with ExitStack() as stack:
-        stack.enter_context(patch.object(fused_nn, "_stage_at", noted_stage_at))
-        stack.enter_context(patch.object(fused_nn, "_max_pool", noted(fused_nn._max_pool, ("pool",))))
-        stack.enter_context(patch.object(fused_nn, "_lrn", noted(fused_nn._lrn, ("lrn",))))
+        stack.enter_context(patch.object(fused_stages, "stage_at", noted_stage_at))
+        stack.enter_context(patch.object(fused_stages, "run_max_pool", noted(fused_stages.run_max_pool, ("pool",))))
+        stack.enter_context(patch.object(fused_stages, "run_lrn", noted(fused_stages.run_lrn, ("lrn",))))
         stack.callback(logger.setLevel, level)
         stack.callback(logger.removeHandler, messages)
         logger.addHandler(messages)

@@ -8,6 +8,7 @@ from torch import nn
 from fastcnn.models.alexnet import AlexNet, AlexNet2012, alexnet
 from fastcnn.models.convnet import ConvNet
 from fastcnn.models.mnist import MnistCNN
+from fastcnn.models.resnet import ResNetCifar, resnet_cifar
 from fastcnn.models.vgg import (
     VGG,
     vgg11,
@@ -28,7 +29,9 @@ __all__ = [
     "AlexNet2012",
     "ConvNet",
     "MnistCNN",
+    "ResNetCifar",
     "alexnet",
+    "resnet_cifar",
     "vgg11",
     "vgg11_bn",
     "vgg11_lrn",
@@ -61,6 +64,7 @@ MODELS: dict[str, ModelEntry] = {
     "alexnet2012": ModelEntry(AlexNet2012, (3, 227, 227)),
     "convnet": ModelEntry(ConvNet, (3, 224, 224)),
     "mnist_cnn": ModelEntry(MnistCNN, (1, 28, 28)),
+    "resnet_cifar": ModelEntry(resnet_cifar, (3, 32, 32)),
     **{
         vgg.__name__: ModelEntry(vgg, (3, 224, 224))
         for vgg in (vgg11, vgg11_bn, vgg11_lrn, vgg13, vgg13_bn, vgg16, vgg16_1x1, vgg16_bn, vgg19, vgg19_bn)

@@ -165,3 +165,44 @@ def refuse_constants(**constants: Any) -> str:
         if isinstance(value, Tensor) or not isinstance(value, Real):
             return f"takes argument {name!r} as a real number, got {value!r}"
     return ""
+
+
+def check_batch_norm(
+    function: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> None:
+    """Check a batch norm's input, (N, C, *), the tensors (C,) of its channels, and its settings."""
+    check_tensor(function, "input", input)
+    if input.dim() < 2:
+        raise wrong(function, "input", "(N, C, *), two or more axes", f"shape {tuple(input.shape)}")
+    channels = input.shape[1]
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, each in named.items():
+        if each is None:
+            continue
+        check_tensor(function, name, each)
+        if each.numel() != channels:
+            raise wrong(function, name, f"shape ({channels},)", tuple(each.shape))
+        if each.device != input.device:
+            raise wrong(function, name, f"a tensor on {input.device}, where 'input' is", each.device)
+    check_flag(function, "training", training)
+    for name, value in (("momentum", momentum), ("eps", eps)):
+        if not isinstance(value, Real):
+            raise wrong(function, name, "a number", repr(value), TypeError)
+    if (running_mean is None) != (running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise wrong(function, missing, "both running statistics or neither", None, ValueError)
+    if running_mean is None and not training:
+        raise wrong(function, "running_mean", "a Tensor unless training is True", None)
+    if eps < 0 or (training and eps == 0):
+        raise wrong(function, "eps", "a positive number", eps, ValueError)
+    if training and input.numel() == channels:
+        got = f"shape {tuple(input.shape)}"
+        raise wrong(function, "input", "more than one value a channel in training", got, ValueError)

@@ -25,6 +25,12 @@ def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 _NAME = "linear_relu"
+
+
+def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    return prepare(_NAME, *arguments)
+
+
 _forward = define("linear_relu", "linear_relu", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", _fake)
 _backward = define(
     "linear_relu",
@@ -93,14 +99,15 @@ def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Ten
     return _forward[backend](rows, weight, bias)
 
 
-def _prepare(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    checks.check_tensor(_NAME, "input", input)
-    checks.check_tensor(_NAME, "weight", weight)
+def prepare(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check a linear layer's arguments, and apply autocast."""
+    checks.check_tensor(function, "input", input)
+    checks.check_tensor(function, "weight", weight)
     if bias is not None:
-        checks.check_tensor(_NAME, "bias", bias)
+        checks.check_tensor(function, "bias", bias)
     input, weight, bias = autograd.autocast(input, weight, bias)
     if not _go_together(input, weight, bias):
-        checks.check_linear(_NAME, input, weight, bias)
+        checks.check_linear(function, input, weight, bias)
     return input, weight, bias
 
 

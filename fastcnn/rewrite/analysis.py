@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from fastcnn import nn as fused_nn
+from fastcnn import stages as fused_stages
 from fastcnn.calls import FUNCTIONS
 from fastcnn.rewrite.chains import ANY, Callee, Found, Link, Rewriter
 from fastcnn.rewrite.source import Unreadable, definition
@@ -120,7 +120,7 @@ def rewriter_of(function: FunctionType, node: ast.FunctionDef, callees: dict[str
 
 def stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
     """Return the roles of the stage that begins at a link; a layer alone is no stage, as it runs as it is."""
-    for stage in fused_nn._STAGES:
+    for stage in fused_stages.STAGES:
         span = links[start : start + len(stage.roles)]
         pairs = [(link.role, role) for link, role in zip(span, stage.roles)]
         if len(span) < len(stage.roles) or not all(given in (role, ANY) for given, role in pairs):
@@ -133,12 +133,12 @@ def stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
 
 def role_of(layer: Any) -> str | None:
     """Return the role of a layer by its class, whatever hooks it has now."""
-    return fused_nn._ROLES.get(getattr(type(layer), "forward", None))
+    return fused_stages.ROLES.get(getattr(type(layer), "forward", None))
 
 
 def _has_stage(layers: tuple[nn.Module, ...]) -> bool:
     roles = tuple(map(role_of, layers))
-    return any(fused_nn._stage_at(roles, start) for start in range(len(roles)))
+    return any(fused_stages.stage_at(roles, start) for start in range(len(roles)))
 
 
 def _own_name(node: ast.FunctionDef) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from fastcnn import nn as fused_nn
+from fastcnn import stages as fused_stages
 from fastcnn.calls import Call, add, add_to, call, method
 from fastcnn.rewrite.analysis import SEQUENTIAL, STOCK, Method, Plan, rewriter_of
 from fastcnn.rewrite.chains import ADD, ADD_TO, CALL, MAKERS, METHOD, RUN
@@ -14,10 +14,10 @@ from fastcnn.rewrite.source import Unreadable, build, definition
 
 def _add_to(maker: Any, other: Any) -> Call:
     """Return the call ``input += other`` but for its input, which `maker` has made."""
-    return add_to(fused_nn._role(maker) in MAKERS, other)
+    return add_to(fused_stages.role_of(maker) in MAKERS, other)
 
 
-_HELPERS = {RUN: fused_nn._run_layers, CALL: call, METHOD: method, ADD: add, ADD_TO: _add_to}
+_HELPERS = {RUN: fused_stages.run_layers, CALL: call, METHOD: method, ADD: add, ADD_TO: _add_to}
 _classes: dict[tuple[type[nn.Module], Plan], type[nn.Module]] = {}
 
 
@@ -66,7 +66,7 @@ def _rewritten(stock: type[nn.Module], planned: Method) -> Callable[..., Any]:
 
 
 def _sequential_forward(self: nn.Sequential, input: Any) -> Any:
-    return fused_nn._run_layers(input, *self)
+    return fused_stages.run_layers(input, *self)
 
 
 def restore(function: Callable[..., nn.Module], arguments: tuple[Any, ...], plan: Plan) -> nn.Module:

@@ -3,6 +3,7 @@
 Layout: NCHW or NHWC for input and output, OIHW or OHWI for the weight.
 """
 
+import re
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from fastcnn.triton.tiles import (
     tile_position,
     tiling,
 )
+
+EPILOGUE = ("", "epilogue")  # names of the algorithm whose convolution is torch's
 
 
 class Config(NamedTuple):
@@ -177,6 +180,7 @@ def relu_backward_kernel(
     y_ptr,
     dx_ptr,
     partial_ptr,
+    scale,
     C,
     P,
     BLOCKS_P,
@@ -188,7 +192,7 @@ def relu_backward_kernel(
     BLOCK_C: tl.constexpr,
     REPEAT: tl.constexpr,
 ):
-    """Mask grad: (N, C, P) by the sign of y into dx; one program does REPEAT tiles of pixels.
+    """Mask grad: (N, C, P) by the sign of y, times scale, into dx; one program does REPEAT tiles of pixels.
 
     With BIAS_GRAD each program also leaves its sum over pixels in one row of partial: (N * BLOCKS_P, C).
     """
@@ -202,7 +206,7 @@ def relu_backward_kernel(
         at = image + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
         y = tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
-        grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32))
+        grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32) * scale)
         tl.store(dx_ptr + at, grad.to(dx_ptr.dtype.element_ty), mask=mask)
         if BIAS_GRAD:
             partial += grad
@@ -263,7 +267,15 @@ def implicit_gemm(
 def asked(algorithm: str | None) -> tuple[str, Config | None]:
     """Split ``implicit_gemm:128x64x32w8s3`` into an algorithm and its configuration."""
     name, _, config = (algorithm or "").partition(":")
-    return name, {each.name: each for each in CONFIGS}[config] if config else None
+    return name, Config(*map(int, re.findall(r"\d+", config))) if config else None
+
+
+def own_convolution(name: str, *arguments) -> Tensor:
+    """Run a convolution by an algorithm that is all ours; see `implicit_gemm` for the arguments."""
+    from fastcnn.triton import first_layers  # which builds on the implicit GEMM
+
+    algorithms = {"implicit_gemm": implicit_gemm, **first_layers.ALGORITHMS}
+    return algorithms[name](*arguments)
 
 
 def asked_hopper(algorithm: str | None) -> Any:
@@ -295,9 +307,9 @@ def conv_relu(
         window = conv_window(weight, stride, padding, dilation)
         return hopper.convolution(input, weight, bias, window, groups, algorithm, relu=True)[0]
     name, config = asked(algorithm)
-    if name == "implicit_gemm":
+    if name not in EPILOGUE:
         window = conv_window(weight, stride, padding, dilation)
-        return implicit_gemm(input, weight, bias, window, groups, relu=True, config=config)
+        return own_convolution(name, input, weight, bias, window, groups, True, config)
     y = bare_convolution(input, weight, stride, padding, dilation, groups)
     bias_relu_(y, bias)
     return y
@@ -323,7 +335,7 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
     )  # fmt: skip
 
 
-def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor, Tensor]:
+def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::conv_relu_backward.triton``: the masked gradient and the bias gradient, in one pass."""
     format = memory_format(output)
     dx = torch.empty_like(output)
@@ -334,7 +346,7 @@ def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[T
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
         relu_backward_kernel[tiles.grid(images)](
-            grad.contiguous(memory_format=format), output, dx, partial,
+            grad.contiguous(memory_format=format), output, dx, partial, scale,
             channels, pixels, tiles.blocks_p, tiles.blocks_c,
             BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=is_wide(dx),
             BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, REPEAT=REPEAT,

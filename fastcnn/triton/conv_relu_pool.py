@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.conv_relu import asked, asked_hopper, bare_convolution, conv_window, implicit_gemm
+from fastcnn.triton.conv_relu import EPILOGUE, asked, asked_hopper, bare_convolution, conv_window, own_convolution
 from fastcnn.triton.hopper import pools_pairs
 from fastcnn.triton.max_pool import pool, pool_backward
 
@@ -25,9 +25,9 @@ def _convolution(
         window = conv_window(weight, stride, padding, dilation)
         return hopper.convolution(input, weight, bias, window, groups, algorithm)[0], None
     name, config = asked(algorithm)
-    if name == "implicit_gemm":
+    if name not in EPILOGUE:
         window = conv_window(weight, stride, padding, dilation)
-        return implicit_gemm(input, weight, bias, window, groups, relu=False, config=config), None
+        return own_convolution(name, input, weight, bias, window, groups, False, config), None
     return bare_convolution(input, weight, stride, padding, dilation, groups), bias
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from fastcnn.backend import ALGORITHMS, GRADIENTS, backends, configurations
+from fastcnn.algorithms import ALGORITHMS, GRADIENTS
+from fastcnn.backend import backends, configurations
 from fastcnn.tuning import Winner
 
 STOCK = Winner("torch", None)

@@ -12,8 +12,12 @@ from fastcnn.tuning.device import versions
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _POOL = ("pool_size", "pool_stride", "pool_padding", "pool_ceil_mode")
 _LRN = ("input", "size", "alpha", "beta", "k")
+_BN = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 # The arguments of an op's function in fastcnn/ops, in order.
 ARGUMENTS = {
+    "add_relu": ("input", "other"),
+    "bn_relu": _BN,
+    "bn_relu_pool": (*_BN, *_POOL),
     "conv_relu": _CONV,
     "conv_relu_pool": (*_CONV, *_POOL),
     "linear_relu": ("input", "weight", "bias"),

@@ -1,32 +1,15 @@
-"""The fused stages as functions, with the argument order of ``torch.nn.functional``.
-
-Every function takes what its torch counterpart takes, on any device and in any dtype, and returns the same numbers:
-the error against float64 is at most twice that of the stock operations. Which code runs is the backend's matter
-(:func:`fastcnn.use_backend`). Gradients flow to every floating-point argument; ``torch.compile``, ``torch.func`` and
-second derivatives work.
-
-Errors: ``TypeError``, ``ValueError`` or ``RuntimeError``, as torch raises for the same mistake; the message names the
-argument, what was expected and what came. An explicitly chosen backend that cannot serve a call raises
-``RuntimeError``.
-"""
+"""Convolutions, pools, linear layers and sums, with what follows them."""
 
 from typing import Any, Literal, overload
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.ops import conv_relu, conv_relu_pool, lrn, lrn_pool, max_pool
+from fastcnn.ops import add_relu as addition
+from fastcnn.ops import conv_relu, conv_relu_pool, max_pool
 from fastcnn.ops import linear_relu as linear
-from fastcnn.ops.gradients import only_reader as only_reader
+from fastcnn.ops import linear_relu_dropout as dropout
 from fastcnn.shapes import Size
-
-__all__ = [
-    "conv2d_relu",
-    "conv2d_relu_max_pool2d",
-    "linear_relu",
-    "local_response_norm",
-    "local_response_norm_max_pool2d",
-    "max_pool2d",
-]
 
 
 def conv2d_relu(
@@ -185,68 +168,6 @@ def max_pool2d(
     return max_pool.max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
-def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """Normalise each value by its neighbours in the channel axis, as ``torch.nn.functional.local_response_norm``.
-
-    ``y = x / (k + alpha / size * sum of x**2 over size channels) ** beta`` (Krizhevsky et al., 2012, section 3.3; the
-    paper's alpha is torch's alpha / size). Arithmetic is in float32.
-
-    Args:
-        input: (N, C, *), three or more axes.
-        size: channels in the window, size // 2 of them before the value's own.
-        alpha, beta, k: the formula's constants.
-
-    Returns:
-        The shape and dtype of `input`, under autocast too (torch turns to float32 there).
-
-    Raises:
-        TypeError: `input` is not a tensor or `size` not an integer.
-        ValueError: `input` has fewer than three axes.
-        RuntimeError: `size` is not positive.
-
-    Example:
-        >>> import torch, fastcnn.functional as FF
-        >>> FF.local_response_norm(torch.ones(1, 4, 2, 2), size=3, alpha=3.0, beta=1.0)[0, :, 0, 0]
-        tensor([0.3333, 0.2500, 0.2500, 0.3333])
-    """
-    return lrn.lrn(input, size, alpha, beta, k)
-
-
-def local_response_norm_max_pool2d(
-    input: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    pool_size: Size,
-    pool_stride: Size | None = None,
-    pool_padding: Size = 0,
-    pool_ceil_mode: bool = False,
-) -> Tensor:
-    """Normalise across channels, then max-pool: ``F.max_pool2d(F.local_response_norm(...), ...)`` in one stage.
-
-    Args:
-        input: (N, C, H, W); NCHW or channels_last.
-        size, alpha, beta, k: of the normalisation, as in :func:`local_response_norm`.
-        pool_size, pool_stride, pool_padding, pool_ceil_mode: of the pool, as in :func:`conv2d_relu_max_pool2d`.
-
-    Returns:
-        (N, C, OH, OW), in the input's dtype.
-
-    Raises:
-        TypeError: `input` is not a tensor or a size not an integer.
-        ValueError: `input` has fewer than three axes.
-        RuntimeError: shapes and sizes do not go together.
-
-    Example:
-        >>> import torch, fastcnn.functional as FF
-        >>> FF.local_response_norm_max_pool2d(torch.randn(1, 8, 7, 7), 5, pool_size=3, pool_stride=2).shape
-        torch.Size([1, 8, 3, 3])
-    """
-    return lrn_pool.lrn_pool(input, size, alpha, beta, k, pool_size, pool_stride, pool_padding, pool_ceil_mode)
-
-
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a linear layer and ReLU: ``F.relu(F.linear(...))`` in one stage.
 
@@ -268,3 +189,56 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         tensor([[3., 0.]])
     """
     return linear.linear_relu(input, weight, bias)
+
+
+def linear_relu_dropout(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, p: float = 0.5, training: bool = True
+) -> Tensor:
+    """Apply a linear layer, ReLU and dropout: ``F.dropout(F.relu(F.linear(...)), p, training)`` in one stage.
+
+    Under backend ``triton`` the mask is that of a seed that torch's generator draws, so it obeys ``torch.manual_seed``
+    but differs from stock's, and nothing is kept of it: the output's zeros tell it. Under the other backends dropout
+    is torch's own, with stock's very mask.
+
+    Args:
+        input, weight, bias: as in :func:`linear_relu`.
+        p: the probability of a unit being dropped, 0 to 1; what stays is divided by 1 - p.
+        training: False leaves dropout out.
+
+    Returns:
+        (*, out_features), in the input's dtype; under autocast in the autocast dtype.
+
+    Raises:
+        TypeError: an argument is not a tensor, or `p` not a number.
+        ValueError: `p` is no probability.
+        RuntimeError: shapes, dtypes or devices do not go together.
+
+    Example:
+        >>> import torch, fastcnn.functional as FF
+        >>> FF.linear_relu_dropout(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), training=False)
+        tensor([[3., 0.]])
+    """
+    fused = dropout.linear_relu_dropout(input, weight, bias, p, training)
+    return F.dropout(linear_relu(input, weight, bias), p, training) if fused is None else fused
+
+
+def add_relu(input: Tensor, other: Tensor) -> Tensor:
+    """Add two tensors and apply ReLU, as at the end of a residual block: ``torch.relu(input + other)`` in one stage.
+
+    Args:
+        input: any shape.
+        other: a shape that broadcasts with `input`'s; kernels take equal shapes and dtypes.
+
+    Returns:
+        The broadcast shape, in the dtype that ``torch.add`` promotes to.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        RuntimeError: shapes or devices do not go together.
+
+    Example:
+        >>> import torch, fastcnn.functional as FF
+        >>> FF.add_relu(torch.tensor([1.0, -3.0]), torch.tensor([2.0, 1.0]))
+        tensor([3., 0.])
+    """
+    return addition.add_relu(input, other)

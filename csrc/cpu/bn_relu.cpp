@@ -1,0 +1,274 @@
+// Batch norm + ReLU: one pass to normalise; backward: one for the gradients' sums, one that writes. The ReLU's mask is
+// computed again from x, rounded as the output was.
+
+#include "bn_relu.h"
+
+#include "../math/batch_norm.h"
+#include "../math/select.h"
+#include "../ops.h"
+#include "sums.h"
+#include "threads.h"
+
+namespace fastcnn::cpu {
+
+Numbers::Numbers(const Norm& norm) {
+  const int64_t channels = norm.mean.size(0);
+  const float *given_mean = data<float>(norm.mean), *variance = data<float>(norm.variance);
+  const float *weight = numbers_or_null(norm.weight), *given_bias = numbers_or_null(norm.bias);
+  for (int64_t c = 0; c < channels; ++c) {
+    mean.push_back(given_mean[c]);
+    inverse.push_back(inverse_deviation(variance[c], norm.eps));
+    scale.push_back(weight ? inverse[c] * weight[c] : inverse[c]);
+    bias.push_back(given_bias ? given_bias[c] : 0.0f);
+  }
+}
+
+namespace {
+
+constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
+constexpr int64_t BLOCK = 1024;      // NCHW: elements that are summed in float32, before they are in float64
+
+template <class T, bool RELU>
+FASTCNN_CLONES void normalise_planes(const T* x, T* y, int64_t pixels, int64_t channels, int64_t first,
+    const Numbers& numbers, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; ++p) {
+    const int64_t c = (first + p) % channels;
+    const float mean = numbers.mean[c], scale = numbers.scale[c], bias = numbers.bias[c];
+    const T* __restrict from = x + p * pixels;
+    T* __restrict to = y + p * pixels;
+    for (int64_t i = 0; i < pixels; ++i) {
+      const float value = normalise(static_cast<float>(from[i]), mean, scale, bias);
+      to[i] = static_cast<T>(RELU ? relu(value) : value);
+    }
+  }
+}
+
+template <class T, bool RELU>
+FASTCNN_CLONES void normalise_pixels(
+    const T* x, T* y, int64_t channels, const Numbers& numbers, int64_t begin, int64_t end) {
+  const float* __restrict mean = numbers.mean.data();
+  const float* __restrict scale = numbers.scale.data();
+  const float* __restrict bias = numbers.bias.data();
+  for (int64_t p = begin; p < end; ++p) {
+    const T* __restrict from = x + p * channels;
+    T* __restrict to = y + p * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float value = normalise(static_cast<float>(from[c]), mean[c], scale[c], bias[c]);
+      to[c] = static_cast<T>(RELU ? relu(value) : value);
+    }
+  }
+}
+
+// The gradient that flows to the normalised value.
+template <class T, bool MASK>
+FASTCNN_HOST_DEVICE float flowing(T grad, float x, float mean, float scale, float bias) {
+  const float value = static_cast<float>(grad);
+  if constexpr (MASK) {
+    return relu_off(static_cast<float>(static_cast<T>(normalise(x, mean, scale, bias)))) ? 0.0f : value;
+  }
+  return value;
+}
+
+// The sums of the planes [begin, end): (planes, 2).
+template <class T, bool MASK>
+FASTCNN_CLONES void sum_planes(const T* grad, const T* x, float* sums, int64_t pixels, int64_t channels,
+    const Numbers& numbers, int64_t begin, int64_t end) {
+  float flow[BLOCK], times[BLOCK];
+  for (int64_t p = begin; p < end; ++p) {
+    const int64_t c = p % channels;
+    const float mean = numbers.mean[c], scale = numbers.scale[c], bias = numbers.bias[c];
+    double total = 0.0, total_times = 0.0;
+    for (int64_t start = 0; start < pixels; start += BLOCK) {
+      const int64_t count = std::min(BLOCK, pixels - start);
+      const T* __restrict from = grad + p * pixels + start, * __restrict values = x + p * pixels + start;
+      for (int64_t i = 0; i < count; ++i) {
+        const float value = static_cast<float>(values[i]);
+        flow[i] = flowing<T, MASK>(from[i], value, mean, scale, bias);
+        times[i] = flow[i] * (value - mean);
+      }
+      total += sum(flow, count);
+      total_times += sum(times, count);
+    }
+    float* to = sums + p / channels * 2 * channels + p % channels;
+    to[0] = static_cast<float>(total);
+    to[channels] = static_cast<float>(total_times);
+  }
+}
+
+// The sums of the lines [begin, end) of LINES_A_SUM pixels: (lines, 2, C).
+template <class T, bool MASK>
+FASTCNN_CLONES void sum_lines(const T* grad, const T* x, float* sums, int64_t pixels, int64_t channels,
+    const Numbers& numbers, int64_t begin, int64_t end) {
+  const float* __restrict mean = numbers.mean.data();
+  const float* __restrict scale = numbers.scale.data();
+  const float* __restrict bias = numbers.bias.data();
+  for (int64_t line = begin; line < end; ++line) {
+    float* __restrict total = sums + line * 2 * channels;
+    float* __restrict times = total + channels;
+    std::fill(total, times + channels, 0.0f);
+    const int64_t last = std::min((line + 1) * LINES_A_SUM, pixels);
+    for (int64_t p = line * LINES_A_SUM; p < last; ++p) {
+      const T* __restrict from = grad + p * channels, * __restrict values = x + p * channels;
+      for (int64_t c = 0; c < channels; ++c) {
+        const float value = static_cast<float>(values[c]);
+        const float flow = flowing<T, MASK>(from[c], value, mean[c], scale[c], bias[c]);
+        total[c] += flow;
+        times[c] += flow * (value - mean[c]);
+      }
+    }
+  }
+}
+
+// What the batch's own mean and variance take up of each channel's gradient; nothing outside training.
+struct Taken {
+  bool training;
+  std::vector<float> average, slope;
+
+  Taken(const Tensor& grad_weight, const Tensor& grad_bias, const Layout& layout, const Numbers& numbers, bool training)
+      : training(training), average(layout.channels), slope(layout.channels) {
+    const float count = static_cast<float>(layout.images * layout.pixels);
+    for (int64_t c = 0; training && c < layout.channels; ++c) {
+      average[c] = data<float>(grad_bias)[c] / count;
+      slope[c] = data<float>(grad_weight)[c] / count * numbers.inverse[c];
+    }
+  }
+};
+
+template <class T, bool MASK>
+FASTCNN_CLONES void write_planes(const T* grad, const T* x, T* dx, int64_t pixels, int64_t channels,
+    const Numbers& numbers, const Taken& taken, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; ++p) {
+    const int64_t c = p % channels;
+    const float mean = numbers.mean[c], scale = numbers.scale[c], bias = numbers.bias[c];
+    const float average = taken.average[c], slope = taken.slope[c];
+#pragma GCC ivdep  // dx may be grad, element by element
+    for (int64_t i = p * pixels; i < (p + 1) * pixels; ++i) {
+      const float value = static_cast<float>(x[i]), flow = flowing<T, MASK>(grad[i], value, mean, scale, bias);
+      const float rest = taken.training ? flow - average - (value - mean) * slope : flow;  // 0 times infinity is NaN
+      dx[i] = static_cast<T>(rest * scale);
+    }
+  }
+}
+
+template <class T, bool MASK>
+FASTCNN_CLONES void write_pixels(const T* grad, const T* x, T* dx, int64_t channels, const Numbers& numbers,
+    const Taken& taken, int64_t begin, int64_t end) {
+  const float* __restrict mean = numbers.mean.data();
+  const float* __restrict scale = numbers.scale.data();
+  const float* __restrict bias = numbers.bias.data();
+  const float* __restrict average = taken.average.data();
+  const float* __restrict slope = taken.slope.data();
+  for (int64_t p = begin; p < end; ++p) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t i = p * channels + c;
+      const float value = static_cast<float>(x[i]);
+      const float flow = flowing<T, MASK>(grad[i], value, mean[c], scale[c], bias[c]);
+      const float rest = taken.training ? flow - average[c] - (value - mean[c]) * slope[c] : flow;
+      dx[i] = static_cast<T>(rest * scale[c]);
+    }
+  }
+}
+
+template <class T, bool RELU>
+void run_normalise(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers) {
+  const int64_t channels = static_cast<int64_t>(numbers.mean.size());
+  if (layout.channels_last) {
+    parallel(layout.images * layout.pixels, channels,
+        [&](int64_t begin, int64_t end) { normalise_pixels<T, RELU>(x, y, channels, numbers, begin, end); });
+  } else {
+    parallel(layout.images * layout.channels, layout.pixels, [&](int64_t begin, int64_t end) {
+      normalise_planes<T, RELU>(x, y, layout.pixels, channels, first, numbers, begin, end);
+    });
+  }
+}
+
+template <class T, bool MASK>
+void run_backward(const Tensor& grad, const Tensor& x, Tensor& dx, Tensor& grad_weight, Tensor& grad_bias,
+    const Layout& layout, const Numbers& numbers, bool training) {
+  const T *from = data<T>(grad), *values = data<T>(x);
+  T* to = mutable_data<T>(dx);
+  const int64_t channels = layout.channels, pixels = layout.pixels;
+  const int64_t places = layout.images * pixels, planes = layout.images * channels;
+  const int64_t lines = layout.channels_last ? ceil_div(places, LINES_A_SUM) : layout.images;
+  std::vector<float> sums(lines * 2 * channels);
+  if (layout.channels_last) {
+    parallel(lines, LINES_A_SUM * channels * 4, [&](int64_t begin, int64_t end) {
+      sum_lines<T, MASK>(from, values, sums.data(), places, channels, numbers, begin, end);
+    });
+  } else {
+    parallel(planes, pixels * 4, [&](int64_t begin, int64_t end) {
+      sum_planes<T, MASK>(from, values, sums.data(), pixels, channels, numbers, begin, end);
+    });
+  }
+  std::vector<double> total(2 * channels);
+  for (int64_t line = 0; line < lines; ++line) {
+    for (int64_t i = 0; i < 2 * channels; ++i) {
+      total[i] += sums[line * 2 * channels + i];
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    mutable_data<float>(grad_bias)[c] = static_cast<float>(total[c]);
+    mutable_data<float>(grad_weight)[c] = static_cast<float>(total[channels + c] * numbers.inverse[c]);
+  }
+  const Taken taken(grad_weight, grad_bias, layout, numbers, training);
+  if (layout.channels_last) {
+    parallel(places, channels * 2, [&](int64_t begin, int64_t end) {
+      write_pixels<T, MASK>(from, values, to, channels, numbers, taken, begin, end);
+    });
+  } else {
+    parallel(planes, pixels * 2, [&](int64_t begin, int64_t end) {
+      write_planes<T, MASK>(from, values, to, pixels, channels, numbers, taken, begin, end);
+    });
+  }
+}
+
+}  // namespace
+
+template <class T>
+void normalise_into(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers, bool relu) {
+  relu ? run_normalise<T, true>(x, y, layout, first, numbers) : run_normalise<T, false>(x, y, layout, first, numbers);
+}
+
+#define FASTCNN_NORMALISE(T) template void normalise_into(const T*, T*, const Layout&, int64_t, const Numbers&, bool)
+FASTCNN_NORMALISE(float);
+FASTCNN_NORMALISE(BFloat16);
+FASTCNN_NORMALISE(Half);
+#undef FASTCNN_NORMALISE
+
+std::tuple<Tensor, Tensor, Tensor> normalise_backward(
+    const Tensor& grad, const Tensor& x, Tensor dx, const Numbers& numbers, bool training, bool masked) {
+  const Layout shape = layout(x, is_channels_last(x));
+  Tensor grad_weight = new_numbers(x, shape.channels), grad_bias = new_numbers(x, shape.channels);
+  with_type("batch_norm", x, [&](auto type) {
+    using T = decltype(type);
+    masked ? run_backward<T, false>(grad, x, dx, grad_weight, grad_bias, shape, numbers, training)
+           : run_backward<T, true>(grad, x, dx, grad_weight, grad_bias, shape, numbers, training);
+  });
+  return {dx, grad_weight, grad_bias};
+}
+
+Tensor bn_relu(const Tensor& input, const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight,
+    std::optional<Tensor> bias, double eps) {
+  const Numbers numbers(make_norm(input, mean, variance, weight, bias, eps));
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  Tensor y = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
+  with_type("batch_norm", x, [&](auto type) {
+    using T = decltype(type);
+    normalise_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), 0, numbers, true);
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
+    const Tensor& variance, std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, bool training) {
+  check_same_shape("bn_relu_backward", grad, input);
+  const Numbers numbers(make_norm(input, mean, variance, weight, bias, eps));
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  const Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
+  return normalise_backward(dense(grad, channels_last), x, dx, numbers, training, false);
+}
+
+}  // namespace fastcnn::cpu

@@ -1,0 +1,124 @@
+// Mean and variance of each channel: one pass, in blocks that fit the first cache and are looked at twice there.
+
+#include "../batch_norm.h"
+#include "../math/batch_norm.h"
+#include "../ops.h"
+#include "sums.h"
+#include "threads.h"
+
+namespace fastcnn::cpu {
+namespace {
+
+constexpr int64_t BLOCK = 1024;        // NCHW: elements of a plane that are looked at twice
+constexpr int64_t LINES_A_BLOCK = 64;  // NHWC: pixels
+
+using Partial = Moments<double>;
+
+// The planes [begin, end) of an NCHW tensor, less the first value of their channel.
+template <class T>
+FASTCNN_CLONES void planes_moments(
+    const T* x, Partial* moments, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+  float block[BLOCK];
+  for (int64_t p = begin; p < end; ++p) {
+    const float origin = origin_of(static_cast<float>(x[p % channels * pixels]));
+    Partial all{};
+    for (int64_t start = 0; start < pixels; start += BLOCK) {
+      const int64_t count = std::min(BLOCK, pixels - start);
+      const T* __restrict from = x + p * pixels + start;
+      for (int64_t i = 0; i < count; ++i) {
+        block[i] = static_cast<float>(from[i]) - origin;
+      }
+      const float mean = sum(block, count) / static_cast<float>(count);
+      for (int64_t i = 0; i < count; ++i) {
+        block[i] = (block[i] - mean) * (block[i] - mean);
+      }
+      all.merge({mean, sum(block, count), static_cast<double>(count)});
+    }
+    moments[p] = all;
+  }
+}
+
+// The blocks [begin, end) of LINES_A_BLOCK NHWC pixels: means, then sums of squares, (blocks, 2, C).
+template <class T>
+FASTCNN_CLONES void pixels_moments(
+    const T* x, const float* origin, float* moments, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < end; ++block) {
+    float* __restrict mean = moments + block * 2 * channels;
+    float* __restrict squares = mean + channels;
+    const int64_t first = block * LINES_A_BLOCK, last = std::min(first + LINES_A_BLOCK, pixels);
+    std::fill(mean, squares + channels, 0.0f);
+    for (int64_t p = first; p < last; ++p) {
+      const T* __restrict from = x + p * channels;
+      for (int64_t c = 0; c < channels; ++c) {
+        mean[c] += static_cast<float>(from[c]) - origin[c];
+      }
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      mean[c] /= static_cast<float>(last - first);
+    }
+    for (int64_t p = first; p < last; ++p) {
+      const T* __restrict from = x + p * channels;
+      for (int64_t c = 0; c < channels; ++c) {
+        const float off = static_cast<float>(from[c]) - origin[c] - mean[c];
+        squares[c] += off * off;
+      }
+    }
+  }
+}
+
+template <class T>
+std::vector<Partial> channels_moments(const T* x, const Layout& layout, const std::vector<float>& origin) {
+  const int64_t channels = layout.channels;
+  std::vector<Partial> total(channels);
+  if (!layout.channels_last) {
+    std::vector<Partial> planes(layout.images * channels);
+    parallel(layout.images * channels, layout.pixels * 2,
+        [&](int64_t begin, int64_t end) { planes_moments(x, planes.data(), layout.pixels, channels, begin, end); });
+    for (size_t p = 0; p < planes.size(); ++p) {
+      total[p % channels].merge(planes[p]);
+    }
+    return total;
+  }
+  const int64_t pixels = layout.images * layout.pixels, blocks = ceil_div(pixels, LINES_A_BLOCK);
+  std::vector<float> moments(blocks * 2 * channels);
+  parallel(blocks, LINES_A_BLOCK * channels * 2, [&](int64_t begin, int64_t end) {
+    pixels_moments(x, origin.data(), moments.data(), pixels, channels, begin, end);
+  });
+  for (int64_t block = 0; block < blocks; ++block) {
+    const float* mean = moments.data() + block * 2 * channels;
+    const double count = static_cast<double>(std::min(LINES_A_BLOCK, pixels - block * LINES_A_BLOCK));
+    for (int64_t c = 0; c < channels; ++c) {
+      total[c].merge({mean[c], mean[channels + c], count});
+    }
+  }
+  return total;
+}
+
+}  // namespace
+
+Tensor bn_relu_statistics(const Tensor& input) {
+  STD_TORCH_CHECK(input.dim() >= 2, "batch_norm: expected (N, C, *), got ", input.dim(), " axes");
+  const bool channels_last = is_channels_last(input);
+  const Tensor x = dense(input, channels_last);
+  const Layout shape = layout(x, channels_last);
+  const int64_t channels = shape.channels;
+  const std::vector<int64_t> sizes{3, channels};
+  Tensor statistics = new_tensor(x, sizes, torch::headeronly::ScalarType::Float, false);
+  float* to = mutable_data<float>(statistics);
+  with_type("batch_norm", x, [&](auto type) {
+    const auto* from = data<decltype(type)>(x);
+    std::vector<float> origin(channels);
+    for (int64_t c = 0; c < channels && x.numel() > 0; ++c) {
+      origin[c] = origin_of(static_cast<float>(from[channels_last ? c : c * shape.pixels]));
+    }
+    const std::vector<Partial> total = channels_moments(from, shape, origin);
+    for (int64_t c = 0; c < channels; ++c) {
+      to[c] = static_cast<float>(total[c].mean + origin[c]);
+      to[channels + c] = static_cast<float>(total[c].squares / total[c].count);
+      to[2 * channels + c] = static_cast<float>(total[c].squares / (total[c].count - 1.0));
+    }
+  });
+  return statistics;
+}
+
+}  // namespace fastcnn::cpu

@@ -1,0 +1,41 @@
+#pragma once
+// A batch norm's arithmetic for one value, and its merging of means.
+
+#include <cmath>
+
+#include "host_device.h"
+
+namespace fastcnn {
+
+// One over the standard deviation.
+FASTCNN_HOST_DEVICE float inverse_deviation(float variance, float eps) { return 1.0f / sqrtf(variance + eps); }
+
+// scale: the weight over the standard deviation. The mean comes off first: where values lie far from zero, a shift that
+// already holds the mean would cancel.
+FASTCNN_HOST_DEVICE float normalise(float x, float mean, float scale, float bias) { return (x - mean) * scale + bias; }
+
+// Where the sums of a channel start from: a value of its own, so that a mean far from zero costs no precision.
+FASTCNN_HOST_DEVICE float origin_of(float first) { return first - first == 0.0f ? first : 0.0f; }
+
+// Mean and sum of squared deviations of some values.
+template <class Real>
+struct Moments {
+  Real mean;
+  Real squares;
+  Real count;
+
+  // Take in others (Chan, Golub, LeVeque, 1979).
+  FASTCNN_HOST_DEVICE void merge(const Moments& other) {
+    const Real total = count + other.count;
+    if (total == 0) {
+      return;
+    }
+    const Real distance = other.mean - mean, share = other.count / total;
+    const Real moved = mean + distance * share;
+    mean = moved == moved ? moved : mean * (count / total) + other.mean * share;  // one infinity stays one
+    squares += other.squares + distance * distance * count * share;
+    count = total;
+  }
+};
+
+}  // namespace fastcnn

@@ -1,0 +1,62 @@
+"""Show where AlexNet looks: Grad-CAM at its last convolution, with a hook on the layer and one on its gradient.
+
+    python examples/grad_cam.py --image cat.jpg --weights DEFAULT --output cat-cam.png
+
+But for the import of `alexnet` it is a script for torchvision's model. Source: Selvaraju et al., "Grad-CAM: Visual
+Explanations from Deep Networks via Gradient-based Localization", 2017.
+"""
+
+import argparse
+
+import torch
+from images import read_image
+from torch import Tensor, nn
+from torchvision.transforms.functional import normalize, to_pil_image
+
+from fastcnn import alexnet
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
+
+
+def grad_cam(model: nn.Module, layer: nn.Module, images: Tensor, target: int) -> Tensor:
+    """Return where in `images`, (N, 3, H, W), `layer` speaks for the class `target`: (N, 1, H, W), 0 to 1."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        seen["activation"] = output.detach().clone()
+        output.register_hook(lambda gradient: seen.update(gradient=gradient))
+
+    handle = layer.register_forward_hook(keep)
+    model(images)[:, target].sum().backward()
+    handle.remove()
+    channels = seen["gradient"].mean((2, 3), keepdim=True)
+    cam = (channels * seen["activation"]).sum(1, keepdim=True).relu()
+    cam = nn.functional.interpolate(cam, images.shape[2:], mode="bilinear")
+    return cam / cam.amax((2, 3), keepdim=True).clamp_min(1e-12)
+
+
+def main(argv: list[str] | None = None) -> Tensor:
+    """Print where the map is highest, save it where --output says, and return it."""
+    parser = argparse.ArgumentParser(description="Show where AlexNet looks.")
+    parser.add_argument("--image", help="an image file (default: a made-up one)")
+    parser.add_argument("--weights", help="torchvision's weights, as DEFAULT (default: random)")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--target", type=int, default=281, help="a class of ImageNet; 281 is a tabby cat")
+    parser.add_argument("--output", help="where to write the map")
+    args = parser.parse_args(argv)
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = alexnet(weights=args.weights).eval().to(device)
+    cam = grad_cam(
+        model, model.features[10], normalize(read_image(args.image, args.size), MEAN, STD).to(device), args.target
+    )
+    row, column = divmod(int(cam.argmax()), args.size)
+    print(f"AlexNet looks at row {row}, column {column}")
+    if args.output:
+        to_pil_image(cam[0].cpu()).save(args.output)
+    return cam
+
+
+if __name__ == "__main__":
+    main()

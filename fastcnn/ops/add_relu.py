@@ -1,0 +1,96 @@
+"""Addition and ReLU, the end of a residual block: ``add_relu``, ``add_relu_backward``, and autograd."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.ops import autograd, checks
+from fastcnn.ops.library import define
+
+
+def reference(input: Tensor, other: Tensor) -> Tensor:
+    """Return the sum and its ReLU as torch runs them."""
+    return torch.relu(torch.add(input, other))
+
+
+def _fake(input: Tensor, _: Tensor) -> Tensor:
+    return torch.empty_like(input)
+
+
+_NAME = "add_relu"
+_forward = define("add_relu", "add_relu", "(Tensor input, Tensor other) -> Tensor", _fake)
+_backward = define(
+    "add_relu", "add_relu_backward", "(Tensor grad, Tensor output) -> Tensor", lambda grad, output: _fake(output, grad)
+)
+
+
+class AddReLU(torch.autograd.Function):
+    """Two tensors of one shape -> the same; saves the output alone, whose sign is the ReLU mask."""
+
+    @staticmethod
+    def forward(input: Tensor, other: Tensor, backend: str) -> Tensor:
+        return _forward[backend](input, other)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.backend = inputs[2]
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (output,) = ctx.saved_tensors
+        if autograd.differentiable():
+            masked = torch.where(output <= 0, 0, grad)
+        else:
+            masked = _backward[ctx.backend](grad, output)
+        needs = ctx.needs_input_grad
+        return masked if needs[0] else None, masked if needs[1] else None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        input, other = (
+            arg.movedim(dim, 0) if dim is not None else arg.expand(info.batch_size, *arg.shape)
+            for arg, dim in zip(args[:2], in_dims[:2], strict=True)
+        )
+        return AddReLU.apply(input, other, args[2]), 0
+
+
+_apply = autograd.applier(AddReLU)
+
+
+def add_relu(*arguments: Any) -> Tensor:
+    """Run ``fastcnn.functional.add_relu``."""
+    winner = tuned("add_relu", *arguments)
+    if runs_stock("add_relu", _NAME, arguments[0], winner):
+        return checks.run_stock(reference, _check, *arguments)
+    _check(*arguments)
+    input, other = arguments
+    backend, _ = choose("add_relu", _NAME, input, lambda: _refuse(input, other), winner)
+    if backend == "torch":
+        return reference(*arguments)
+    if autograd.needs_grad(input, other):
+        return _apply(input, other, backend)
+    return _forward[backend](input, other)
+
+
+def _check(input: Tensor, other: Tensor) -> None:
+    checks.check_tensor(_NAME, "input", input)
+    checks.check_tensor(_NAME, "other", other)
+    shapes = zip(input.shape[::-1], other.shape[::-1])  # broadcasting looks at the axes that both have
+    if any(a != b and 1 not in (a, b) for a, b in shapes):
+        expected = f"a shape that broadcasts with {tuple(input.shape)}, that of 'input'"
+        raise checks.wrong(_NAME, "other", expected, tuple(other.shape))
+    if input.device != other.device and 0 not in (input.dim(), other.dim()):
+        raise checks.wrong(_NAME, "other", f"a tensor on {input.device}, where 'input' is", other.device)
+
+
+def _refuse(input: Tensor, other: Tensor) -> str:
+    if reason := checks.refuse_dtype(input):
+        return reason
+    if other.dtype != input.dtype:
+        return f"takes argument 'other' in the dtype of 'input', {input.dtype}, got {other.dtype}"
+    if other.shape != input.shape:
+        return f"takes argument 'other' in the shape of 'input', {tuple(input.shape)}, got {tuple(other.shape)}"
+    return ""

@@ -1,0 +1,41 @@
+"""An evaluated batch norm folded into the convolution before it: whether that is done, and weight and bias."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import runs_stock
+from fastcnn.ops import autograd, checks
+
+_STEM = "conv_bn"  # FASTEST's name for folding: no operator of its own
+
+
+def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether a convolution of `input` takes up the batch norm that follows it.
+
+    It does where nobody wants a gradient and the output is at least as large as the weight, over which folding passes;
+    under ``auto`` where that was measured to be faster, under ``torch`` never.
+    """
+    if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
+        return False
+    if runs_stock(_STEM, "convolution and batch norm", input, None):
+        return False
+    if torch.compiler.is_compiling():  # the graph shall not depend on a size that may vary
+        return True
+    pixels = input.shape[0] * (input.shape[2] // stride[0]) * (input.shape[3] // stride[1])
+    return pixels * weight.shape[0] >= weight.numel()
+
+
+def folded(
+    weight: Tensor, bias: Tensor | None, mean: Any, variance: Any, gamma: Tensor | None, beta: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return weight and bias of the one convolution, in the convolution's dtype."""
+    scale = (variance.float() + eps).rsqrt()
+    if gamma is not None:
+        scale = scale * gamma
+    shift = -mean * scale if bias is None else (bias - mean) * scale
+    if beta is not None:
+        shift = shift + beta
+    return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)

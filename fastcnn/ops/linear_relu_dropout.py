@@ -1,0 +1,111 @@
+"""Linear layer, ReLU and dropout: ``linear_relu_dropout`` and ``linear_relu_dropout_backward``, and autograd.
+
+The output is the mask: it is zero where ReLU is off or the unit is dropped. Elsewhere it is the activation over
+1 - p, so backward needs neither the activation nor the random numbers. Where the output is NaN the unit counts as kept.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import choose, lacks, runs_stock
+from fastcnn.ops import autograd, checks
+from fastcnn.ops.conv_relu import fake_backward
+from fastcnn.ops.library import define
+from fastcnn.ops.linear_relu import prepare, refuse
+
+
+def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float) -> Tensor:
+    return input.new_empty(input.shape[0], weight.shape[0])
+
+
+def _fake_backward(grad: Tensor, output: Tensor, p: float, bias_grad: bool) -> tuple[Tensor, Tensor]:
+    return fake_backward(grad, output, bias_grad)
+
+
+_NAME = _STEM = "linear_relu_dropout"
+_forward = define(
+    _STEM,
+    _STEM,
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor seed, float p) -> Tensor",
+    _fake,
+    backends=("triton",),
+)
+_backward = define(
+    _STEM,
+    f"{_STEM}_backward",
+    "(Tensor grad, Tensor output, float p, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
+    _fake_backward,
+    backends=("triton",),
+)
+
+
+class LinearReLUDropout(torch.autograd.Function):
+    """(N, features) -> (N, out_features); saves input, weight and the output, which is the mask of both layers."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str) -> Tensor:
+        return _forward[backend](input, weight, bias, seed, p)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _, _, ctx.p, ctx.backend = inputs
+        ctx.save_for_backward(input, weight, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if autograd.differentiable():
+            grad_linear = torch.where(output <= 0, 0, grad) / (1 - ctx.p)
+            grad_bias = grad_linear.sum(0) if needs[2] else None
+        else:
+            grad_linear, grad_bias = _backward[ctx.backend](grad, output, ctx.p, needs[2])
+        return (
+            grad_linear @ weight if needs[0] else None,
+            grad_linear.t() @ input if needs[1] else None,
+            grad_bias if needs[2] else None,
+            None,
+            None,
+            None,
+        )
+
+
+_apply = autograd.applier(LinearReLUDropout)
+
+
+def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool) -> Tensor | None:
+    """Run ``fastcnn.functional.linear_relu_dropout`` by a kernel, or return None where none is to.
+
+    None comes back where nothing is random, under torch.func, whose rules for random numbers are torch's own, and
+    where the stock layers run, so that torch's random stream is used as they use it.
+    """
+    check_probability(p)
+    if not training or not 0 < p < 1 or torch._C._are_functorch_transforms_active():
+        return None
+    if runs_stock(_STEM, _NAME, input, None) or lacks(_STEM):
+        return None
+    input, weight, bias = prepare(_NAME, input, weight, bias)
+    backend, _ = choose(_STEM, _NAME, input, lambda: refuse(input, weight, bias), None)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        bias = bias.expand(weight.shape[0])
+    # Drawn on the device by torch's generator: it obeys manual_seed, checkpointing repeats it, and a CUDA graph draws
+    # another at each replay.
+    seed = torch.randint(2**62, (1,), dtype=torch.int64, device=input.device)
+    rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
+    return _run(rows, weight, bias, seed, float(p), backend).view(*input.shape[:-1], weight.shape[0])
+
+
+def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str) -> Tensor:
+    if autograd.needs_grad(rows, weight, bias):
+        return _apply(rows, weight, bias, seed, p, backend)
+    return _forward[backend](rows, weight, bias, seed, p)
+
+
+def check_probability(p: object) -> None:
+    """Check the probability of being dropped."""
+    if isinstance(p, bool) or not isinstance(p, (int, float)):
+        raise checks.wrong(_NAME, "p", "a probability", repr(p), TypeError)
+    if not 0 <= p <= 1:
+        raise checks.wrong(_NAME, "p", "a probability from 0 to 1", p, ValueError)

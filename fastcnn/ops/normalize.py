@@ -1,0 +1,143 @@
+"""Normalisation of images: the reference, the operator ``normalize``, and autograd."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import choose, lacks, runs_stock
+from fastcnn.ops import autograd, checks
+from fastcnn.ops.library import define
+
+Constants = float | Sequence[float] | Tensor
+
+
+def reference(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return bytes as 0 to 1, minus the mean, over the standard deviation; computed as wide as the constants are."""
+    wide = input.to(mean.dtype)
+    unit = wide / 255 if input.dtype == torch.uint8 else wide
+    return ((unit - mean[:, None, None]) / std[:, None, None]).to(dtype)
+
+
+def _fake(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(input, dtype=dtype)
+
+
+_NAME = "normalize"
+_STEM = "normalize"
+forward = define(
+    _STEM,
+    "normalize",
+    "(Tensor input, Tensor mean, Tensor std, ScalarType dtype) -> Tensor",
+    _fake,
+    backends=("triton",),
+)
+
+
+def input_gradient(grad: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of floating-point images; differentiable."""
+    return (grad.to(std.dtype) / std[:, None, None]).to(dtype)
+
+
+class Normalize(torch.autograd.Function):
+    """(N, C, H, W) -> the same in another dtype; saves the constants."""
+
+    @staticmethod
+    def forward(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+        return forward[backend](input, mean, std, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, _, std, *_ = inputs
+        ctx.dtype = input.dtype
+        ctx.save_for_backward(std)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return input_gradient(grad, ctx.saved_tensors[0], ctx.dtype), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return autograd.vmap_over_batch(Normalize, info, in_dims, args)
+
+
+_apply = autograd.applier(Normalize)
+
+
+def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None) -> Tensor:
+    """Run ``fastcnn.functional.normalize``."""
+    mean, std, dtype = prepare(_NAME, input, mean, std, dtype)
+    if runs_stock(_STEM, _NAME, input, None) or lacks(_STEM):
+        return reference(input, mean, std, dtype)
+    backend, _ = choose(_STEM, _NAME, input, lambda: refuse(input, mean, std, dtype), None)
+    return autograd.with_batch(_run, input, mean, std, dtype, backend)
+
+
+def _run(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    if autograd.needs_grad(input):
+        return _apply(input, mean, std, dtype, backend)
+    return forward[backend](input, mean, std, dtype)
+
+
+def prepare(
+    function: str, input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Check a normalisation's arguments; return mean and std as vectors on the input's device, and the output's dtype.
+
+    The vectors are float32, or float64 where input or output are.
+    """
+    checks.check_tensor(function, "input", input)
+    checks.check_image(function, input)
+    if not (input.is_floating_point() or input.dtype == torch.uint8):
+        raise checks.wrong(function, "input", "uint8 or a floating dtype", input.dtype, TypeError)
+    if dtype is None:
+        dtype = _default_dtype(input)
+    elif not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise checks.wrong(function, "dtype", "a floating dtype or None", dtype, TypeError)
+    wide = torch.float64 if torch.float64 in (input.dtype, dtype) else torch.float32
+    vectors = [
+        _vector(function, name, each, input.shape[-3], wide, input.device)
+        for name, each in (("mean", mean), ("std", std))
+    ]
+    return vectors[0], vectors[1], dtype
+
+
+def _default_dtype(input: Tensor) -> torch.dtype:
+    device_type = input.device.type
+    if input.dtype != torch.float64 and device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return input.dtype if input.is_floating_point() else torch.float32
+
+
+def _vector(
+    function: str, name: str, values: Constants, channels: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    if not isinstance(values, Tensor):
+        check_constants(function, name, values)
+    vector = torch.as_tensor(values, dtype=dtype, device=device)
+    if vector.dim() > 1 or vector.numel() not in (1, channels):
+        expected = f"1 value or {channels}, as 'input' has channels"
+        raise checks.wrong(function, name, expected, f"shape {tuple(vector.shape)}")
+    return vector.reshape(-1)
+
+
+def check_constants(function: str, name: str, values: float | Sequence[float]) -> tuple[float, ...]:
+    """Check constants in Python's numbers, and return them in a row; a std of 0 raises as in torchvision."""
+    row = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+    if not row or not all(isinstance(each, (int, float)) for each in row):
+        raise checks.wrong(function, name, "a number or a sequence of them", repr(values), TypeError)
+    if name == "std" and not all(row):
+        raise checks.wrong(function, name, "no 0, by which nothing can be divided", repr(values), ValueError)
+    return tuple(float(each) for each in row)
+
+
+def refuse(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> str:
+    """Say why no kernel normalises these, or return an empty string."""
+    if input.dtype not in (torch.uint8, *checks.KERNEL_DTYPES):
+        return f"takes argument 'input' in uint8, float32, float16 or bfloat16, got {input.dtype}"
+    if dtype not in checks.KERNEL_DTYPES:
+        return f"takes argument 'dtype' as float32, float16 or bfloat16, got {dtype}"
+    if mean.requires_grad or std.requires_grad:
+        return "takes arguments 'mean' and 'std' as constants, got tensors that require gradients"
+    return ""

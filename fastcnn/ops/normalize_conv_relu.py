@@ -1,0 +1,151 @@
+"""Normalisation joined with the convolution that follows and its ReLU: ``normalize_conv_relu``, and autograd.
+
+Only some algorithms read images that are not normalised yet (`JOINED`); for every other way to run the convolution
+there is nothing here, and the two functions run one after another.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.ops import autograd, checks, normalize
+from fastcnn.ops.conv_relu import _backward
+from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepare
+from fastcnn.ops.library import define
+from fastcnn.shapes import Size, conv_memory_format
+
+JOINED = (("triton", "packed"), ("triton", "space_to_depth"))
+NORMALIZED_CONVOLUTION = (
+    "Tensor input, Tensor mean, Tensor std, Tensor weight, Tensor? bias, int[] convolution, str? algorithm"
+)
+
+
+class Joined(NamedTuple):
+    """A checked call that one kernel can run."""
+
+    input: Tensor
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    settings: Convolution
+    backend: str
+
+
+def _fake(
+    input: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    *_: Any,
+) -> Tensor:
+    shape = output_shape(input, weight, stride, padding, dilation)
+    return torch.empty(shape, dtype=weight.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
+
+
+_NAME = "conv2d_relu"  # the function that users know, for messages
+_STEM = "normalize_conv_relu"
+_forward = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}) -> Tensor", _fake, backends=("triton",))
+
+
+class NormalizeConvReLU(torch.autograd.Function):
+    """(N, C, H, W) -> (N, C_out, OH, OW); saves images, weight and output, and normalises again for the backward."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        settings: Convolution,
+        backend: str,
+    ) -> Tensor:
+        return _forward[backend](input, mean, std, weight, bias, *settings.arguments())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, mean, std, weight, _, ctx.settings, ctx.backend = inputs
+        ctx.save_for_backward(input, mean, std, weight, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *images, weight, output = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if autograd.differentiable():
+            grad_conv = torch.where(output <= 0, 0, grad)
+            grad_bias = grad_conv.sum((0, 2, 3)) if needs[4] else None
+        else:
+            grad_conv, grad_bias = _backward[ctx.backend](grad, output, needs[4])
+        grad_input, grad_weight = image_gradients(grad_conv, images, weight, ctx.settings, ctx.backend, needs)
+        return grad_input, None, None, grad_weight, grad_bias if needs[4] else None, None, None
+
+
+def image_gradients(
+    grad: Tensor, images: list[Tensor], weight: Tensor, settings: Convolution, backend: str, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of images, mean and std being (input, mean, std), and of the weight; each only if needed."""
+    input, mean, std = images
+    if not (needs[0] or needs[3]):
+        return None, None
+    if autograd.differentiable():
+        normalised = normalize.reference(input, mean, std, weight.dtype)
+    else:
+        normalised = normalize.forward[backend](input, mean, std, weight.dtype)
+    grad_input, grad_weight = gradients(grad, normalised, weight, settings, (needs[0], needs[3]))
+    return None if grad_input is None else normalize.input_gradient(grad_input, std, input.dtype), grad_weight
+
+
+_apply = autograd.applier(NormalizeConvReLU)
+
+
+def joined(op: str, function: str, norm_arguments: tuple[Any, ...], arguments: tuple[Any, ...]) -> Joined | None:
+    """Return a call that one kernel can run, or None where normalisation and convolution are to run by themselves.
+
+    Args:
+        op: the stem of the stage that begins with the convolution.
+        function: the public function's name, for messages.
+        norm_arguments: of `normalize`, the images first.
+        arguments: of the stage, but for its input.
+    """
+    input, *constants = norm_arguments
+    mean, std, dtype = normalize.prepare(function, input, *constants)
+    if torch._C._are_functorch_transforms_active() or normalize.refuse(input, mean, std, dtype):
+        return None
+    like = torch.empty_like(input, dtype=dtype)  # what the stage would get; nobody fills it
+    winner = tuned(op, like, *arguments)
+    if runs_stock(op, function, like, winner):
+        return None
+    prepared, weight, bias, settings = prepare(function, like, *arguments[:6])
+    backend, algorithm = choose(op, function, prepared, lambda: checks.refuse_dtype(prepared), winner)
+    if algorithm is None or "+" in algorithm or (backend, algorithm.partition(":")[0]) not in JOINED:
+        return None  # nor where gradients are to be ours, which read images that are normalised
+    if prepared.shape != like.shape or prepared.dtype != like.dtype:  # padded by hand, or cast: not by the kernel
+        return None
+    return Joined(input, mean, std, weight, bias, settings.running(algorithm), backend)
+
+
+def normalize_conv_relu(norm_arguments: tuple[Any, ...], *arguments: Any) -> Tensor | None:
+    """Run `normalize` on the arguments of one and `conv_relu` on the result and the others, or return None."""
+    call = joined("conv_relu", _NAME, norm_arguments, arguments)
+    return None if call is None else autograd.with_batch(_run, *call)
+
+
+def _run(
+    input: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    settings: Convolution,
+    backend: str,
+) -> Tensor:
+    if autograd.needs_grad(input, weight, bias):
+        return _apply(input, mean, std, weight, bias, settings, backend)
+    return _forward[backend](input, mean, std, weight, bias, *settings.arguments())

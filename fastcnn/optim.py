@@ -1,0 +1,162 @@
+"""SGD with momentum for models in bfloat16 or float16: the weights' digits are kept in float32, in the optimizer."""
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcnn.backend import choose, chosen, kernel
+
+__all__ = ["SGD"]
+
+_NAME = "SGD"
+
+
+class SGD(torch.optim.Optimizer):
+    """Stochastic gradient descent as `torch.optim.SGD`, with float32 master weights of parameters in half precision.
+
+    Each parameter in bfloat16 or float16 is the shadow of a float32 master, which is updated with a float32 momentum
+    and rounded into the parameter. Float32 parameters are their own masters. Master and momentum are in the state dict
+    as `master` and `momentum_buffer`.
+
+    Under `fastcnn.use_backend("triton")` a parameter takes one kernel, which reads gradient, master and momentum and
+    writes the latter two and the parameter; nobody has timed it on a GPU yet. Under the other backends torch's foreach
+    operations run, as they do for parameters that are not dense.
+
+    Args:
+        params: parameters or groups of them, in float32, bfloat16 or float16.
+        lr: the learning rate; a tensor on the parameters' device may change between replays of a CUDA graph.
+        momentum, dampening, weight_decay, nesterov, maximize: as in `torch.optim.SGD`.
+
+    Raises ValueError for a negative `lr`, `momentum` or `weight_decay`, and for `nesterov` without momentum or with
+    dampening; TypeError, at a step, for parameters of another dtype or sparse gradients.
+
+    Example:
+        >>> import torch, fastcnn
+        >>> model = fastcnn.MnistCNN().to(torch.bfloat16)
+        >>> optimizer = fastcnn.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        >>> model(torch.randn(4, 1, 28, 28, dtype=torch.bfloat16)).float().square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.state[model.fc[-1].weight]["master"].dtype
+        torch.float32
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        for name, value in settings.items():
+            if not isinstance(value, Tensor) and value < 0:
+                raise ValueError(f"{_NAME}: argument {name!r}: expected no negative number, got {value}")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            got = f"momentum {momentum}, dampening {dampening}"
+            raise ValueError(f"{_NAME}: argument 'nesterov': expected a momentum and no dampening with it, got {got}")
+        super().__init__(params, {**settings, "dampening": dampening, "nesterov": nesterov, "maximize": maximize})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update the parameters that have gradients; return what `closure`, which computes them anew, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            settings = {name: group[name] for name in ("lr", "momentum", "dampening", "weight_decay")}
+            settings |= {name: group[name] for name in ("nesterov", "maximize")}
+            updated = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in updated:
+                _check(weight)
+            fused = [weight for weight in updated if chosen() == "triton" and _is_dense(weight)]
+            for weight in fused:
+                self._step_fused(weight, settings)
+            in_one = {id(weight) for weight in fused}
+            self._step_foreach([weight for weight in updated if id(weight) not in in_one], **settings)
+        return loss
+
+    def _master(self, weight: Tensor) -> Tensor:
+        if weight.dtype == torch.float32:
+            return weight
+        state = self.state[weight]
+        if "master" not in state:
+            state["master"] = weight.detach().to(torch.float32, memory_format=torch.preserve_format)
+        return state["master"]
+
+    def _step_fused(self, weight: Tensor, settings: dict[str, Any]) -> None:
+        choose("sgd", _NAME, weight, str, None)  # raises where the kernel cannot run
+        grad = weight.grad
+        assert grad is not None
+        if grad.stride() != weight.stride():
+            grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
+        master, state, lr = self._master(weight), self.state[weight], settings["lr"]
+        first = "momentum_buffer" not in state
+        if first and settings["momentum"]:
+            state["momentum_buffer"] = torch.empty_like(master)
+        if isinstance(lr, Tensor) and lr.device != weight.device:
+            settings = {**settings, "lr": lr.item()}
+        buffer = state.get("momentum_buffer") if settings["momentum"] else None
+        kernel("triton", "sgd", "sgd")(weight, grad, master, buffer, first=first, **settings)
+
+    def _step_foreach(
+        self,
+        weights: list[Tensor],
+        lr: float | Tensor,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+        maximize: bool,
+    ) -> None:
+        if not weights:
+            return
+        masters = [self._master(weight) for weight in weights]
+        grads = [weight.grad.float() for weight in weights]  # type: ignore[union-attr]
+        if maximize:
+            grads = list(torch._foreach_neg(grads))
+        if weight_decay:
+            grads = list(torch._foreach_add(grads, masters, alpha=weight_decay))
+        if momentum:
+            buffers = [self._velocity(*each, momentum, dampening) for each in zip(weights, grads, strict=True)]
+            grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if nesterov else buffers
+        torch._foreach_sub_(masters, torch._foreach_mul(grads, lr))
+        shadows = [weight for weight, master in zip(weights, masters, strict=True) if weight is not master]
+        if shadows:
+            torch._foreach_copy_(shadows, [self.state[weight]["master"] for weight in shadows])
+
+    def _velocity(self, weight: Tensor, grad: Tensor, momentum: float, dampening: float) -> Tensor:
+        """Return the momentum's buffer with a gradient added; the first gradient is the buffer."""
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = grad.clone(memory_format=torch.preserve_format)
+            return state["momentum_buffer"]
+        return state["momentum_buffer"].mul_(momentum).add_(grad, alpha=1 - dampening)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` returned; master and momentum stay in float32, which torch's own would round."""
+        super().load_state_dict(state_dict)
+        ours = chain.from_iterable(group["params"] for group in self.param_groups)
+        theirs = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for weight, number in zip(ours, theirs, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                self.state[weight][name] = torch.empty_like(weight, dtype=torch.float32).copy_(value)
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Whether a tensor fills its memory without gaps, in whatever order of axes."""
+    return torch.empty_like(weight, device="meta").stride() == weight.stride()
+
+
+def _check(weight: Tensor) -> None:
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"{_NAME}: expected parameters in float32, bfloat16 or float16, got {weight.dtype}")
+    if weight.grad is not None and weight.grad.layout != torch.strided:
+        raise TypeError(f"{_NAME}: expected dense gradients, got {weight.grad.layout}")

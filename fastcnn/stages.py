@@ -1,0 +1,281 @@
+"""Stages: layers in a row, and the function that runs them as one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from fastcnn import functional as FF
+from fastcnn.calls import Call
+from fastcnn.normalization import Normalize, is_recorded
+from fastcnn.ops.folding import folded, folds
+from fastcnn.ops.gradients import only_reader
+from fastcnn.ops.normalize_conv_relu import normalize_conv_relu
+from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool
+
+# Captured at import, so that a class whose forward somebody patches later no longer counts as stock.
+STOCK_CALL = nn.Module.__call__
+_STOCK_CONV_FORWARD = nn.Conv2d._conv_forward
+_STOCK_BN_CHECK = nn.BatchNorm2d._check_input_dim
+
+
+def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
+    """Return what ``functional.conv2d_relu`` takes; an input that is padded in a step of its own is padded."""
+    padding: Any = conv.padding
+    if conv.padding_mode != "zeros":  # nn.Conv2d pads in a step of its own too
+        input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+    return input, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups
+
+
+def _pool_keywords(pool: nn.MaxPool2d) -> dict[str, Any]:
+    return {
+        "pool_size": pool.kernel_size,
+        "pool_stride": pool.stride,
+        "pool_padding": pool.padding,
+        "pool_ceil_mode": pool.ceil_mode,
+    }
+
+
+def run_conv_relu(input: Any, conv: nn.Conv2d, _relu: nn.Module | None = None) -> Any:
+    """Run a convolution and a ReLU as one."""
+    return FF.conv2d_relu(*conv_arguments(input, conv))
+
+
+def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxPool2d) -> Any:
+    return FF.conv2d_relu_max_pool2d(*conv_arguments(input, conv), **_pool_keywords(pool))
+
+
+def _normalize_conv_relu(input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module) -> Any:
+    fused = None
+    if conv.padding_mode == "zeros":  # else what is normalised is padded next
+        fused = normalize_conv_relu(normalize.arguments(input), *conv_arguments(input, conv)[1:])
+    return run_conv_relu(normalize(input), conv, relu) if fused is None else fused
+
+
+def _normalize_conv_relu_pool(
+    input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module, pool: nn.MaxPool2d
+) -> Any:
+    fused = None
+    if conv.padding_mode == "zeros":
+        settings = *conv_arguments(input, conv)[1:], *_pool_keywords(pool).values()
+        fused = normalize_conv_relu_pool(normalize.arguments(input), *settings)
+    return _conv_relu_pool(normalize(input), conv, relu, pool) if fused is None else fused
+
+
+def _bn_arguments(bn: nn.BatchNorm2d) -> tuple[Any, ...]:
+    """Return what the layer's own forward gives F.batch_norm after the input, and count the batch as it does."""
+    tracks = bn.training and bn.track_running_stats
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    if tracks and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:  # the average over all batches
+            momentum = 1.0 / float(bn.num_batches_tracked)
+    running = (bn.running_mean, bn.running_var) if tracks or not bn.training else (None, None)
+    return *running, bn.weight, bn.bias, _uses_own_statistics(bn), momentum, bn.eps
+
+
+def _uses_own_statistics(bn: nn.BatchNorm2d) -> bool:
+    return bn.training or (bn.running_mean is None and bn.running_var is None)
+
+
+def _bn_relu(input: Any, bn: nn.BatchNorm2d, _relu: nn.Module | None = None) -> Any:
+    bn._check_input_dim(input)
+    return FF.batch_norm_relu(input, *_bn_arguments(bn))
+
+
+def _bn_relu_pool(input: Any, bn: nn.BatchNorm2d, _relu: nn.Module, pool: nn.MaxPool2d) -> Any:
+    bn._check_input_dim(input)
+    return FF.batch_norm_relu_max_pool2d(input, *_bn_arguments(bn), **_pool_keywords(pool))
+
+
+def _folds(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
+    """Whether the batch norm is constant and the convolution takes it up."""
+    if _uses_own_statistics(bn) or not isinstance(input, Tensor) or input.dim() != 4:
+        return False
+    return folds(input, conv.stride, conv.weight, conv.bias, bn.weight, bn.bias)
+
+
+def _folded_arguments(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:
+    input, weight, bias, *settings = conv_arguments(input, conv)
+    return input, *folded(weight, bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps), *settings
+
+
+def _conv_bn(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Any:
+    if _folds(input, conv, bn):
+        return F.conv2d(*_folded_arguments(input, conv, bn))
+    return bn(F.conv2d(*conv_arguments(input, conv)))
+
+
+def _conv_bn_relu(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d, relu: nn.Module | None = None) -> Any:
+    if _folds(input, conv, bn):
+        return FF.conv2d_relu(*_folded_arguments(input, conv, bn))
+    return _bn_relu(F.conv2d(*conv_arguments(input, conv)), bn, relu)
+
+
+def _conv_bn_relu_pool(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d, relu: nn.Module, pool: nn.MaxPool2d) -> Any:
+    if _folds(input, conv, bn):
+        return FF.conv2d_relu_max_pool2d(*_folded_arguments(input, conv, bn), **_pool_keywords(pool))
+    return _bn_relu_pool(F.conv2d(*conv_arguments(input, conv)), bn, relu, pool)
+
+
+def run_add_relu(input: Any, other: Any) -> Any:
+    """Add and take the ReLU as one."""
+    return F.relu(input + other) if is_recorded(input) else FF.add_relu(input, other)
+
+
+def _sum_relu(input: Any, addition: Any, _relu: Any) -> Any:
+    other = addition.other
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
+        return F.relu(input + other)
+    if addition.in_place and (input.shape != other.shape or input.dtype != other.dtype):
+        return F.relu(input.add_(other))  # which keeps the shape and dtype of the input
+    return FF.add_relu(input, other)
+
+
+def run_lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
+    """Run a local response normalisation."""
+    return FF.local_response_norm(input, lrn.size, lrn.alpha, lrn.beta, lrn.k)
+
+
+def _lrn_pool(input: Any, lrn: nn.LocalResponseNorm, pool: nn.MaxPool2d) -> Any:
+    return FF.local_response_norm_max_pool2d(input, lrn.size, lrn.alpha, lrn.beta, lrn.k, **_pool_keywords(pool))
+
+
+def run_max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
+    """Run a max-pool."""
+    return FF.max_pool2d(
+        input,
+        pool.kernel_size,
+        pool.stride,
+        pool.padding,
+        pool.dilation,
+        ceil_mode=pool.ceil_mode,
+        return_indices=pool.return_indices,
+    )
+
+
+def _linear_relu(input: Any, linear: nn.Linear, _relu: nn.Module) -> Any:
+    return FF.linear_relu(input, linear.weight, linear.bias)
+
+
+def _linear_relu_dropout(input: Any, linear: nn.Linear, _relu: nn.Module, dropout: nn.Dropout) -> Any:
+    return FF.linear_relu_dropout(input, linear.weight, linear.bias, dropout.p, dropout.training)
+
+
+class Stage(NamedTuple):
+    """Children in a row, by role, and the function that runs them as one."""
+
+    roles: tuple[str, ...]
+    run: Callable[..., Any]
+
+
+_CONV_RELU = Stage(("conv", "relu"), run_conv_relu)
+STAGES = (  # of two that match, the longer stands first
+    Stage(("normalize", "conv", "relu", "pool"), _normalize_conv_relu_pool),
+    Stage(("normalize", "conv", "relu"), _normalize_conv_relu),
+    Stage(("conv", "bn", "relu", "pool"), _conv_bn_relu_pool),
+    Stage(("conv", "bn", "relu"), _conv_bn_relu),
+    Stage(("conv", "bn"), _conv_bn),
+    Stage(("bn", "relu", "pool"), _bn_relu_pool),
+    Stage(("bn", "relu"), _bn_relu),
+    Stage(("conv", "relu", "pool"), _conv_relu_pool),
+    _CONV_RELU,
+    Stage(("lrn", "pool"), _lrn_pool),
+    Stage(("lrn",), run_lrn),
+    Stage(("pool",), run_max_pool),
+    Stage(("lone pool",), run_max_pool),
+    Stage(("linear", "relu", "dropout"), _linear_relu_dropout),
+    Stage(("linear", "relu"), _linear_relu),
+    Stage(("add", "relu"), _sum_relu),
+)
+
+ROLES: dict[Any, str] = {  # by the forward function of the class
+    nn.Conv2d.forward: "conv",
+    nn.ReLU.forward: "relu",
+    nn.MaxPool2d.forward: "pool",
+    nn.LocalResponseNorm.forward: "lrn",
+    nn.Linear.forward: "linear",
+    nn.BatchNorm2d.forward: "bn",
+    nn.Dropout.forward: "dropout",
+    Normalize.forward: "normalize",
+}
+
+
+def run_layers(input: Any, *layers: Any) -> Any:
+    """Run layers and calls of functions one after another, as the rewritten forward of a network asks for."""
+    if not (is_recorded(input) or _has_any_global_hook()):
+        return run_stages(input, layers)
+    for layer in layers:
+        input = layer(input)
+    return input
+
+
+def run_stages(input: Any, layers: tuple[Any, ...]) -> Any:
+    """Run layers one after another, those that form a stage as one."""
+    roles = tuple(map(role_of, layers))
+    start, before = 0, None
+    while start < len(layers):
+        stage = stage_at(roles, start)
+        if stage is None:
+            input = layers[start](input)
+            start += 1
+        else:
+            if before is _CONV_RELU and stage.roles[0] == "conv":
+                only_reader(input)
+            end = start + len(stage.roles)
+            input = stage.run(input, *map(_settings, layers[start:end]))
+            start = end
+        before = stage
+    return input
+
+
+def _settings(layer: Any) -> Any:
+    return layer.settings if type(layer) is Call else layer
+
+
+def stage_at(roles: tuple[str | None, ...], start: int) -> Stage | None:
+    """Return the stage that layers of these roles form from `start` on, or None."""
+    for stage in STAGES:
+        if roles[start : start + len(stage.roles)] == stage.roles:
+            return stage
+    return None
+
+
+def role_of(child: Any) -> str | None:
+    """Tell what `child` can be in a stage, or None where only its own call does all that the user asked of it."""
+    if type(child) is Call:
+        return child.role
+    # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role, and
+    # a scripted module's class has no forward to read.
+    role = ROLES.get(getattr(type(child), "forward", None))
+    if role is None or not _calls_only_forward(child):
+        return None
+    if isinstance(child, nn.Conv2d):
+        return role if type(child)._conv_forward is _STOCK_CONV_FORWARD else None
+    if role == "bn":  # one forward serves batch norms of every rank
+        return role if getattr(type(child), "_check_input_dim", None) is _STOCK_BN_CHECK else None
+    if isinstance(child, nn.MaxPool2d):
+        return role if _can_end_a_stage(child) else "lone pool"
+    if isinstance(child, nn.Dropout):  # in place, torch drops by other random numbers
+        return None if child.inplace else role
+    return role
+
+
+def _calls_only_forward(child: nn.Module) -> bool:
+    # Read from the dictionary: torch.compile guards what is read there, so that a hook added after compiling fires;
+    # by its default settings it does not guard the same hooks read as attributes.
+    state = child.__dict__
+    return type(child).__call__ is STOCK_CALL and not (
+        "forward" in state
+        or state.get("_compiled_call_impl")
+        or state["_forward_pre_hooks"]
+        or state["_forward_hooks"]
+        or state["_backward_pre_hooks"]
+        or state["_backward_hooks"]
+    )
+
+
+def _can_end_a_stage(pool: Any) -> bool:
+    return pool.dilation in (1, (1, 1)) and not pool.return_indices

@@ -1,0 +1,75 @@
+"""Normalisation of images in Triton: bytes or floats in, the dtype that the network computes in out, in one pass.
+
+Layout: NCHW or NHWC, the output's as the input's. Offsets are int32 unless the whole tensor is WIDE.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcnn.triton import tiles
+from fastcnn.triton.tiles import dense, is_channels_last
+
+BLOCK = 1024
+
+
+@triton.jit
+def shift_and_scale(mean_ptr, std_ptr, channel, mask, BYTES: tl.constexpr):
+    """Return what to take off a channel's values and what to multiply them by; bytes stand for 0 to 1."""
+    mean = tl.load(mean_ptr + channel, mask=mask, other=0.0).to(tl.float32)
+    std = tl.load(std_ptr + channel, mask=mask, other=1.0).to(tl.float32)
+    if BYTES:
+        mean *= 255.0
+        std *= 255.0
+    return mean, 1.0 / std
+
+
+@triton.jit
+def normalize_kernel(
+    x_ptr,
+    mean_ptr,
+    std_ptr,
+    y_ptr,
+    ELEMENTS,
+    C,
+    P,
+    BYTES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Normalise x: (N, C, P) to y, element by element in memory order; one program does BLOCK of them."""
+    block = tl.program_id(0)
+    if WIDE:
+        block = block.to(tl.int64)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    mask = at < ELEMENTS
+    channel = at % C if CHANNELS_LAST else at // P % C
+    shift, scale = shift_and_scale(mean_ptr, std_ptr, channel, mask, BYTES)
+    x = tl.load(x_ptr + at, mask=mask, other=0).to(tl.float32)
+    tl.store(y_ptr + at, ((x - shift) * scale).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def per_channel(values: Tensor, channels: int) -> Tensor:
+    """Return one constant a channel where one may stand for all."""
+    return values if values.numel() == channels else values.expand(channels).contiguous()
+
+
+def is_wide_as_a_whole(*tensors: Tensor) -> bool:
+    """Whether any of these has too many elements for int32 offsets from its beginning."""
+    return any(t.numel() >= tiles.WIDE_FROM for t in tensors)
+
+
+def normalize(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """Operator ``fastcnn::normalize.triton``: (N, C, H, W) to the same shape and layout in another dtype."""
+    x = dense(input)
+    y = torch.empty_like(x, dtype=dtype)
+    channels, height, width = x.shape[1:]
+    if y.numel() == 0:
+        return y
+    normalize_kernel[(triton.cdiv(x.numel(), BLOCK),)](
+        x, per_channel(mean, channels), per_channel(std, channels), y, x.numel(), channels, height * width,
+        BYTES=x.dtype == torch.uint8, CHANNELS_LAST=is_channels_last(x), WIDE=is_wide_as_a_whole(x), BLOCK=BLOCK,
+    )  # fmt: skip
+    return y

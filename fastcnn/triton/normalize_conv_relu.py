@@ -1,0 +1,33 @@
+"""Normalisation, convolution, bias and ReLU in Triton: the first layers' algorithms, which read raw images."""
+
+from typing import Any
+
+from torch import Tensor
+
+from fastcnn.triton.conv_relu import asked, conv_window
+from fastcnn.triton.first_layers import ALGORITHMS, Norm
+
+
+def normalized_convolution(
+    input: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    algorithm: str,
+    *,
+    relu: bool,
+) -> Tensor:
+    """Convolve images that the algorithm normalises on its way; bias and, if asked, ReLU at its end."""
+    name, config = asked(algorithm)
+    window = conv_window(weight, stride, padding, dilation)
+    return ALGORITHMS[name](input, weight, bias, window, groups, relu, config, Norm(mean, std))
+
+
+def normalize_conv_relu(*arguments: Any) -> Tensor:
+    """Operator ``fastcnn::normalize_conv_relu.triton``."""
+    return normalized_convolution(*arguments, relu=True)

@@ -1,0 +1,26 @@
+"""Normalisation, convolution, bias, ReLU and max-pool in Triton: the joined convolution, then one pass."""
+
+from typing import Any
+
+from torch import Tensor
+
+from fastcnn.shapes import Window
+from fastcnn.triton.max_pool import pool
+from fastcnn.triton.normalize_conv_relu import normalized_convolution
+
+CONVOLUTION_ARGUMENTS = 10
+
+
+def _pooled(arguments: tuple[Any, ...], codes: bool) -> tuple[Tensor, Tensor | None]:
+    convolution, window = arguments[:CONVOLUTION_ARGUMENTS], Window.of(*arguments[CONVOLUTION_ARGUMENTS:])
+    return pool(normalized_convolution(*convolution, relu=False), None, window, relu=True, codes=codes)
+
+
+def normalize_conv_relu_pool(*arguments: Any) -> Tensor:
+    """Operator ``fastcnn::normalize_conv_relu_pool.triton``."""
+    return _pooled(arguments, codes=False)[0]
+
+
+def normalize_conv_relu_pool_codes(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+    """Operator ``fastcnn::normalize_conv_relu_pool_codes.triton``."""
+    return _pooled(arguments, codes=True)
