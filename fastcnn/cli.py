@@ -35,6 +35,7 @@ from fastcnn.tune.command import tune
 
 Value = TypeVar("Value")
 RECIPE = "the recipe's"
+WHOLE_DEPTH = 9  # of nested layers in a summary: more than any network here has
 DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolder": "alexnet"}
 
 
@@ -248,6 +249,7 @@ def summary(
             input_size=(1, *size),
             col_names=("output_size", "num_params"),
             col_width=18,
+            depth=WHOLE_DEPTH,
             device="meta",
             verbose=0,
         )

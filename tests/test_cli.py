@@ -16,6 +16,7 @@ import typer
 
 import fastcnn
 from fastcnn.cli import AmpName, OptimizerName, app, main
+from fastcnn.models import MODELS
 from fastcnn.train import checkpoint, lane, recipes
 
 STOP_WITHIN_SECONDS = 60
@@ -155,6 +156,17 @@ def test_summary_of_the_96_channel_network(capsys: pytest.CaptureFixture[str]) -
     assert "LocalResponseNorm" not in output
     assert "Total params: 62,378,344" in output
     assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_summary_of_every_model_is_whole_and_fits_80_columns(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchinfo")
+    assert main(["summary", model]) == 0
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= 80
+    with torch.device("meta"):
+        layers = [layer for layer in MODELS[model].build().modules() if not [*layer.children()]]
+    assert len(re.findall(r": \d+-\d+", output)) >= len(layers)
 
 
 def test_doctor_tells_versions_and_why_a_backend_is_missing(
