@@ -198,6 +198,8 @@ def test_broken_image_is_named_and_the_others_are_classified(
     assert unreadable.startswith(f"error: {broken}: not an image that can be read (")
     assert "Traceback" not in captured.err
     assert captured.out.count(" %") == 5
+    assert main(["predict", str(broken), str(good), *TINY.split()]) == 1
+    capsys.readouterr()
     assert main([*arguments, "--debug"]) == 1
     captured = capsys.readouterr()
     assert captured.err.count("Traceback") == 1
