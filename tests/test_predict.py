@@ -198,6 +198,8 @@ def test_broken_image_is_named_and_the_others_are_classified(
     assert unreadable.startswith(f"error: {broken}: not an image that can be read (")
     assert "Traceback" not in captured.err
     assert captured.out.count(" %") == 5
+    named = "".join(row[:33].strip() for row in captured.out.splitlines() if row.endswith(" %") or row[33:] == "")
+    assert str(good) in named
     assert main(["predict", str(broken), str(good), *TINY.split()]) == 1
     capsys.readouterr()
     assert main([*arguments, "--debug"]) == 1
