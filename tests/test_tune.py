@@ -166,7 +166,7 @@ def test_every_configuration_is_a_candidate(monkeypatch):
     assert offered[:3] == ["torch", "triton epilogue", "triton implicit_gemm:128x64x32w8s3"]
     assert {"triton packed:128x64x32w8s1", "triton space_to_depth:128x64x32w8s3"} <= set(offered)
     assert len(set(offered)) == len(offered)
-    assert len([each for each in offered if "+" not in each]) == 22
+    assert len([each for each in offered if "+" not in each]) == 25
     assert {"triton tma:128x256x64w8s4", "triton warp_specialized:64x128x64w4s4"} <= set(offered)
     assert {"triton epilogue+dgrad+wgrad", "triton implicit_gemm+dgrad+wgrad"} < set(offered)
     assert {"triton epilogue+dgrad:128x64x64w8s3", "triton epilogue+wgrad:64x16x16w4s3"} < set(offered)
