@@ -3,12 +3,9 @@
 
 #include "bn_relu.h"
 
-#include <memory>
-
 #include "../math/batch_norm.h"
 #include "../math/select.h"
 #include "../ops.h"
-#include "max_pool.h"
 #include "sums.h"
 #include "threads.h"
 
@@ -30,7 +27,6 @@ namespace {
 
 constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
 constexpr int64_t BLOCK = 1024;      // NCHW: elements that are summed in float32, before they are in float64
-constexpr int64_t UNPOOLED = 8192;   // NCHW: elements that a thread unpools before it reads them
 
 template <class T, bool RELU>
 FASTCNN_CLONES void normalise_planes(const T* x, T* y, int64_t pixels, int64_t channels, int64_t first,
@@ -73,7 +69,7 @@ FASTCNN_HOST_DEVICE float flowing(T grad, float x, float mean, float scale, floa
   return value;
 }
 
-// The sums of the planes [begin, end), whose gradients start at `grad`: (images, 2, C).
+// The sums of the planes [begin, end): (planes, 2).
 template <class T, bool MASK>
 FASTCNN_CLONES void sum_planes(const T* grad, const T* x, float* sums, int64_t pixels, int64_t channels,
     const Numbers& numbers, int64_t begin, int64_t end) {
@@ -84,8 +80,7 @@ FASTCNN_CLONES void sum_planes(const T* grad, const T* x, float* sums, int64_t p
     double total = 0.0, total_times = 0.0;
     for (int64_t start = 0; start < pixels; start += BLOCK) {
       const int64_t count = std::min(BLOCK, pixels - start);
-      const T* __restrict from = grad + (p - begin) * pixels + start;
-      const T* __restrict values = x + p * pixels + start;
+      const T* __restrict from = grad + p * pixels + start, * __restrict values = x + p * pixels + start;
       for (int64_t i = 0; i < count; ++i) {
         const float value = static_cast<float>(values[i]);
         flow[i] = flowing<T, MASK>(from[i], value, mean, scale, bias);
@@ -100,7 +95,7 @@ FASTCNN_CLONES void sum_planes(const T* grad, const T* x, float* sums, int64_t p
   }
 }
 
-// The sums of the lines [begin, end) of LINES_A_SUM pixels, whose gradients start at `grad`: (lines, 2, C).
+// The sums of the lines [begin, end) of LINES_A_SUM pixels: (lines, 2, C).
 template <class T, bool MASK>
 FASTCNN_CLONES void sum_lines(const T* grad, const T* x, float* sums, int64_t pixels, int64_t channels,
     const Numbers& numbers, int64_t begin, int64_t end) {
@@ -113,8 +108,7 @@ FASTCNN_CLONES void sum_lines(const T* grad, const T* x, float* sums, int64_t pi
     std::fill(total, times + channels, 0.0f);
     const int64_t last = std::min((line + 1) * LINES_A_SUM, pixels);
     for (int64_t p = line * LINES_A_SUM; p < last; ++p) {
-      const T* __restrict from = grad + (p - begin * LINES_A_SUM) * channels;
-      const T* __restrict values = x + p * channels;
+      const T* __restrict from = grad + p * channels, * __restrict values = x + p * channels;
       for (int64_t c = 0; c < channels; ++c) {
         const float value = static_cast<float>(values[c]);
         const float flow = flowing<T, MASK>(from[c], value, mean[c], scale[c], bias[c]);
@@ -147,13 +141,11 @@ FASTCNN_CLONES void write_planes(const T* grad, const T* x, T* dx, int64_t pixel
     const int64_t c = p % channels;
     const float mean = numbers.mean[c], scale = numbers.scale[c], bias = numbers.bias[c];
     const float average = taken.average[c], slope = taken.slope[c];
-    const T* __restrict from = grad + (p - begin) * pixels;
-    const T* __restrict values = x + p * pixels;
-    T* __restrict to = dx + p * pixels;
-    for (int64_t i = 0; i < pixels; ++i) {
-      const float value = static_cast<float>(values[i]), flow = flowing<T, MASK>(from[i], value, mean, scale, bias);
+#pragma GCC ivdep  // dx may be grad, element by element
+    for (int64_t i = p * pixels; i < (p + 1) * pixels; ++i) {
+      const float value = static_cast<float>(x[i]), flow = flowing<T, MASK>(grad[i], value, mean, scale, bias);
       const float rest = taken.training ? flow - average - (value - mean) * slope : flow;  // 0 times infinity is NaN
-      to[i] = static_cast<T>(rest * scale);
+      dx[i] = static_cast<T>(rest * scale);
     }
   }
 }
@@ -167,15 +159,13 @@ FASTCNN_CLONES void write_pixels(const T* grad, const T* x, T* dx, int64_t chann
   const float* __restrict average = taken.average.data();
   const float* __restrict slope = taken.slope.data();
   for (int64_t p = begin; p < end; ++p) {
-    const T* from = grad + (p - begin) * channels;
-    const T* values = x + p * channels;
-    T* to = dx + p * channels;
-#pragma GCC ivdep  // dx may be grad, element by element
+#pragma GCC ivdep
     for (int64_t c = 0; c < channels; ++c) {
-      const float value = static_cast<float>(values[c]);
-      const float flow = flowing<T, MASK>(from[c], value, mean[c], scale[c], bias[c]);
+      const int64_t i = p * channels + c;
+      const float value = static_cast<float>(x[i]);
+      const float flow = flowing<T, MASK>(grad[i], value, mean[c], scale[c], bias[c]);
       const float rest = taken.training ? flow - average[c] - (value - mean[c]) * slope[c] : flow;
-      to[c] = static_cast<T>(rest * scale[c]);
+      dx[i] = static_cast<T>(rest * scale[c]);
     }
   }
 }
@@ -193,43 +183,10 @@ void run_normalise(const T* x, T* y, const Layout& layout, int64_t first, const 
   }
 }
 
-// Gradients as they are.
-template <class T>
-struct Given {
-  const T* grad;
-
-  // Call run(begin, end, gradients) for items of so many elements; the gradients are those from `begin` on.
-  template <class Run>
-  void each(int64_t begin, int64_t end, int64_t item, const Run& run) const {
-    run(begin, end, grad + begin * item);
-  }
-};
-
-// Gradients of a pool's output, sent back to their winners a few planes at a time, so that they stay in the cache.
-template <class T>
-struct Unpooled {
-  const T* grad;
-  const uint8_t* codes;
-  const Plane& plane;
-  const Window& window;
-
-  template <class Run>
-  void each(int64_t begin, int64_t end, int64_t item, const Run& run) const {
-    const int64_t most = std::max<int64_t>(UNPOOLED / std::max<int64_t>(item, 1), 1),
-                  outputs = plane.out_height * plane.out_width;
-    const std::unique_ptr<T[]> unpooled(new T[std::min(most, end - begin) * item]);
-    for (int64_t p = begin; p < end; p += most) {
-      const Layout part{1, std::min(most, end - p), item, false};
-      pool_backward_into<T>(grad + p * outputs, codes + p * outputs, unpooled.get(), nullptr, plane, part, window);
-      run(p, p + part.channels, unpooled.get());
-    }
-  }
-};
-
-template <class T, bool MASK, class Source>
-void run_backward(const Source& grad, const Tensor& x, Tensor& dx, Tensor& grad_weight, Tensor& grad_bias,
+template <class T, bool MASK>
+void run_backward(const Tensor& grad, const Tensor& x, Tensor& dx, Tensor& grad_weight, Tensor& grad_bias,
     const Layout& layout, const Numbers& numbers, bool training) {
-  const T* values = data<T>(x);
+  const T *from = data<T>(grad), *values = data<T>(x);
   T* to = mutable_data<T>(dx);
   const int64_t channels = layout.channels, pixels = layout.pixels;
   const int64_t places = layout.images * pixels, planes = layout.images * channels;
@@ -237,15 +194,11 @@ void run_backward(const Source& grad, const Tensor& x, Tensor& dx, Tensor& grad_
   std::vector<float> sums(lines * 2 * channels);
   if (layout.channels_last) {
     parallel(lines, LINES_A_SUM * channels * 4, [&](int64_t begin, int64_t end) {
-      grad.each(begin, end, LINES_A_SUM * channels, [&](int64_t first, int64_t last, const T* from) {
-        sum_lines<T, MASK>(from, values, sums.data(), places, channels, numbers, first, last);
-      });
+      sum_lines<T, MASK>(from, values, sums.data(), places, channels, numbers, begin, end);
     });
   } else {
     parallel(planes, pixels * 4, [&](int64_t begin, int64_t end) {
-      grad.each(begin, end, pixels, [&](int64_t first, int64_t last, const T* from) {
-        sum_planes<T, MASK>(from, values, sums.data(), pixels, channels, numbers, first, last);
-      });
+      sum_planes<T, MASK>(from, values, sums.data(), pixels, channels, numbers, begin, end);
     });
   }
   std::vector<double> total(2 * channels);
@@ -261,15 +214,11 @@ void run_backward(const Source& grad, const Tensor& x, Tensor& dx, Tensor& grad_
   const Taken taken(grad_weight, grad_bias, layout, numbers, training);
   if (layout.channels_last) {
     parallel(places, channels * 2, [&](int64_t begin, int64_t end) {
-      grad.each(begin, end, channels, [&](int64_t first, int64_t last, const T* from) {
-        write_pixels<T, MASK>(from, values, to, channels, numbers, taken, first, last);
-      });
+      write_pixels<T, MASK>(from, values, to, channels, numbers, taken, begin, end);
     });
   } else {
     parallel(planes, pixels * 2, [&](int64_t begin, int64_t end) {
-      grad.each(begin, end, pixels, [&](int64_t first, int64_t last, const T* from) {
-        write_planes<T, MASK>(from, values, to, pixels, channels, numbers, taken, first, last);
-      });
+      write_planes<T, MASK>(from, values, to, pixels, channels, numbers, taken, begin, end);
     });
   }
 }
@@ -288,34 +237,13 @@ FASTCNN_NORMALISE(Half);
 #undef FASTCNN_NORMALISE
 
 std::tuple<Tensor, Tensor, Tensor> normalise_backward(
-    const Tensor& grad, const Tensor& x, const Numbers& numbers, bool training) {
-  const bool channels_last = is_channels_last(x);
-  const Layout shape = layout(x, channels_last);
-  Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
+    const Tensor& grad, const Tensor& x, Tensor dx, const Numbers& numbers, bool training, bool masked) {
+  const Layout shape = layout(x, is_channels_last(x));
   Tensor grad_weight = new_numbers(x, shape.channels), grad_bias = new_numbers(x, shape.channels);
   with_type("batch_norm", x, [&](auto type) {
     using T = decltype(type);
-    const Given<T> given{data<T>(grad)};
-    run_backward<T, true>(given, x, dx, grad_weight, grad_bias, shape, numbers, training);
-  });
-  return {dx, grad_weight, grad_bias};
-}
-
-std::tuple<Tensor, Tensor, Tensor> normalise_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& x,
-    const Window& window, const Numbers& numbers, bool training) {
-  const bool channels_last = is_channels_last(x);
-  const Layout shape = layout(x, channels_last);
-  const Plane plane{x.size(2), x.size(3), codes.size(2), codes.size(3)};
-  // NHWC: a pixel gathers from its windows, which costs more to do twice than to write down.
-  Tensor dx = channels_last ? dense(pool_backward(grad, codes, plane.height, plane.width, window, false).first, true)
-                            : new_tensor(x, x.sizes(), x.scalar_type(), false);
-  Tensor grad_weight = new_numbers(x, shape.channels), grad_bias = new_numbers(x, shape.channels);
-  with_type("batch_norm", x, [&](auto type) {
-    using T = decltype(type);
-    const Given<T> given{data<T>(dx)};
-    const Unpooled<T> unpooled{data<T>(grad), data<uint8_t>(codes), plane, window};
-    channels_last ? run_backward<T, false>(given, x, dx, grad_weight, grad_bias, shape, numbers, training)
-                  : run_backward<T, false>(unpooled, x, dx, grad_weight, grad_bias, shape, numbers, training);
+    masked ? run_backward<T, false>(grad, x, dx, grad_weight, grad_bias, shape, numbers, training)
+           : run_backward<T, true>(grad, x, dx, grad_weight, grad_bias, shape, numbers, training);
   });
   return {dx, grad_weight, grad_bias};
 }
@@ -339,7 +267,8 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_backward(const Tensor& grad, const Te
   const Numbers numbers(make_norm(input, mean, variance, weight, bias, eps));
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
-  return normalise_backward(dense(grad, channels_last), x, numbers, training);
+  const Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
+  return normalise_backward(dense(grad, channels_last), x, dx, numbers, training, false);
 }
 
 }  // namespace fastcnn::cpu

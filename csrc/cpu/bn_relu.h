@@ -19,12 +19,9 @@ struct Numbers {
 template <class T>
 void normalise_into(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers, bool relu);
 
-// The gradients of the input, of weight and of bias. Dense tensors; `grad` is that of the ReLU's output.
+// Write the gradients of the input, which may be the memory of `grad`, of weight and of bias. Dense tensors. masked:
+// whether the ReLU's mask has been taken off `grad` already.
 std::tuple<Tensor, Tensor, Tensor> normalise_backward(
-    const Tensor& grad, const Tensor& x, const Numbers& numbers, bool training);
-
-// The same where a pool follows: `grad` and `codes` are those of its output, which tell where the ReLU is off.
-std::tuple<Tensor, Tensor, Tensor> normalise_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& x,
-    const Window& window, const Numbers& numbers, bool training);
+    const Tensor& grad, const Tensor& x, Tensor dx, const Numbers& numbers, bool training, bool masked);
 
 }  // namespace fastcnn::cpu

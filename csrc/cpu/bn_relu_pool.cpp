@@ -64,14 +64,15 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, con
     const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight, std::optional<Tensor> bias, double eps,
     bool training, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
   STD_TORCH_CHECK(input.dim() == 4 && grad.scalar_type() == input.scalar_type() && codes.dim() == 4 &&
-                      grad.dim() == 4 && codes.size(0) == input.size(0) && codes.size(1) == input.size(1) &&
-                      grad.numel() == codes.numel() && grad.size(1) == codes.size(1) && grad.size(2) == codes.size(2),
+                      codes.size(0) == input.size(0) && codes.size(1) == input.size(1),
       "bn_relu_pool_backward: gradient and codes do not fit the input");
   const Numbers numbers(make_norm(input, mean, variance, weight, bias, eps));
   const Window window = make_window(size, stride, padding, dilation, ceil_mode);
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
-  return normalise_pool_backward(dense(grad, channels_last), dense(codes, channels_last), x, window, numbers, training);
+  const Tensor unpooled = pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, false).first;
+  const Tensor flow = dense(unpooled, channels_last);
+  return normalise_backward(flow, x, flow, numbers, training, true);
 }
 
 }  // namespace fastcnn::cpu
