@@ -153,7 +153,8 @@ class Sequential(nn.Sequential):
         """Run the children on `input`, which is whatever the first child takes."""
         if is_recorded(input) or _has_any_global_hook():
             return super().forward(input)
-        return stages.run_stages(input, tuple(self))
+        layers = tuple(self)
+        return stages.run_stages(input, layers, layers)
 
     def __add__(self, other: nn.Sequential) -> "Sequential":
         """Join two Sequentials; `torch.nn.Sequential` would give one that runs unfused."""

@@ -172,7 +172,9 @@ class Stage(NamedTuple):
 
 
 _CONV_RELU = Stage(("conv", "relu"), run_conv_relu)
-STAGES = (  # of two that match, the longer stands first
+STAGES = (  # of two that match, the longer stands first, and of others the more usual one
+    Stage(("conv", "relu", "pool"), _conv_relu_pool),
+    _CONV_RELU,
     Stage(("normalize", "conv", "relu", "pool"), _normalize_conv_relu_pool),
     Stage(("normalize", "conv", "relu"), _normalize_conv_relu),
     Stage(("conv", "bn", "relu", "pool"), _conv_bn_relu_pool),
@@ -180,8 +182,6 @@ STAGES = (  # of two that match, the longer stands first
     Stage(("conv", "bn"), _conv_bn),
     Stage(("bn", "relu", "pool"), _bn_relu_pool),
     Stage(("bn", "relu"), _bn_relu),
-    Stage(("conv", "relu", "pool"), _conv_relu_pool),
-    _CONV_RELU,
     Stage(("lrn", "pool"), _lrn_pool),
     Stage(("lrn",), run_lrn),
     Stage(("pool",), run_max_pool),
@@ -190,6 +190,10 @@ STAGES = (  # of two that match, the longer stands first
     Stage(("linear", "relu"), _linear_relu),
     Stage(("add", "relu"), _sum_relu),
 )
+
+_BEGINNING: dict[str | None, list[Stage]] = {  # by their first role
+    role: [stage for stage in STAGES if stage.roles[0] == role] for role in {each.roles[0] for each in STAGES}
+}
 
 ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.Conv2d.forward: "conv",
@@ -206,14 +210,14 @@ ROLES: dict[Any, str] = {  # by the forward function of the class
 def run_layers(input: Any, *layers: Any) -> Any:
     """Run layers and calls of functions one after another, as the rewritten forward of a network asks for."""
     if not (is_recorded(input) or _has_any_global_hook()):
-        return run_stages(input, layers)
+        return run_stages(input, layers, tuple(map(_settings, layers)))
     for layer in layers:
         input = layer(input)
     return input
 
 
-def run_stages(input: Any, layers: tuple[Any, ...]) -> Any:
-    """Run layers one after another, those that form a stage as one."""
+def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -> Any:
+    """Run layers one after another, those that form a stage as one: by their settings, mostly the layers themselves."""
     roles = tuple(map(role_of, layers))
     start, before = 0, None
     while start < len(layers):
@@ -225,7 +229,7 @@ def run_stages(input: Any, layers: tuple[Any, ...]) -> Any:
             if before is _CONV_RELU and stage.roles[0] == "conv":
                 only_reader(input)
             end = start + len(stage.roles)
-            input = stage.run(input, *map(_settings, layers[start:end]))
+            input = stage.run(input, *settings[start:end])
             start = end
         before = stage
     return input
@@ -237,7 +241,7 @@ def _settings(layer: Any) -> Any:
 
 def stage_at(roles: tuple[str | None, ...], start: int) -> Stage | None:
     """Return the stage that layers of these roles form from `start` on, or None."""
-    for stage in STAGES:
+    for stage in _BEGINNING.get(roles[start], ()):
         if roles[start : start + len(stage.roles)] == stage.roles:
             return stage
     return None
