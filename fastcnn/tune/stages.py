@@ -109,11 +109,10 @@ def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
     seen: dict[str, Stage] = {}
     # Nobody asks for the gradient of this pass, so what it would save is dropped.
     saves_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda nothing: nothing)
-    with use_backend("torch"), torch.enable_grad(), saves_nothing, _recorder(seen):
-        with _left_as_it_is(model):
-            model(input)
-            if any(stage.by_batch for stage in seen.values()):
-                model.eval()(input)
+    with use_backend("torch"), torch.enable_grad(), saves_nothing, _recorder(seen), _left_as_it_is(model):
+        model(input)
+        if any(stage.by_batch for stage in seen.values()):
+            model.eval()(input)
     return list(seen.values())
 
 
