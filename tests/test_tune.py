@@ -166,6 +166,11 @@ def test_stock_wins_unless_it_is_clearly_beaten(monkeypatch, seconds, again):
     assert set(winners()) == {"torch"}
 
 
+def test_a_linear_layer_before_a_dropout_is_a_stage():
+    model = fastcnn.nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 2))
+    assert [str(stage) for stage in tuner.stages_of(model, torch.randn(3, 6))] == ["3x6 * 4x6"]
+
+
 def test_modes_and_output(monkeypatch, tmp_path):
     stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
     assert len(winners(modes=["training"], path=tmp_path / "mine.json")) == 3

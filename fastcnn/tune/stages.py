@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -132,10 +133,12 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _recorder(seen: dict[str, Stage]) -> Iterator[None]:
-    """Note each call of a public function; ``fastcnn.nn`` looks them up by name when it runs a stage."""
+    """Note each call of a public function, by name as a stage looks it up or from another function of its file."""
     with ExitStack() as stack:
         for name, op in OPS.items():
-            stack.enter_context(patch.object(FF, name, _recording(op, name, getattr(FF, name), seen)))
+            function = getattr(FF, name)
+            for module in (FF, sys.modules[function.__module__]):
+                stack.enter_context(patch.object(module, name, _recording(op, name, function, seen)))
         yield
 
 
