@@ -48,7 +48,7 @@ def tune(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Time every algorithm for each stage of a network, and store the winners.
+    """Time every algorithm for each stage, and store the winners.
 
     Each candidate is checked against float64 first; stock torch is always one of
     them, so that auto is never slower. Entries for other shapes stay.
