@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0a;10.0
 export NVCC_APPEND_FLAGS ?= -Werror=all-warnings
 
-.PHONY: demo test zoo lint gpu sanitize codegen bench bench-quick bench-cpu asan clean
+.PHONY: demo test zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
@@ -23,6 +23,10 @@ test: $(VENV)/dev.stamp
 
 zoo: $(VENV)/dev.stamp
 	FASTCNN_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py -v
+
+# The site, into build/site.
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -1,0 +1,106 @@
+"""The documentation site: it builds without a warning, shows what it links to, and fetches nothing."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import fastcnn
+from fastcnn.cli import app
+
+ROOT = Path(__file__).parents[1]
+pytest.importorskip("mkdocstrings", reason="the documentation needs the extra docs")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+class Fetched(HTMLParser):
+    """Collects what a page loads by itself: scripts, styles, pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses = []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag in ("script", "img", "iframe"):
+            self.addresses += [values["src"]] if values.get("src") else []
+        elif tag == "link" and values.get("rel") in ("stylesheet", "icon", "preconnect", "preload"):
+            self.addresses.append(values["href"])
+
+
+def test_pages_load_files_that_are_there(site):
+    pages = [page for page in site.rglob("*.html") if page.name != "404.html"]
+    assert len(pages) >= 24
+    for page in pages:
+        fetched = Fetched()
+        fetched.feed(page.read_text())
+        for address in fetched.addresses:
+            assert not re.match(r"(https?:)?//", address), f"{page}: fetches {address}"
+            assert (page.parent / address.split("#")[0].split("?")[0]).is_file(), f"{page}: {address} is missing"
+
+
+def test_each_picture_is_shown_in_light_and_dark(site):
+    drawn = {path.name for path in (site / "pictures").glob("*.svg")}
+    text = "".join(page.read_text() for page in (site / "kernels").glob("*.html"))
+    shown = set(re.findall(r"pictures/([\w-]+\.svg)#only-(?:light|dark)", text))
+    assert drawn == shown
+    assert {name.replace("-light", "-dark") for name in shown if "-light" in name} == {n for n in shown if "-dark" in n}
+
+
+@pytest.mark.parametrize(
+    ("page", "module"),
+    [("functional", fastcnn.functional), ("nn", fastcnn.nn), ("models", fastcnn.models), ("fastcnn", fastcnn)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_public_name_is_in_the_reference(site, page, module):
+    text = (site / "api" / f"{page}.html").read_text()
+    elsewhere = {"functional", "models", "nn", "optim", *fastcnn.models.__all__} if module is fastcnn else set()
+    for name in set(module.__all__) - elsewhere:
+        assert f'id="{module.__name__}.{name}"' in text, name
+
+
+def test_examples_are_shown_as_code(site):
+    text = (site / "api" / "functional.html").read_text()
+    assert "&gt;&gt;&gt;" in text
+    assert ":func:" not in text
+
+
+def test_every_command_is_in_the_reference(site):
+    text = (site / "api" / "command-line.html").read_text()
+    for command in app.registered_commands:
+        assert f"fastcnn {command.callback.__name__}" in text
+
+
+def test_the_report_is_that_of_the_committed_results(site):
+    text = (site / "benchmarks.html").read_text()
+    assert "No GPU has been measured" in text or list((ROOT / "benchmarks/results").glob("*/*.jsonl"))
+    assert "faster than the best baseline" in text
+
+
+def test_every_algorithm_is_in_the_guide():
+    text = (ROOT / "docs/guide/backends.md").read_text()
+    with pytest.raises(ValueError, match="expected one of") as error:
+        fastcnn.use_backend("auto", algorithm="?")
+    algorithms = re.search(r"one of (.*) or None", str(error.value))[1].split(", ")
+    with pytest.raises(ValueError, match="expected one of") as error:
+        fastcnn.use_backend("auto", algorithm="epilogue+?")
+    gradients = re.search(r"one of (.*) once", str(error.value))[1].split(", ")
+    assert set(
+        re.findall(r"^\| `(\w+)`[^|]*\| (?:torch's, without|ours|the same, a|the input|the weight)", text, re.M)
+    ) == {
+        *algorithms,
+        *gradients,
+    }
