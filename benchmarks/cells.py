@@ -12,7 +12,7 @@ GROUPS = {
     "ops": (),
     "alexnet": ("alexnet", "alexnet2012"),
     "vgg": ("vgg16", "vgg11", "vgg19", "vgg16_bn"),
-    "small": ("mnist_cnn", "convnet"),
+    "small": ("mnist_cnn", "convnet", "resnet_cifar"),
 }
 BATCHES = (1, 32, 128, 512)
 CONVOLUTIONS = ("conv_relu", "conv_relu_pool")
@@ -70,6 +70,7 @@ PROFILES = {
             "mnist_cnn": 100,
             **dict.fromkeys(("vgg11", "vgg19", "vgg16_bn", "vgg11_lrn"), 64),
             "convnet": 128,
+            "resnet_cifar": 128,
             "tiny": 1,
         },
         op_variants=(
@@ -90,10 +91,15 @@ PROFILES = {
                 ("lrn", "alexnet2012", "features.2"),
                 ("lrn_pool", "alexnet2012", "features.2"),
                 ("linear_relu", "alexnet", "classifier.1"),
+                ("bn_relu", "vgg16_bn", "features.1"),
+                ("bn_relu_pool", "vgg16_bn", "features.4"),
+                ("add_relu", "resnet_cifar", "blocks.0"),
             }
         ),
         model_batches={
-            **dict.fromkeys(("alexnet", "alexnet2012", "vgg11", "vgg19", "vgg16_bn", "convnet"), BATCHES),
+            **dict.fromkeys(
+                ("alexnet", "alexnet2012", "vgg11", "vgg19", "vgg16_bn", "convnet", "resnet_cifar"), BATCHES
+            ),
             "vgg16": (*BATCHES, 64),
             "mnist_cnn": (*BATCHES, 100),
         },
@@ -109,9 +115,15 @@ PROFILES = {
             "vgg16": 1,
             "vgg11_lrn": 1,
             "convnet": 16,
+            "vgg16_bn": 1,
+            "resnet_cifar": 32,
             "tiny": 1,
         },
-        op_variants=(Variant("float32", "nchw"), Variant("float32", "channels_last", everywhere=False)),
+        op_variants=(
+            Variant("float32", "nchw"),
+            Variant("float32", "channels_last", everywhere=False),
+            Variant("bfloat16", "nchw", everywhere=False),
+        ),
         op_headlines=frozenset(
             {
                 ("max_pool", "alexnet2012", "features.3"),
@@ -119,9 +131,17 @@ PROFILES = {
                 ("conv_relu_pool", "mnist_cnn", "layer1.0"),
                 ("lrn", "alexnet2012", "features.2"),
                 ("lrn_pool", "alexnet2012", "features.2"),
+                ("bn_relu", "vgg16_bn", "features.8"),
+                ("bn_relu_pool", "convnet", "layer1.1"),
+                ("add_relu", "resnet_cifar", "blocks.0"),
             }
         ),
-        model_batches={"alexnet": (16,), "alexnet2012": (16,), "vgg16": (1,), "mnist_cnn": (100,), "convnet": (16,)},
+        model_batches={
+            **dict.fromkeys(("alexnet", "alexnet2012", "convnet"), (16,)),
+            "vgg16": (1,),
+            "mnist_cnn": (100,),
+            "resnet_cifar": (32,),
+        },
         model_variants=(Variant("float32", "nchw"),),
         model_headlines=frozenset({("alexnet", 16), ("alexnet2012", 16), ("mnist_cnn", 100)}),
         minutes=8.0,
@@ -187,7 +207,7 @@ def op_cells(stem: str, device: str) -> Iterator[Cell]:
     """Give the rows of an op: each distinct stage of the models in its modes, dtypes, layouts and methods."""
     profile = PROFILES[device]
     for stage in distinct(profile.op_batches, stem):
-        headline = (stem, stage.model, stage.layers[0].name) in profile.op_headlines
+        headline = (stem, stage.model, stage.layers[0].name) in profile.op_headlines and not stage.frozen
         flat = len(stage.input) == 2
         for number, variant in enumerate(profile.op_variants):
             if not variant.everywhere and (flat or not headline):

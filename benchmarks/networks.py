@@ -92,7 +92,8 @@ FUSED = Method(_as_it_is)  # and the forced backends
 def model_work(cell: Cell, device: torch.device) -> Iterator[Work]:
     """Give a function that runs the cell's method once: inference on, or a training step with, the next images."""
     method = METHODS.get(cell.method, FUSED)
-    backend, algorithm = forced(device.type, convolutions=True).get(cell.method, ("auto", None))
+    usual = ("auto" if cell.method.startswith("fastcnn") else "torch", None)
+    backend, algorithm = forced(device.type, convolutions=True).get(cell.method, usual)
     half = cell.dtype != "float32"
     autocast = half and (cell.training or method.autocast) and not method.shadows
     layout = method.layout or cell.layout

@@ -18,7 +18,7 @@ Run = Callable[..., Tensor]
 
 
 class Op(NamedTuple):
-    """How a stage of this stem runs: each member makes of a stage a function of (input, weight, bias) or (input,)."""
+    """How a stage of this stem runs: each member makes of a stage a function of its tensors (see `_tensors`)."""
 
     stem: str
     stock: Callable[[Stage], Run]
@@ -55,7 +55,7 @@ def _method(op: Op, stage: Stage, method: str, device: str) -> tuple[Run, contex
 
 
 def _tensors(stage: Stage, cell: Cell, device: torch.device) -> tuple[Tensor, ...]:
-    """Return random input, weight and bias; where there is a backward, with `requires_grad` as in training."""
+    """Return the op's random tensors; where there is a backward, with `requires_grad` as in training."""
 
     def draw(shape: tuple[int, ...], scale: float, grad: bool) -> Tensor:
         values = torch.randn(shape, device=device, dtype=getattr(torch, cell.dtype)).mul_(scale)
@@ -64,6 +64,12 @@ def _tensors(stage: Stage, cell: Cell, device: torch.device) -> tuple[Tensor, ..
         return values.requires_grad_(grad and cell.training)
 
     input = draw(stage.input, 1.0, grad=not stage.first)
+    if stage.stem == "add_relu":
+        return input, draw(stage.input, 1.0, grad=True)
+    if stage.batch_norm:
+        channels = stage.input[1:2]
+        running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
+        return input, *running, draw(channels, 1.0, grad=True), draw(channels, 1.0, grad=True)
     if stage.weight is None:
         return (input,)
     fan_in = torch.Size(stage.weight[1:]).numel()

@@ -5,8 +5,9 @@ gaps between launches and without reuse of the cache from one kernel to the next
 its pooled output and, where gradients are asked for, one byte a pooled value; its backward is one pass that masks and
 unpools the gradient (and sums the bias gradient on the way), then the two convolutions of the gradient. A batch norm
 in training adds one pass forward (its statistics come from the convolution's own pass) and two backward, as it needs
-sums before it can give a gradient; in evaluation it is folded into the convolution. Optimizer, loss, dropout and the
-casts of autocast are left out.
+sums before it can give a gradient; in evaluation it is folded into the convolution. By itself it takes a pass for its
+statistics, too; where these are the running ones, neither that nor the second pass backward. Optimizer, loss, dropout
+and the casts of autocast are left out.
 """
 
 import math
@@ -55,6 +56,11 @@ def forward(stage: Stage, item: int, *, training: bool) -> list[Kernel]:
     """Return the kernels of a forward pass; `item`: bytes of an element."""
     s = _Sizes.of(stage, item)
     codes = s.codes if training else 0
+    if stage.stem == "add_relu":
+        return [Kernel(0, 2 * s.input + s.output)]
+    if stage.batch_norm:
+        statistics = [] if stage.frozen else [Kernel(0, s.input)]
+        return [*statistics, Kernel(0, s.input + s.output + codes)]
     if training and "norm" in stage.stem:
         return [Kernel(s.flops, s.input + s.weight + s.activation), Kernel(0, s.activation + s.output + codes)]
     return [Kernel(s.flops, s.input + s.weight + s.output + codes)]
@@ -64,6 +70,11 @@ def backward(stage: Stage, item: int) -> list[Kernel]:
     """Return the kernels of a backward pass."""
     s = _Sizes.of(stage, item)
     gradient = s.output + s.codes
+    if stage.stem == "add_relu":  # the output's sign is the mask; both inputs get one and the same gradient
+        return [Kernel(0, 2 * s.output + s.input)]
+    if stage.batch_norm:
+        sums = [] if stage.frozen else [Kernel(0, gradient + s.input)]
+        return [*sums, Kernel(0, gradient + 2 * s.input)]
     if stage.weight is None:  # LRN reads its input once more; a pool reads codes alone
         reread = s.input if stage.norm else 0
         return [Kernel(0, gradient + reread + s.input)]

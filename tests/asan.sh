@@ -12,6 +12,6 @@ rm -f fastcnn/*.so
 FASTCNN_BUILD_CUDA=0 CFLAGS="$sanitizers -O1" LDFLAGS="$sanitizers" "$python" setup.py --quiet build_ext --inplace
 # Python itself has no sanitizer: theirs must be loaded first. What it leaks at exit is not ours.
 export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0
-files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu)
+files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu bn_relu bn_relu_pool add_relu)
 files=("${files[@]/#/tests/test_}")
 PYTHONPATH=$PWD "$python" -m pytest -q -p no:cacheprovider -k cpu "${files[@]/%/.py}"

@@ -14,7 +14,7 @@ if ! [ -x "$sanitizer" ]; then
 fi
 # An allocation of its own for every tensor, not filled beforehand: else neither tool could see past the cache.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTORCH_NO_CUDA_MEMORY_CACHING=1 FASTCNN_TEST_POISON=0
-files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu implicit_gemm first_layers)
+files=(max_pool conv_relu conv_relu_pool lrn lrn_pool linear_relu implicit_gemm first_layers bn_relu bn_relu_pool add_relu)
 files=("${files[@]/#/tests/test_}")
 status=0
 for tool in memcheck racecheck initcheck; do

@@ -184,6 +184,22 @@ def test_compiles_without_a_break_and_counts_each_batch_once(backend):
             torch.testing.assert_close(compiled(images()), stock(images()))
 
 
+@pytest.mark.parametrize("backend", ["auto", *KERNELS])
+def test_compiles_the_average_over_all_batches_as_stock(backend):
+    """In training stock reads the count of batches in Python, which breaks the graph; so does ours at worst."""
+    fused, stock = twins(momentum=None)
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, backend="aot_eager")
+    with fastcnn.use_backend(backend):
+        for seed in range(3):
+            torch.testing.assert_close(compiled(images(seed)), stock(images(seed)))
+        assert_same_state(fused, stock)
+        fused.eval(), stock.eval()
+        torch._dynamo.reset()
+        whole = torch.compile(fused, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(whole(images()), stock(images()))
+
+
 @each_kernels
 def test_captured_step_updates_the_running_statistics(played, backend):
     if DEVICE == "cuda":

@@ -1,5 +1,6 @@
 """The benchmark suite: its shapes and floors, and runs of it on the smallest cells."""
 
+import importlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from torch import nn
 
 import fastcnn
 import fastcnn.functional as FF
-from benchmarks import cells, networks, roofline
+from benchmarks import cells, networks, operations, roofline
 from benchmarks.shapes import ENTRIES, distinct, stages
 from benchmarks.summary import table
 
@@ -30,7 +31,10 @@ FUNCTIONS = {
     "local_response_norm": "lrn",
     "local_response_norm_max_pool2d": "lrn_pool",
     "linear_relu": "linear_relu",
+    "linear_relu_dropout": "linear_relu",
+    "add_relu": "add_relu",
 }
+STEMS = (*dict.fromkeys(FUNCTIONS.values()), "bn_relu", "bn_relu_pool")
 RUN_KEYS = "kind id device driver torch triton cuda fastcnn commit python threads tf32 ceilings"
 ROW_KEYS = (
     "kind run group subject case mode dtype layout method seconds iterations rounds peak_bytes floor_seconds error"
@@ -83,7 +87,7 @@ def test_rows_have_the_documented_keys(broken_run):
     run, *rows = lines_of(broken_run[0])
     assert run["kind"] == "run"
     assert set(run) == set(RUN_KEYS.split())
-    assert set(run["ceilings"]) == {"float32 matmul FLOP/s", "copy B/s"}
+    assert set(run["ceilings"]) == {"float32 matmul FLOP/s", "bfloat16 matmul FLOP/s", "copy B/s"}
     for row in rows:
         assert set(row) == set(ROW_KEYS.split())
         assert (row["kind"], row["run"], row["group"], row["subject"]) == ("row", run["id"], "ops", "lrn")
@@ -187,6 +191,60 @@ def test_stages_are_those_that_run_fused(model):
     assert [each for each in seen if each[0] != "max_pool"] == [each for each in found if each[0] != "max_pool"]
 
 
+@pytest.mark.parametrize(
+    ("stem", "frozen", "forward", "both"),
+    [("bn_relu", False, 3, 8), ("bn_relu", True, 2, 5), ("add_relu", False, 3, 6)],
+    ids=["statistics of the batch", "running statistics", "addition"],
+)
+def test_norms_and_sums_are_bound_by_so_many_passes(stem, frozen, forward, both):
+    stage = next(each for each in distinct({"resnet_cifar": 32}, stem) if each.frozen == frozen)
+    once = 4 * 32 * 16 * 32 * 32
+    assert [roofline.least_bytes([stage], 4, training=each) for each in (False, True)] == [forward * once, both * once]
+
+
+def test_a_pooled_norm_reads_gradients_and_codes_of_what_it_wrote():
+    stage, frozen = distinct({"convnet": 16}, "bn_relu_pool")[:2]
+    whole, pooled, codes = 4 * 16 * 32 * 55 * 55, 4 * 16 * 32 * 27 * 27, 16 * 32 * 27 * 27
+    assert (stage.frozen, frozen.frozen, frozen.activation) == (False, True, (16, 32, 55, 55))
+    assert frozen.case == "convnet layer1.1 16x32x55x55, running statistics, pool 2/2"
+    back = pooled + codes + 2 * whole
+    assert roofline.least_bytes([frozen], 4, training=True) == whole + pooled + codes + back
+    assert roofline.least_bytes([stage], 4, training=True) == 2 * whole + 2 * (pooled + codes) + whole + back
+
+
+def test_stages_of_a_residual_network():
+    found = [(stage.stem, stage.layers[0].name) for stage in stages("resnet_cifar", 32)]
+    assert found[:4] == [
+        ("conv_norm_relu", "stem.0"),
+        ("conv_norm_relu", "blocks.0.layers.0"),
+        ("conv_norm", "blocks.0.layers.3"),
+        ("add_relu", "blocks.0"),
+    ]
+    assert ("conv_norm", "blocks.2.shortcut.0") in found
+    assert found[-2:] == [("add_relu", "blocks.5"), ("linear", "fc")]
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+@pytest.mark.parametrize("stem", ["bn_relu", "bn_relu_pool", "add_relu"])
+def test_methods_do_the_same_work(stem, mode):
+    """Stock and ours give equal results on equal tensors, and equal running statistics."""
+    op = importlib.import_module(f"benchmarks.bench_{stem}").OP
+    for stage in distinct({"resnet_cifar": 2, "convnet": 2}, stem)[:2]:
+        row = (stem, stage.case, mode, "float32", "nchw", "eager", (stage,), 2, False, 0)
+        outcomes = []
+        for run in (op.stock(stage), op.fused(stage)):
+            torch.manual_seed(0)
+            tensors = operations._tensors(stage, cells.Cell(*row), torch.device("cpu"))
+            with torch.set_grad_enabled(mode != "forward"):
+                output = run(*tensors)
+            leaves = [tensor for tensor in tensors if tensor.requires_grad]
+            assert bool(leaves) == (mode != "forward")
+            gradients = torch.autograd.grad(output.square().sum(), leaves) if leaves else ()
+            outcomes.append([output, *(each for each in tensors if not each.requires_grad), *gradients])
+        for mine, theirs in zip(*outcomes, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_equal_work_is_measured_once():
     both = distinct({"vgg16": 64, "vgg19": 64}, "conv_relu")
     assert [stage.key for stage in both] == [stage.key for stage in distinct({"vgg16": 64}, "conv_relu")]
@@ -202,7 +260,7 @@ def every_backend():
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_every_row_is_measured_once_and_every_headline_exists(device, every_backend):
-    ops = [cell for stem in FUNCTIONS.values() for cell in cells.op_cells(stem, device)]
+    ops = [cell for stem in STEMS for cell in cells.op_cells(stem, device)]
     models = [cell for group in cells.GROUPS for cell in cells.model_cells(group, device)]
     names = [str(cell) for cell in (*ops, *models)]
     assert len(names) == len(set(names))
@@ -219,7 +277,7 @@ def test_headline_cells_of_a_gpu_have_every_baseline(every_backend):
             assert methods >= {"fastcnn", "fastcnn cuda graph", "fastcnn triton-epilogue", "fastcnn cuda-implicit_gemm"}
             assert ("cudnn fused" in methods) == (cell.mode == "inference")
             assert ("fastcnn shadow weights" in methods) <= (cell.mode == "training")
-            assert not any(name.endswith(cells.FIRST_LAYERS) for name in methods)
+            assert not any(name.endswith(cells.OF_SOME_LAYERS) for name in methods)
 
 
 def test_the_model_of_cudnn_has_each_convolution_with_its_relu():

@@ -19,6 +19,7 @@ from parity import (
     new,
     specials,
 )
+from tables import operators
 from torch import Tensor
 
 import fastcnn
@@ -235,6 +236,19 @@ def test_second_derivative(backend: Any) -> None:
             results.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors))
     for mine, other in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+
+
+@pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
+@pytest.mark.parametrize(
+    ("training", "rows", "runs"),
+    [(True, 64, {"bn_relu_statistics", "bn_relu"}), (False, 64, set()), (False, 256, {"bn_relu"}), (True, 16, set())],
+    ids=["batch", "running", "running, large", "batch, small"],
+)
+def test_auto_looks_at_whose_statistics_and_how_large(training: bool, rows: int, runs: set[str]) -> None:
+    x, mean, variance = torch.randn(rows, 4, 32, 32), torch.zeros(4), torch.ones(4)
+    with fastcnn.use_backend("auto"):
+        ran = operators(lambda: FF.batch_norm_relu(x, mean, variance, training=training))
+    assert set(ran) == {f"fastcnn.{name}.cpu" for name in runs}
 
 
 def test_explicit_backend_names_what_it_refuses() -> None:

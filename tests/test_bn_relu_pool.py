@@ -71,6 +71,14 @@ def test_vectors_and_several_blocks(
     assert_parity(partial(fused, norm, pool), partial(stock, norm, pool), norm.tensors(case, format), backend)
 
 
+@each_compiled
+@pytest.mark.parametrize("training", [True, False], ids=["training", "running statistics"])
+def test_large_planes(training: bool, backend: Any) -> None:
+    norm, pool = Case((2, 3, 64, 66), training=training), {"kernel_size": 2}
+    tensors = norm.tensors(torch.float32, torch.contiguous_format)
+    assert_parity(partial(fused, norm, pool), partial(stock, norm, pool), tensors, backend)
+
+
 @each_backend
 @each_case({"training": True, "running statistics": False})
 @each_format

@@ -6,13 +6,17 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 
 import fastcnn
-from fastcnn.cli import AmpName, OptimizerName, main
+from fastcnn.cli import AmpName, OptimizerName, app, main
+from fastcnn.models import MODELS
 from fastcnn.train import checkpoint, lane, recipes
 
 STOP_WITHIN_SECONDS = 60
@@ -49,14 +53,33 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["train"], ["tune"], ["summary"], ["doctor"]], ids=lambda command: " ".join(command)
-)
-def test_every_help_has_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words that lead to each command, groups of commands included."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
+
+
+def test_commands_are_all_found() -> None:
+    assert {("train",), ("predict",), ("explain",), ("bench", "report")} < {*COMMANDS}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_has_an_example_and_fits_80_columns(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*command, "--help"]) == 0
     output = plain(capsys.readouterr().out)
     assert " ".join(["Example: fastcnn", *command]) in output
     assert max(map(len, output.splitlines())) <= 80
+
+
+def test_list_of_commands_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
 
 def test_version_and_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +156,17 @@ def test_summary_of_the_96_channel_network(capsys: pytest.CaptureFixture[str]) -
     assert "LocalResponseNorm" not in output
     assert "Total params: 62,378,344" in output
     assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_summary_of_every_model_is_whole_and_fits_80_columns(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchinfo")
+    assert main(["summary", model]) == 0
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= 80
+    with torch.device("meta"):
+        layers = [layer for layer in MODELS[model].build().modules() if not [*layer.children()]]
+    assert len(re.findall(r": \d+-\d+", output)) >= len(layers)
 
 
 def test_doctor_tells_versions_and_why_a_backend_is_missing(

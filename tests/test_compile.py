@@ -249,7 +249,6 @@ LAYOUTS = {
 
 
 KERNEL_BACKENDS = ("triton", "cuda", "cpu")
-each_kernel_backend = pytest.mark.parametrize("backend", ["triton", *(name for name, _ in COMPILED)])
 
 
 def op(name, backend="triton"):
@@ -271,6 +270,7 @@ def calls(layout, with_bias=True, algorithm=None):
     bn_codes = op("bn_relu_pool_codes")(image, *norm, window)[1]
     rows, matrix = image.flatten(0, 2), randn(4, image.shape[-1])
     linear = op("linear_relu")(rows, matrix, bias)
+    mean = torch.ones(image.shape[1], device=DEVICE)
 
     def grad(of):
         return torch.ones_like(of, dtype=torch.float32)
@@ -299,6 +299,14 @@ def calls(layout, with_bias=True, algorithm=None):
         "add_relu_backward": (grad(image), image),
         "linear_relu": (rows, matrix, bias),
         "linear_relu_backward": (grad(linear), linear, bias is not None),
+        "linear_relu_dropout": (rows, matrix, bias, torch.tensor([3], device=DEVICE), 0.5),
+        "linear_relu_dropout_backward": (grad(linear), linear, 0.5, bias is not None),
+        "dgrad": (grad(output), output, *conv[:2], True, with_bias, None, CONV, []),
+        "wgrad": (grad(output), output, *conv[:2], with_bias, None, CONV, []),
+        "normalize": (image, mean, mean, torch.float32),
+        "normalize_conv_relu": (image, mean, mean, *conv[1:4], "packed"),
+        "normalize_conv_relu_pool": (image, mean, mean, *conv[1:4], "packed", window),
+        "normalize_conv_relu_pool_codes": (image, mean, mean, *conv[1:4], "packed", window),
     }
 
 
@@ -313,12 +321,21 @@ OPERATORS = (
     *("bn_relu_pool", "bn_relu_pool_codes", "bn_relu_pool_backward"),
     *("add_relu", "add_relu_backward"),
 )
-each_operator = pytest.mark.parametrize("name", OPERATORS)
+ONLY_TRITON = (
+    *("dgrad", "wgrad", "linear_relu_dropout", "linear_relu_dropout_backward", "normalize"),
+    *("normalize_conv_relu", "normalize_conv_relu_pool", "normalize_conv_relu_pool_codes"),
+)
+each_operator = pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, backend) for name in OPERATORS for backend in ("triton", *(name for name, _ in COMPILED))]
+    + [(name, "triton") for name in ONLY_TRITON],
+)
 
 
 def test_every_operator_is_listed_here():
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")}
-    assert registered == {f"fastcnn::{name}.{backend}" for name in OPERATORS for backend in KERNEL_BACKENDS}
+    everywhere = {f"fastcnn::{name}.{backend}" for name in OPERATORS for backend in KERNEL_BACKENDS}
+    assert registered == everywhere | {f"fastcnn::{name}.triton" for name in ONLY_TRITON}
 
 
 @pytest.mark.skipif(not COMPILED, reason="no compiled kernels here")
@@ -327,7 +344,6 @@ def test_compiled_operator_counts_the_numbers_of_a_window():
         op("max_pool", COMPILED[0][0])(randn(*IMAGE), [2, 2, 2, 2])
 
 
-@each_kernel_backend
 @each_operator
 @pytest.mark.parametrize(
     ("layout", "with_bias"), [("contiguous", False), ("channels_last", True)], ids=["contiguous", "channels_last, bias"]
@@ -342,7 +358,6 @@ def laid_out(tensor):
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.storage_offset()
 
 
-@each_kernel_backend
 @each_operator
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fake_outputs_are_laid_out_as_the_real_ones(layout, name, backend):

@@ -128,6 +128,21 @@ def test_parts_of_torch_and_unread_forwards_say_so():
     assert why["unseen.conv"] == "in Unseen, the source of its forward is not available"
 
 
+def test_long_reason_that_stages_share_is_written_once_below_the_table(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    explanation = fastcnn.explain(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+    rows = [
+        explanation[0]._replace(shape=(1, 3, 9, 9), reason=reason)
+        for reason in ("so it is " * 9, "short", "so it is " * 9, "alone it is " * 9, "short")
+    ]
+    printed = " ".join(str(type(explanation)(rows)).split())
+    table, _, note = printed.partition(" note 1: ")
+    assert note.split() == ("so it is " * 9).split()
+    assert table.count("note 1") == 2
+    assert table.count("short") == 2
+    assert table.count("alone it is") > 5
+
+
 def test_table_reads_in_eighty_columns():
     table = str(fastcnn.explain(fastcnn.AlexNet2012(), (16, 3, 227, 227)))
     lines = table.splitlines()

@@ -150,7 +150,7 @@ def test_asking_for_a_value_would_be_seen(wait):
 
 
 def test_examples_run():
-    result = doctest.testmod(loop)
+    result = doctest.testmod(training)
     assert result.attempted
     assert not result.failed
 

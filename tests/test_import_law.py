@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "shapes": set(),
     "algorithms": set(),
     "train": {"train", *PUBLIC},
+    "predict": {"predict", "train", "cli_options", *PUBLIC},
     "tune": {
         "tune",
         "tuning",
@@ -52,10 +53,10 @@ MAY_IMPORT = {
     },  # it times what the backends have
     "bench": {"bench", "train", "cli_options", *PUBLIC},
     "cli_options": set(),
-    "cli": {"cli", "cli_options", "explain", "train", "tune", "bench", *PUBLIC},
+    "cli": {"cli", "cli_options", "explain", "predict", "train", "tune", "bench", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
-TESTS_MAY_IMPORT = {"train", "tune", "bench", "cli", *PUBLIC}
+TESTS_MAY_IMPORT = {"train", "predict", "tune", "bench", "cli", *PUBLIC}
 # Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
@@ -79,6 +80,7 @@ OUTSIDE = {
     "triton": {"torch", "triton"},
     "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
     "tune": {"torch", "typer", "rich"},
+    "predict": {"torch", "typer", "rich"},
     "explain": {"torch", "typer"},
     "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},

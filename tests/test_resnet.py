@@ -1,6 +1,7 @@
 """Networks with batch norm train as on the stock layers: outputs, gradients, running statistics, step after step."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -55,11 +56,21 @@ def small_vgg_bn():
     return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(5))
 
 
+LARGER = {
+    "convnet": (fastcnn.ConvNet, 224),
+    "vgg11_bn": (lambda: fastcnn.vgg11_bn(cifar=True, dropout=0.0), 32),
+}
+
+
 def twins(name):
     """Return a fused and a stock model of the same weights, and their input's size."""
     if name == "resnet_cifar":
         fused, stock, size = fastcnn.resnet_cifar(), StockResNet(), 8
         stock.load_state_dict(fused.state_dict())  # strictly: the keys are the same
+    elif name in LARGER:
+        build, size = LARGER[name]
+        fused = build()
+        stock = fastcnn.unfuse(copy.deepcopy(fused))
     else:
         stock, size = small_vgg_bn(), 8
         stock.eval()(torch.zeros(1, 3, size, size))  # sets the last layer's size
@@ -93,8 +104,14 @@ def error(actual, exact):
     return (actual.double() - exact.double()).norm().item()
 
 
-@pytest.mark.parametrize("name", ["resnet_cifar", "vgg_bn"])
-@pytest.mark.parametrize("backend", [name for name in ("triton", "cpu", "cuda") if fastcnn.backends()[name].available])
+KERNELS = [name for name in ("triton", "cpu", "cuda") if fastcnn.backends()[name].available]
+FAST = [name for name in KERNELS if DEVICE == "cuda" or name == "cpu"]  # neither interpreted nor played
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [*itertools.product(KERNELS, ("resnet_cifar", "vgg_bn")), *itertools.product(FAST, LARGER)],
+)
 def test_trains_as_stock_does(backend, name):
     fused, stock, size = twins(name)
     exact = train(copy.deepcopy(stock).double(), size)

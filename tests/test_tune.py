@@ -36,6 +36,25 @@ def laid_out(channels_last):
     return small_model().to(memory_format=format), torch.randn(6, 2, 12, 12).to(memory_format=format)
 
 
+class Residual(nn.Module):
+    """Batch norms with and without a pool, one of them frozen, and a sum before a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+        self.body = nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.ReLU())
+        self.frozen = nn.Sequential(nn.BatchNorm2d(4, momentum=None), nn.ReLU()).requires_grad_(False).eval()
+
+    def forward(self, x):
+        x = self.stem(x)
+        return torch.relu(self.frozen(self.body(x)) + x)
+
+
+def normed(seed=1):
+    torch.manual_seed(seed)
+    return fastcnn.fuse(Residual()), torch.randn(6, 4, 12, 10).requires_grad_()
+
+
 def small_stages(channels_last=False):
     return tuner.stages_of(*laid_out(channels_last))
 
@@ -69,6 +88,60 @@ def test_stages_have_the_keys_of_the_real_calls(channels_last, monkeypatch):
     assert set(operators(lambda: model(x))) == ran
 
 
+def test_stages_with_batch_norm_are_those_of_training_and_evaluation():
+    model, x = normed()
+    before = {name: buffer.clone() for name, buffer in model.state_dict().items()}
+    stages = tuner.stages_of(model, x)
+    assert [(stage.op, stage.settings.get("training")) for stage in stages] == [
+        ("bn_relu_pool", True),
+        ("bn_relu", True),
+        ("bn_relu", False),
+        ("add_relu", None),
+        ("bn_relu_pool", False),
+        ("bn_relu", False),
+    ]
+    assert [str(stage) for stage in stages[1:3]] == ["6x4x6x5", "6x4x6x5, running statistics"]
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.state_dict().items())
+    assert [child.training for child in (model, model.stem[0], model.frozen)] == [True, True, False]
+    modes = [[mode for mode in run.MODES if run.occurs(stage, mode)] for stage in stages]
+    assert modes == [["training"], ["training"], *[["inference", "training"]] * 4]
+
+
+def test_stages_with_batch_norm_have_the_keys_of_the_real_calls(monkeypatch):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    model, x = normed()
+    results = list(tuner.tune(tuner.stages_of(model, x), CPU))
+    assert {str(result.winner.candidate) for result in results} == {"cpu"}
+    model, x = normed(seed=2)
+    ran = set(operators(lambda: model(x)))
+    assert ran == {
+        f"fastcnn.{name}.cpu" for name in ("bn_relu_statistics", "bn_relu_pool_codes", "bn_relu", "add_relu")
+    }
+    with torch.no_grad():
+        evaluated = set(operators(lambda: model.eval()(x)))
+    assert evaluated == {f"fastcnn.{name}.cpu" for name in ("bn_relu_pool", "bn_relu", "add_relu")}
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_a_candidate_that_updates_the_running_statistics_wrongly_is_refused(monkeypatch, name):
+    def call(self, tensors):
+        output = call_stage(self, tensors)
+        if self.by_batch and breaking_backend():
+            tensors[name].mul_(1.01)
+        return output
+
+    def breaking_backend():
+        return bool(operators(lambda: FF.max_pool2d(torch.zeros(1, 1, 2, 2), 2)))
+
+    call_stage = tuner.Stage.call
+    monkeypatch.setattr(tuner.Stage, "call", call)
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    stage = tuner.stages_of(*normed())[0]
+    (result,) = tuner.tune([stage], CPU)
+    assert f"{name} after the call: error" in result.trials[1].refused
+    assert result.winner.candidate == STOCK
+
+
 def test_the_fastest_wins_and_is_stored(monkeypatch):
     stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
     results = list(tuner.tune(small_stages(), CPU))
@@ -91,6 +164,11 @@ def test_the_fastest_wins_and_is_stored(monkeypatch):
 def test_stock_wins_unless_it_is_clearly_beaten(monkeypatch, seconds, again):
     stub_timer(monkeypatch, seconds, again)
     assert set(winners()) == {"torch"}
+
+
+def test_a_linear_layer_before_a_dropout_is_a_stage():
+    model = fastcnn.nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 2))
+    assert [str(stage) for stage in tuner.stages_of(model, torch.randn(3, 6))] == ["3x6 * 4x6"]
 
 
 def test_modes_and_output(monkeypatch, tmp_path):
@@ -166,7 +244,7 @@ def test_every_configuration_is_a_candidate(monkeypatch):
     assert offered[:3] == ["torch", "triton epilogue", "triton implicit_gemm:128x64x32w8s3"]
     assert {"triton packed:128x64x32w8s1", "triton space_to_depth:128x64x32w8s3"} <= set(offered)
     assert len(set(offered)) == len(offered)
-    assert len([each for each in offered if "+" not in each]) == 22
+    assert len([each for each in offered if "+" not in each]) == 25
     assert {"triton tma:128x256x64w8s4", "triton warp_specialized:64x128x64w4s4"} <= set(offered)
     assert {"triton epilogue+dgrad+wgrad", "triton implicit_gemm+dgrad+wgrad"} < set(offered)
     assert {"triton epilogue+dgrad:128x64x64w8s3", "triton epilogue+wgrad:64x16x16w4s3"} < set(offered)

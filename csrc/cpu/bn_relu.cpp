@@ -1,5 +1,5 @@
-// Batch norm + ReLU: one pass to normalise; backward: one for the gradients' sums, one that writes. The ReLU's mask is
-// computed again from x, rounded as the output was.
+// Batch norm + ReLU: one pass to normalise; backward: one for the gradients' sums, and in training one that writes. The
+// ReLU's mask is computed again from x, rounded as the output was.
 
 #include "bn_relu.h"
 
@@ -119,15 +119,18 @@ FASTCNN_CLONES void sum_lines(const T* grad, const T* x, float* sums, int64_t pi
   }
 }
 
-// What the batch's own mean and variance take up of each channel's gradient; nothing outside training.
+// What the batch's own mean and variance take up of each channel's gradient.
 struct Taken {
   bool training;
   std::vector<float> average, slope;
 
-  Taken(const Tensor& grad_weight, const Tensor& grad_bias, const Layout& layout, const Numbers& numbers, bool training)
-      : training(training), average(layout.channels), slope(layout.channels) {
+  // Nothing, outside training.
+  explicit Taken(int64_t channels) : training(false), average(channels), slope(channels) {}
+
+  Taken(const Tensor& grad_weight, const Tensor& grad_bias, const Layout& layout, const Numbers& numbers)
+      : training(true), average(layout.channels), slope(layout.channels) {
     const float count = static_cast<float>(layout.images * layout.pixels);
-    for (int64_t c = 0; training && c < layout.channels; ++c) {
+    for (int64_t c = 0; c < layout.channels; ++c) {
       average[c] = data<float>(grad_bias)[c] / count;
       slope[c] = data<float>(grad_weight)[c] / count * numbers.inverse[c];
     }
@@ -192,13 +195,29 @@ void run_backward(const Tensor& grad, const Tensor& x, Tensor& dx, Tensor& grad_
   const int64_t places = layout.images * pixels, planes = layout.images * channels;
   const int64_t lines = layout.channels_last ? ceil_div(places, LINES_A_SUM) : layout.images;
   std::vector<float> sums(lines * 2 * channels);
+  const auto write = [&](const Taken& taken, int64_t begin, int64_t end) {
+    layout.channels_last ? write_pixels<T, MASK>(from, values, to, channels, numbers, taken, begin, end)
+                         : write_planes<T, MASK>(from, values, to, pixels, channels, numbers, taken, begin, end);
+  };
+  // Outside training a gradient needs no sums, and is written while its line or plane is in the cache.
+  const Taken nothing(channels);
   if (layout.channels_last) {
     parallel(lines, LINES_A_SUM * channels * 4, [&](int64_t begin, int64_t end) {
-      sum_lines<T, MASK>(from, values, sums.data(), places, channels, numbers, begin, end);
+      for (int64_t line = begin; line < end; ++line) {
+        sum_lines<T, MASK>(from, values, sums.data(), places, channels, numbers, line, line + 1);
+        if (!training) {
+          write(nothing, line * LINES_A_SUM, std::min((line + 1) * LINES_A_SUM, places));
+        }
+      }
     });
   } else {
     parallel(planes, pixels * 4, [&](int64_t begin, int64_t end) {
-      sum_planes<T, MASK>(from, values, sums.data(), pixels, channels, numbers, begin, end);
+      for (int64_t plane = begin; plane < end; ++plane) {
+        sum_planes<T, MASK>(from, values, sums.data(), pixels, channels, numbers, plane, plane + 1);
+        if (!training) {
+          write(nothing, plane, plane + 1);
+        }
+      }
     });
   }
   std::vector<double> total(2 * channels);
@@ -211,15 +230,10 @@ void run_backward(const Tensor& grad, const Tensor& x, Tensor& dx, Tensor& grad_
     mutable_data<float>(grad_bias)[c] = static_cast<float>(total[c]);
     mutable_data<float>(grad_weight)[c] = static_cast<float>(total[channels + c] * numbers.inverse[c]);
   }
-  const Taken taken(grad_weight, grad_bias, layout, numbers, training);
-  if (layout.channels_last) {
-    parallel(places, channels * 2, [&](int64_t begin, int64_t end) {
-      write_pixels<T, MASK>(from, values, to, channels, numbers, taken, begin, end);
-    });
-  } else {
-    parallel(planes, pixels * 2, [&](int64_t begin, int64_t end) {
-      write_planes<T, MASK>(from, values, to, pixels, channels, numbers, taken, begin, end);
-    });
+  if (training) {
+    const Taken taken(grad_weight, grad_bias, layout, numbers);
+    parallel(layout.channels_last ? places : planes, (layout.channels_last ? channels : pixels) * 2,
+        [&](int64_t begin, int64_t end) { write(taken, begin, end); });
   }
 }
 

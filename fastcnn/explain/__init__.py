@@ -101,7 +101,7 @@ def _ran_row(ran: Ran) -> Row:
 
 
 def _lines(rows: tuple[Row, ...], width: int) -> Iterator[str]:
-    """Yield the lines of a table; long names and reasons go on in the next line."""
+    """Yield the lines of a table; long names and reasons go on in the next line, shared ones below the table."""
     single = [_cells(*each) for each in _alike([row for row in rows if not row.stage])]
     cells = [("layers", "stage", "input", "runs", "why"), *(_cells(row) for row in rows if row.stage), *single]
     shape, runs = (max(len(row[i]) for row in cells) for i in (2, 3))
@@ -112,12 +112,22 @@ def _lines(rows: tuple[Row, ...], width: int) -> Iterator[str]:
     names = min(max(len(row[0]) for row in cells), 26)
     widths = [names, stage, shape, runs]
     why = max(width - sum(widths) - 2 * sum(map(bool, widths)), 12)
+    cells, notes = _noted(cells, why)
     for row in cells:
         columns = [wrap(text, size) or [""] for text, size in zip(row, [*widths, why]) if size]
         for i in range(max(map(len, columns))):
             parts = [column[i] if i < len(column) else "" for column in columns]
             sizes = [size for size in [*widths, why] if size]
             yield "  ".join(part.ljust(size) for part, size in zip(parts, sizes))
+    for number, note in enumerate(notes, 1):
+        yield from ("", *wrap(f"note {number}: {note}", width))
+
+
+def _noted(cells: list[tuple[str, ...]], width: int) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return the rows with a number for each reason that several share and that does not fit, and those reasons."""
+    count = Counter(row[-1] for row in cells)
+    notes = [reason for reason, rows in count.items() if rows > 1 and len(reason) > width]
+    return [(*row[:-1], f"note {notes.index(row[-1]) + 1}" if row[-1] in notes else row[-1]) for row in cells], notes
 
 
 def _alike(rows: list[Row]) -> Iterator[tuple[Row, int]]:

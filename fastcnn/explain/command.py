@@ -10,6 +10,7 @@ from torch import nn
 from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.explain import explain as explain_model
 from fastcnn.train.build import build_model, default_input_size
+from fastcnn.train.choices import usable_device
 from fastcnn.train.errors import UserError, require
 
 TORCHVISION_SIZE = (3, 224, 224)
@@ -26,9 +27,10 @@ def explain(
     train: Annotated[bool, typer.Option("--train", help="In training mode, not in inference.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Print what of a network runs fused, what runs it now, and why the rest does not.
+    """Print what of a network runs fused, and why the rest does not.
 
-    The network runs once on tensors without data. A model of your own is called
+    It also tells which backend and algorithm would run each stage here. For that,
+    the network runs once on tensors without data. A model of your own is called
     without arguments but for --option; without --input-size it is not run.
 
     Example: fastcnn explain alexnet2012 --batch-size 16
@@ -37,7 +39,7 @@ def explain(
     """
     network, default = _build(model, parse_options(option))
     size = parse_input_size(input_size) or default
-    network.train(train).to(_device(device))
+    network.train(train).to(usable_device(device))
     try:
         with torch.set_grad_enabled(train):
             rows = explain_model(network, (batch_size, *size) if size else None)
@@ -73,11 +75,3 @@ def _called(name: str, build: Any, options: dict[str, Any]) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise UserError(f"{name}: expected a callable that gives an nn.Module, got {type(network).__name__}")
     return network
-
-
-def _device(name: str) -> torch.device:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UserError(f"--device: {str(error).splitlines()[0]}") from error
-    return torch.device(name)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcnn.models.weights import num_classes_of, pretrained_weights
+from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights
 from fastcnn.nn import Sequential
 
 __all__ = ["AlexNet", "AlexNet2012", "alexnet"]
@@ -65,7 +65,7 @@ def alexnet(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> Ale
 
     `weights` is a member of `torchvision.models.AlexNet_Weights` or its name; `progress` shows the download.
     Raises ImportError where weights are asked for and torchvision is missing, ValueError where `num_classes`
-    is not that of the weights.
+    is not that of the weights, ConnectionError and RuntimeError where they cannot be downloaded or are damaged.
 
     Example:
         >>> import fastcnn
@@ -74,8 +74,8 @@ def alexnet(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> Ale
     if weights is None:
         return AlexNet(**kwargs)
     weights = pretrained_weights("alexnet", weights)
-    model = AlexNet(**{**kwargs, "num_classes": num_classes_of(weights, kwargs.get("num_classes"))})
-    model.load_state_dict(weights.get_state_dict(progress=progress, check_hash=True))
+    model = AlexNet(**{**kwargs, **num_classes_of(weights, kwargs.get("num_classes"))})
+    model.load_state_dict(pretrained_state_dict("alexnet", weights, progress))
     return model
 
 

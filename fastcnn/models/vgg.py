@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastcnn.models.weights import num_classes_of, pretrained_weights
+from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights
 from fastcnn.nn import Sequential
 
 __all__ = [
@@ -134,20 +134,17 @@ def _features(column: tuple[Layer, ...], batch_norm: bool) -> Sequential:
     return Sequential(*layers)
 
 
-def _builder(name: str, column: str, *, batch_norm: bool = False, pretrained: bool = True) -> Callable[..., VGG]:
-    """Make the public function `name`, which builds the VGG of one column; `pretrained`: torchvision has weights."""
+def _builder(name: str, column: str, *, batch_norm: bool = False) -> Callable[..., VGG]:
+    """Make the public function `name`, which builds the VGG of one column."""
 
     def build(*, weights: Any = None, progress: bool = True, cifar: bool = False, **kwargs: Any) -> VGG:
         if weights is None:
             defaults = {"num_classes": 10} if cifar else {}
             return VGG(_features(COLUMNS[column], batch_norm), cifar=cifar, **{**defaults, **kwargs})
-        if cifar or not pretrained:
-            variant = f"{name}(cifar=True)" if cifar else name
-            raise ValueError(f"weights: expected None, as torchvision has no weights of {variant}, got {weights!r}")
-        weights = pretrained_weights(name, weights)
-        kwargs |= {"init_weights": False, "num_classes": num_classes_of(weights, kwargs.get("num_classes"))}
+        weights = pretrained_weights(f"{name}(cifar=True)" if cifar else name, weights)
+        kwargs |= {"init_weights": False, **num_classes_of(weights, kwargs.get("num_classes"))}
         model = VGG(_features(COLUMNS[column], batch_norm), **kwargs)
-        model.load_state_dict(weights.get_state_dict(progress=progress, check_hash=True))
+        model.load_state_dict(pretrained_state_dict(name, weights, progress))
         return model
 
     build.__name__ = build.__qualname__ = name
@@ -156,7 +153,8 @@ def _builder(name: str, column: str, *, batch_norm: bool = False, pretrained: bo
     `weights` is a member of torchvision's weights of the same model, or its name; `progress` shows the download.
     `cifar=True` builds the variant for 32x32 images, with ten classes unless `num_classes` says otherwise; other
     keywords go to `fastcnn.VGG`. Raises ImportError where weights are asked for and torchvision is missing,
-    ValueError where there are none of this variant or `num_classes` is not theirs.
+    ValueError where there are none of this variant or `num_classes` is not theirs, ConnectionError and RuntimeError
+    where they cannot be downloaded or are damaged.
 
     Example:
         >>> import torch, fastcnn
@@ -168,11 +166,11 @@ def _builder(name: str, column: str, *, batch_norm: bool = False, pretrained: bo
 
 vgg11 = _builder("vgg11", "A")
 vgg11_bn = _builder("vgg11_bn", "A", batch_norm=True)
-vgg11_lrn = _builder("vgg11_lrn", "A-LRN", pretrained=False)
+vgg11_lrn = _builder("vgg11_lrn", "A-LRN")
 vgg13 = _builder("vgg13", "B")
 vgg13_bn = _builder("vgg13_bn", "B", batch_norm=True)
 vgg16 = _builder("vgg16", "D")
 vgg16_bn = _builder("vgg16_bn", "D", batch_norm=True)
-vgg16_1x1 = _builder("vgg16_1x1", "C", pretrained=False)
+vgg16_1x1 = _builder("vgg16_1x1", "C")
 vgg19 = _builder("vgg19", "E")
 vgg19_bn = _builder("vgg19_bn", "E", batch_norm=True)

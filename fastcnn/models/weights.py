@@ -1,14 +1,26 @@
-"""Pretrained weights: named, downloaded and verified by torchvision."""
+"""Pretrained weights: named by torchvision, downloaded by torch.hub, their hash checked."""
 
+import hashlib
+import http.client
+import os
+import re
+import urllib.error
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
-__all__ = ["pretrained_weights"]
+import torch
+
+__all__ = ["pretrained_state_dict", "pretrained_weights"]
+
+HASH = re.compile(r"-([a-f0-9]+)\.\w+$")  # the first digits of the SHA-256, as torch.hub finds them in a file's name
 
 
 def pretrained_weights(model: str, weights: Any) -> Any:
     """Look up torchvision's weights of `model`: `weights` is one of its enum members, or the name of one.
 
-    Raises ImportError without torchvision, TypeError for weights of another model, KeyError for an unknown name.
+    Raises ImportError without torchvision, TypeError for weights of another model, ValueError for an unknown name and
+    for a model that torchvision has no weights of.
 
     Example:
         >>> from fastcnn.models.weights import pretrained_weights
@@ -21,12 +33,86 @@ def pretrained_weights(model: str, weights: Any) -> Any:
         raise ImportError(
             f"{model}: weights={weights!r} needs torchvision, which is not installed: pip install 'fastcnn[train]'"
         ) from error
-    return get_model_weights(model).verify(weights)
+    try:
+        members = get_model_weights(model)
+    except ValueError as error:
+        raise ValueError(
+            f"weights: expected None, as torchvision has no weights of {model}, got {weights!r}"
+        ) from error
+    try:
+        return members.verify(weights)
+    except KeyError as error:
+        names = ", ".join(sorted({*members.__members__}))
+        raise ValueError(f"weights: expected one of {names} for {model}, got {weights!r}") from error
 
 
-def num_classes_of(weights: Any, num_classes: int | None) -> int:
-    """Tell how many classes `weights` score, and raise ValueError where `num_classes` asks for another number."""
+def num_classes_of(weights: Any, num_classes: int | None) -> dict[str, int]:
+    """Return the builder's argument `num_classes` for `weights`, as torchvision decides it.
+
+    Weights without a classifier leave the number to the caller. Raises ValueError where `num_classes` differs from
+    the number of classes that `weights` score.
+    """
+    if weights.meta["categories"] is None:
+        return {} if num_classes is None else {"num_classes": num_classes}
     classes = len(weights.meta["categories"])
     if num_classes not in (None, classes):
-        raise ValueError(f"num_classes: expected {classes}, as {weights} have, got {num_classes}")
-    return classes
+        raise ValueError(f"num_classes: expected {classes}, as {weights!r} have, got {num_classes}")
+    return {"num_classes": classes}
+
+
+def pretrained_state_dict(model: str, weights: Any, progress: bool = True) -> dict[str, Any]:
+    """Return the tensors of `weights`, from torch.hub's folder of checkpoints or, into it, from the network.
+
+    The hash in the file's name is checked after a download, which leaves nothing behind where it fails, and of a file
+    that was there before, which somebody may have put there by hand.
+
+    Args:
+        model: the model's name, for messages.
+        weights: a member of one of torchvision's enums of weights.
+        progress: show the progress of a download.
+
+    Raises ConnectionError where the download fails, OSError where the file cannot be written, and RuntimeError where
+    its content is not what its name promises; each names the file, and where to put it by hand.
+
+    Example:
+        >>> from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
+        >>> weights = pretrained_weights("alexnet", "DEFAULT")
+        >>> pretrained_state_dict("alexnet", weights)["classifier.6.bias"].shape  # doctest: +SKIP
+        torch.Size([1000])
+    """
+    file = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(weights.url).path))
+    _check_hash(model, file)
+    try:
+        return weights.get_state_dict(progress=progress, check_hash=True)
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConnectionError(
+            f"{model}: {weights!r} could not be downloaded from {weights.url} ({reason}); where there is a network, "
+            f"get that file, and put it at {file} (the environment variable TORCH_HOME moves that folder)"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"{model}: {file}: {error.strerror or error} (the environment variable TORCH_HOME moves that folder)"
+        ) from error
+    except Exception as error:  # unpickling damaged bytes raises many kinds
+        if file.exists():
+            raise _damaged(model, file, str(error)) from error
+        raise RuntimeError(
+            f"{model}: what came from {weights.url} is not the file of that name ({error}); nothing was kept, try again"
+        ) from error
+
+
+def _check_hash(model: str, file: Path) -> None:
+    expected = HASH.search(file.name)
+    if expected is None or not file.is_file():
+        return
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if not digest.startswith(expected[1]):
+        raise _damaged(
+            model, file, f"its SHA-256 begins with {digest[: len(expected[1])]}, its name says {expected[1]}"
+        )
+
+
+def _damaged(model: str, file: Path, reason: str) -> RuntimeError:
+    return RuntimeError(f"{model}: {file} is damaged ({reason}); delete it, and it is downloaded again")

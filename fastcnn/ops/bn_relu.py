@@ -129,10 +129,11 @@ def bn_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu``."""
     input = arguments[0]
     winner = tuned("bn_relu", *arguments)
-    if runs_stock("bn_relu", _NAME, input, winner):
+    measured = "bn_relu" if arguments[5] is True else "bn_relu_running"
+    if runs_stock(measured, _NAME, input, winner):
         return checks.run_stock(reference, _check, *arguments)
     _check(*arguments)
-    backend, _ = choose("bn_relu", _NAME, input, lambda: refuse(*arguments[:5]), winner)
+    backend, _ = choose(measured, _NAME, input, lambda: refuse(*arguments[:5]), winner)
     if backend == "torch" or input.numel() == 0:  # nothing to launch a kernel for
         return reference(*arguments)
     norm = prepare(backend, *arguments)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastcnn.backend import choose, lacks, runs_stock
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
+from fastcnn.shapes import memory_format
 
 Constants = float | Sequence[float] | Tensor
 
@@ -21,7 +22,7 @@ def reference(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> T
 
 
 def _fake(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(input, dtype=dtype)
+    return torch.empty_like(input, dtype=dtype, memory_format=memory_format(input))
 
 
 _NAME = "normalize"

@@ -23,6 +23,7 @@ from fastcnn.train.idx import Labelled, read_pair
 # Images (N, C, H, W) float32 and labels (N,) int64; of several processes, each has its share of the images, and all
 # labels.
 Batch = tuple[Tensor, Tensor]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, of 1
 Draws = tuple[Tensor, ...]  # what makes the batches of several steps; each tensor's first axis is the step
 
 CLASSES = {
@@ -58,6 +59,7 @@ class Dataset(abc.ABC):
     train_size: int
     test_size: int
     notes: tuple[str, ...]
+    statistics: Statistics
 
     @abc.abstractmethod
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
@@ -169,6 +171,7 @@ class TensorData(Dataset):
         # One tensor of both parts, the held-out images last: a draw is indices into it.
         self._images = torch.cat([train.images, test.images]).to(feed.device)
         self._labels = torch.cat([train.labels, test.labels]).to(feed.device)
+        self.statistics = ((self.mean,), (self.std,))
         self._black = torch.full((1,), -self.mean / self.std, device=feed.device)
         if tuple(pixels.shape[1:]) != feed.input_size[1:]:
             height, width = pixels.shape[1:]
@@ -190,13 +193,31 @@ class TensorData(Dataset):
         mine = index[self.feed.world.share(len(index))] if self.feed.world.size > 1 else index
         pixels = self._images.index_select(0, mine).unsqueeze(1)
         images = torch.add(self._black, pixels, alpha=1 / (255 * self.std))  # one kernel, from bytes to float32
-        return _fit(images, self.feed.input_size), self._labels.index_select(0, index)
+        return fit(images, self.feed.input_size), self._labels.index_select(0, index)
 
     def _draws(self, order: Tensor, steps: int) -> Iterator[Draws]:
         return ((block,) for block in blocks(order, self.feed.batch_size, steps))
 
 
-def _fit(images: Tensor, input_size: tuple[int, int, int]) -> Tensor:
+def scale_and_offset(statistics: Statistics, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return factor and summand, (C, 1, 1) each, that turn bytes into normalised float32.
+
+    Example:
+        >>> scale, offset = scale_and_offset(((0.5,), (0.25,)))
+        >>> (255 * scale + offset).item()
+        2.0
+    """
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in statistics)
+    return 1 / (255 * std), -mean / std
+
+
+def fit(images: Tensor, input_size: tuple[int, int, int]) -> Tensor:
+    """Resize grey images (N, 1, h, w) to a network's input (C, H, W), and repeat the channel.
+
+    Example:
+        >>> fit(torch.zeros(4, 1, 28, 28), (3, 32, 32)).shape
+        torch.Size([4, 3, 32, 32])
+    """
     channels, height, width = input_size
     if images.shape[2:] != (height, width):
         images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)

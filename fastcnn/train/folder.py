@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fastcnn.train.data import Batch, Dataset, Draws, Feed, epoch_order, stratified_split
+from fastcnn.train.data import Batch, Dataset, Draws, Feed, Statistics, epoch_order, scale_and_offset, stratified_split
 from fastcnn.train.errors import UserError, require
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
 # Mean and standard deviation by number of channels: ImageNet's for colours.
-STATISTICS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
+STATISTICS: dict[int, Statistics] = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
 SEED_RANGE = 2**62
 
 
@@ -88,8 +88,8 @@ class FolderData(Dataset):
         channels = feed.input_size[0]
         if channels not in STATISTICS:
             raise UserError(f"images have 3 channels, or 1 when turned to grey; the network's input has {channels}")
-        mean, std = (torch.tensor(values, device=feed.device).view(-1, 1, 1) for values in STATISTICS[channels])
-        self._scale, self._offset = 1 / (255 * std), -mean / std
+        self.statistics = STATISTICS[channels]
+        self._scale, self._offset = scale_and_offset(self.statistics, feed.device)
         has_split = (directory / "train").is_dir() and (directory / "val").is_dir()
         train_dir, test_dir = (directory / "train", directory / "val") if has_split else (directory, directory)
         self._train, self._test = _open(train_dir), _open(test_dir)
@@ -107,7 +107,7 @@ class FolderData(Dataset):
             raise UserError(f"{directory}: too few images to hold out a fifth of each class ({self.train_size} in all)")
         note = f"data: {directory}, {self.train_size} training and {self.test_size} held-out images"
         self.notes: tuple[str, ...] = (note if has_split else f"{note} (a fifth of each class)",)
-        self._train_transform, self._test_transform = _transforms(feed.input_size)
+        self._train_transform, self._test_transform = transforms(feed.input_size)
 
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
         """Yield images (1, n, C, H, W) uint8, this process's, and labels (1, N) int64, one step at a time."""
@@ -155,7 +155,14 @@ def _open(directory: Path) -> ImageFolder:
         raise UserError(" ".join(f"{directory}: {error}".split())) from error
 
 
-def _transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
+def transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
+    """Return what makes (C, H, W) bytes of a training image of PIL, and of a held-out one.
+
+    Example:
+        >>> from PIL import Image
+        >>> transforms((1, 64, 64))[1](Image.new("RGB", (90, 60))).shape
+        torch.Size([1, 64, 64])
+    """
     from torchvision.transforms import v2
 
     channels, height, width = input_size

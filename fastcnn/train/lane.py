@@ -198,7 +198,7 @@ class Lane:
             UserError: the state is that of another architecture.
         """
         own = self.model.state_dict()
-        _check_same_architecture(type(self.model).__name__, state["model"], own)
+        check_same_architecture(type(self.model).__name__, state["model"], own)
         weights = {name: self.layout.split_like(value, own[name]) for name, value in state["model"].items()}
         self.model.load_state_dict(weights)
         load_optimizer(self.optimizer, state["optimizer"], self.layout)
@@ -229,7 +229,14 @@ class Lane:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
-def _check_same_architecture(title: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def check_same_architecture(title: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raise a :class:`UserError` that names the first tensor which a network does not have, or has in another shape.
+
+    Args:
+        title: what the network is called.
+        saved: tensors of a checkpoint by name.
+        own: those of the network.
+    """
     differ = [
         name
         for name in {**own, **saved}

@@ -10,12 +10,14 @@ from torch import nn
 
 import fastcnn
 from fastcnn.train.build import build_model
+from fastcnn.train.choices import check_backend
 from fastcnn.train.data import Dataset, Feed, load_idx_dataset
 from fastcnn.train.distributed import World, layout_of
 from fastcnn.train.errors import UserError
 from fastcnn.train.folder import FolderData
 from fastcnn.train.graphed import CAPTURES
 from fastcnn.train.lane import Lane, build_optimizer
+from fastcnn.train.pretrained import load_pretrained
 from fastcnn.train.settings import Settings
 
 MAX_WORKERS = 16
@@ -37,7 +39,7 @@ def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> 
     Raises:
         UserError: something that was asked for is not there, or does not fit the rest.
     """
-    _check_backend(settings.backend)
+    check_backend(settings.backend)
     device = _device(settings, world)
     feed = Feed(settings.input_size, settings.batch_size, settings.seed, device, settings.workers, world)
     data = _load_data(settings, feed)
@@ -45,9 +47,11 @@ def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> 
         _check_same_data(data, resume)
     options = {**settings.options}
     options.setdefault("num_classes", len(data.classes))
-    _check_shapes(settings, options, data.classes)
+    check_shapes(settings, options, data.classes)
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, options=options)
+    if settings.weights and resume is None:
+        data.notes += (load_pretrained(model, settings.model, settings.weights, progress=world.rank == 0),)
     lanes = _lanes(model, settings, device, world)
     if resume is not None:
         for lane in lanes:
@@ -55,14 +59,6 @@ def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> 
         if all(len(lane.epochs) >= settings.epochs for lane in lanes):
             raise UserError(f"all {settings.epochs} epochs are done; ask for more with --epochs")
     return data, lanes
-
-
-def _check_backend(name: str) -> None:
-    try:
-        with fastcnn.use_backend(name):
-            pass
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"--backend {name}: {error}") from error
 
 
 def _device(settings: Settings, world: World) -> torch.device:
@@ -120,8 +116,12 @@ def _abridged(classes: tuple[str, ...] | list[str]) -> str:
     return ", ".join(classes[:4]) + (", …" if len(classes) > 4 else "")
 
 
-def _check_shapes(settings: Settings, options: dict[str, Any], classes: tuple[str, ...]) -> None:
-    """Run one image's shape through the network: neither memory nor arithmetic, and no random numbers."""
+def check_shapes(settings: Settings, options: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Run one image's shape through the network: neither memory nor arithmetic, and no random numbers.
+
+    Raises:
+        UserError: the network does not take such images, or scores fewer classes than there are.
+    """
     with torch.device("meta"), torch.random.fork_rng(devices=[]), fastcnn.use_backend("torch"):
         model = build_model(settings.model, options=options).eval()
         try:

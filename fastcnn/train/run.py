@@ -63,6 +63,7 @@ class Run:
             "settings": self.settings.as_dict(),
             "classes": list(self.data.classes),
             "train_size": self.data.train_size,
+            "statistics": self.data.statistics,
             "lanes": {lane.title: lane.state_dict() for lane in self.lanes},
         }
         if self.world.rank == 0:

@@ -50,6 +50,12 @@ class Settings:
     checkpoint_every: int = 0
     tensorboard: bool = False
     deterministic: bool = True
+    weights: str | None = None
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Settings":
+        """Return the settings that :meth:`as_dict` wrote into a checkpoint."""
+        return cls(**{**stored, "input_size": tuple(stored["input_size"])})
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint or a JSON file."""
@@ -75,7 +81,7 @@ def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: st
         >>> both.epochs, both.lr
         (9, 0.01)
     """
-    before = Settings(**{**stored, "input_size": tuple(stored["input_size"])})
+    before = Settings.from_dict(stored)
     wanted = {name: getattr(asked, name) for name in given}
     for name, value in wanted.items():
         old = getattr(before, name)

@@ -48,7 +48,7 @@ def tune(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Time every algorithm for each stage of a network, and store the winners.
+    """Time every algorithm for each stage, and store the winners.
 
     Each candidate is checked against float64 first; stock torch is always one of
     them, so that auto is never slower. Entries for other shapes stay.
@@ -65,7 +65,7 @@ def tune(
     kind: torch.dtype = getattr(torch, dtype)
     try:
         stages = stages_of(network.to(kind).to(memory_format=format), images.to(kind).to(memory_format=format))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         shape = "x".join(map(str, (batch_size, *size)))
         raise UserError(f"{model} does not run in {dtype} on an input of {shape}: {error}") from error
     del network, images

@@ -1,7 +1,8 @@
 """The contract, checked before a candidate is timed: against float64, at most twice stock torch's error.
 
 The candidate runs at the stage's own size; the comparison in float64 takes a few images of the batch, from its first to
-its last. So the gradient of the output is zero for the others, and that of the weight is theirs alone.
+its last. So the gradient of the output is zero for the others, and that of the weight is theirs alone. A batch norm in
+training is compared whole, with the running statistics that it leaves behind.
 """
 
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from fastcnn.backend import use_backend
-from fastcnn.tune.stages import Stage
+from fastcnn.tune.stages import ACTIVATIONS, RUNNING, Stage
 from fastcnn.tuning import Winner
 from fastcnn.tuning.call import setting_of
 
 IMAGES = 4  # that are compared, a row each for a linear layer
 
-Results = dict[str, Tensor]  # the output, and the gradients by argument
+# By argument but for the output: the gradients, and the running statistics after the call.
+Results = dict[str, Tensor]
 
 
 class Expected(NamedTuple):
@@ -46,14 +48,14 @@ class Reference:
     def _expect(self, tensors: dict[str, Tensor], *, gradients: bool) -> Expected:
         stage = self.stage
         count = tensors["input"].shape[0]
-        rows = sorted({round(i * (count - 1) / (IMAGES - 1)) for i in range(IMAGES)})
-        with torch.no_grad():
-            output = stage.call(tensors)
+        few = {round(i * (count - 1) / (IMAGES - 1)) for i in range(IMAGES)}
+        rows = list(range(count)) if stage.by_batch else sorted(few)
+        output = _run(stage, tensors, None)["output"]
         cotangent = torch.zeros_like(output) if gradients else None
         if cotangent is not None:
             cotangent[rows] = torch.randn_like(output[rows]).mul(4).round().clamp(-8, 8) / 4
         stock = _run(stage, tensors, cotangent)
-        some = {name: each[rows] if name == "input" else each for name, each in tensors.items()}
+        some = {name: each[rows] if name in ACTIVATIONS else each for name, each in tensors.items()}
         wide = {name: each.detach().double().requires_grad_(each.requires_grad) for name, each in some.items()}
         exact = _run(stage, wide, None if cotangent is None else cotangent[rows].double())
         return Expected(tensors, cotangent, rows, stock, exact)
@@ -81,13 +83,16 @@ def _in_tf32(stage: Stage, device: torch.device) -> bool:
 
 
 def _run(stage: Stage, tensors: dict[str, Tensor], cotangent: Tensor | None) -> Results:
+    """Return what a call gives; the running statistics it updates are copies."""
+    running = {name: tensors[name].clone() for name in RUNNING if name in tensors}
+    with torch.set_grad_enabled(cotangent is not None):
+        output = stage.call(tensors | running)
+    results = {"output": output.detach()} | {f"{name} after the call": each for name, each in running.items()}
     if cotangent is None:
-        with torch.no_grad():
-            return {"output": stage.call(tensors)}
+        return results
     leaves = {name: each for name, each in tensors.items() if each.requires_grad}
-    output = stage.call(tensors)
     gradients = torch.autograd.grad(output, list(leaves.values()), cotangent)
-    return {"output": output.detach()} | {f"gradient of {name}": each for name, each in zip(leaves, gradients)}
+    return results | {f"gradient of {name}": each for name, each in zip(leaves, gradients)}
 
 
 def _hold(name: str, mine: Tensor, draw: Expected) -> tuple[float, str]:
@@ -97,7 +102,7 @@ def _hold(name: str, mine: Tensor, draw: Expected) -> tuple[float, str]:
         return float("inf"), f"{name}: {got}, stock {theirs.dtype} {tuple(theirs.shape)}, strides {theirs.stride()}"
     if not mine.isfinite().all():
         return float("inf"), f"{name}: values that are not finite"
-    if name in ("output", "gradient of input"):
+    if name in ("output", *(f"gradient of {each}" for each in ACTIVATIONS)):
         mine, theirs = mine[draw.rows], theirs[draw.rows]
     if truth.numel() == 0:
         return 0.0, ""

@@ -84,16 +84,24 @@ def tune(
     target = path or user_path(name)
     with _stock_at_its_best():
         for stage in stages:
+            wanted = [mode for mode in modes if occurs(stage, mode)]
+            if not wanted:
+                continue
             try:
                 checked = check(stage, candidates(stage.op, device, only), device)
             except RuntimeError as error:  # stock torch has no such operation here, or lacks memory
                 logger.warning("%s %s is left out: stock torch cannot run it: %s", stage.op, stage, error)
                 continue
-            for mode in [each for each in modes if stage.trains or each == "inference"]:
+            for mode in wanted:
                 result = time_stage(stage, mode, checked, device)
                 merge(target, name, [_entry(result)])
                 yield result
     forget()
+
+
+def occurs(stage: Stage, mode: str) -> bool:
+    """Whether a stage occurs in a mode: it wants gradients, or is no batch norm that takes the batch's statistics."""
+    return stage.trains if mode == "training" else not stage.by_batch
 
 
 @contextmanager

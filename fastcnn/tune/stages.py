@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from fastcnn.backend import use_backend
 from fastcnn.tuning.call import Operand, call_of, describe, setting_of
 
 OPS = {  # by the name of the function
+    "add_relu": "add_relu",
+    "batch_norm_relu": "bn_relu",
+    "batch_norm_relu_max_pool2d": "bn_relu_pool",
     "conv2d_relu": "conv_relu",
     "conv2d_relu_max_pool2d": "conv_relu_pool",
     "linear_relu": "linear_relu",
@@ -22,7 +26,9 @@ OPS = {  # by the name of the function
     "local_response_norm_max_pool2d": "lrn_pool",
     "max_pool2d": "max_pool",
 }
-TENSORS = ("input", "weight", "bias")
+RUNNING = ("running_mean", "running_var")  # which a call in training updates
+ACTIVATIONS = ("input", "other")
+TENSORS = (*ACTIVATIONS, "weight", "bias", *RUNNING)
 GRID = 16  # inputs on the grid are multiples of one 16th, parameters of one 64th
 COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no two results differ by a rounding
 
@@ -48,6 +54,11 @@ class Stage(NamedTuple):
         """Return whether a tensor wants a gradient."""
         return any(each.requires_grad for each in self.tensors.values())
 
+    @property
+    def by_batch(self) -> bool:
+        """Return whether a batch norm takes the statistics of all images together."""
+        return self.settings.get("training") is True
+
     def draw(self, device: torch.device, *, rounded: bool) -> dict[str, Tensor]:
         """Return random tensors like the recorded ones, the same at each call.
 
@@ -61,10 +72,12 @@ class Stage(NamedTuple):
 
     def _draw(self, name: str, like: Operand, generator: torch.Generator, rounded: bool) -> Tensor:
         values = torch.randn(like.shape, device=generator.device, generator=generator)
-        if name != "input":
+        if name in RUNNING:
+            values = values.abs() + 0.5
+        elif name not in ACTIVATIONS:
             values /= max(math.prod(like.shape[1:]), 16) ** 0.5
         if rounded:
-            step = (COARSE if self.op.startswith("lrn") else GRID) * (1 if name == "input" else 4)
+            step = (COARSE if self.op.startswith("lrn") else GRID) * (1 if name in ACTIVATIONS else 4)
             values = (values * step).round().clamp(-4 * step, 4 * step) / step
         placed = torch.empty_strided(like.shape, like.strides, dtype=like.dtype, device=values.device).copy_(values)
         return placed.requires_grad_(like.requires_grad)
@@ -72,21 +85,22 @@ class Stage(NamedTuple):
     def key(self, tensors: dict[str, Tensor], *, training: bool) -> dict[str, Any]:
         """Return the key of the entry of a call with these tensors."""
         order = inspect.signature(getattr(FF, self.function)).parameters
-        arguments = tuple(tensors.get(name) if name in TENSORS else self.settings[name] for name in order)
+        arguments = tuple(tensors[name] if name in tensors else self.settings[name] for name in order)
         with torch.set_grad_enabled(training):
             return describe(call_of(self.op, arguments, setting_of(self.op, tensors["input"].device.type)))
 
     def __str__(self) -> str:
         shapes = ["x".join(map(str, self.tensors["input"].shape))]
-        if "weight" in self.tensors:
+        if "weight" in self.tensors and not self.op.startswith("bn"):
             shapes.append("x".join(map(str, self.tensors["weight"].shape)))
-        return " * ".join(shapes)
+        return " * ".join(shapes) + (", running statistics" if self.settings.get("training") is False else "")
 
 
 def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
     """Return the stages that a model runs on an input, each once.
 
-    The model runs once on the stock layers, so that shapes and layouts are those that training and inference will see.
+    The model runs on the stock layers, so that shapes and layouts are those that training and inference will see: once
+    as it is, and once in evaluation where batch norms do something else there. Its buffers and modes stay.
 
     Example:
         >>> import torch, fastcnn
@@ -96,17 +110,35 @@ def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
     seen: dict[str, Stage] = {}
     # Nobody asks for the gradient of this pass, so what it would save is dropped.
     saves_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda nothing: nothing)
-    with use_backend("torch"), torch.enable_grad(), saves_nothing, _recorder(seen):
+    with use_backend("torch"), torch.enable_grad(), saves_nothing, _recorder(seen), _left_as_it_is(model):
         model(input)
+        if any(stage.by_batch for stage in seen.values()):
+            model.eval()(input)
     return list(seen.values())
 
 
 @contextmanager
+def _left_as_it_is(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+@contextmanager
 def _recorder(seen: dict[str, Stage]) -> Iterator[None]:
-    """Note each call of a public function; ``fastcnn.nn`` looks them up by name when it runs a stage."""
+    """Note each call of a public function, by name as a stage looks it up or from another function of its file."""
     with ExitStack() as stack:
         for name, op in OPS.items():
-            stack.enter_context(patch.object(FF, name, _recording(op, name, getattr(FF, name), seen)))
+            function = getattr(FF, name)
+            for module in (FF, sys.modules[function.__module__]):
+                stack.enter_context(patch.object(module, name, _recording(op, name, function, seen)))
         yield
 
 
@@ -116,8 +148,8 @@ def _recording(op: str, name: str, function: Callable[..., Any], seen: dict[str,
     def record(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        settings = {key: value for key, value in bound.arguments.items() if key not in TENSORS}
         tensors = {key: bound.arguments[key] for key in TENSORS if isinstance(bound.arguments.get(key), Tensor)}
+        settings = {key: value for key, value in bound.arguments.items() if key not in tensors}
         kept = {
             key: Operand(tuple(each.shape), each.stride(), each.dtype, each.requires_grad)
             for key, each in tensors.items()

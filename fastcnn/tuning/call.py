@@ -26,8 +26,9 @@ ARGUMENTS = {
     "max_pool": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
 }
 _MULTIPLIES = ("conv_relu", "conv_relu_pool", "linear_relu")  # torch casts their arguments under autocast
-_OPERANDS = ("input", "weight", "bias")
-_NO_MATTER = ("alpha", "k")  # constants that no time depends on
+_OPERANDS = ("input", "other", "weight", "bias")
+_GIVEN_OR_NOT = ("bias", "running_mean", "running_var")  # tensors whose shape follows from the others'
+_NO_MATTER = ("alpha", "k", "momentum", "eps")  # constants that no time depends on
 _PAIRS = ("stride", "padding", "dilation", "kernel_size", "pool_size", "pool_stride", "pool_padding")
 _STRIDE_OF = {"stride": "kernel_size", "pool_stride": "pool_size"}  # None means the window's size
 
@@ -95,8 +96,10 @@ def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
     operands = {name: Operand(*arguments[name]) for name in _OPERANDS if arguments.get(name) is not None}
     key: dict[str, Any] = {"op": call.op}
     for name, value in arguments.items():
-        if name in _OPERANDS:
-            key[name] = list(operands[name].shape) if name != "bias" else value is not None
+        if name in _GIVEN_OR_NOT:
+            key[name] = value is not None
+        elif name in _OPERANDS:
+            key[name] = list(operands[name].shape) if name in operands else []
         elif name not in _NO_MATTER:
             key[name] = _plain(name, value)
     for stride, size in _STRIDE_OF.items():
@@ -130,8 +133,8 @@ def _dtype(call: Call, dtype: torch.dtype) -> str:
 
 
 def _layout(operands: dict[str, Operand]) -> str:
-    """Name the memory format of the input, and of a weight where it has another one."""
-    formats = [_format(operands[name]) for name in ("input", "weight") if name in operands]
+    """Name the memory format of the input, and of a second input or a weight where it has another one."""
+    formats = [_format(each) for name, each in operands.items() if name != "bias" and len(each.shape) != 1]
     return "/".join(dict.fromkeys(formats))
 
 

@@ -113,7 +113,7 @@ def _constant_while_compiling(function: Callable[..., Any]) -> Callable[..., Any
 @_constant_while_compiling
 def _sizes(op: str, device: torch.device) -> tuple[int, ...]:
     keys = [entry["key"] for entry in _tables[device].values() if entry["key"]["op"] == op]
-    shapes = [[*key["input"], *key.get("weight", ())] for key in keys]
+    shapes = [[*key["input"], *key.get("other", ()), *key.get("weight", ())] for key in keys]
     return tuple({size for shape in shapes for size in shape})
 
 

@@ -61,7 +61,7 @@ def _is_entry(entry: Any) -> bool:
         and isinstance(entry.get("algorithm"), str | None)
         and isinstance(key := entry.get("key"), dict)
         and isinstance(key.get("op"), str)
-        and all(isinstance(key.get(name, []), list) for name in ("input", "weight"))
+        and all(isinstance(key.get(name, []), list) for name in ("input", "other", "weight"))
         and "input" in key
     )
 

@@ -1,0 +1,123 @@
+"""The command ``fastcnn predict``."""
+
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+import fastcnn
+from fastcnn.cli_options import Debug
+from fastcnn.predict.classifier import DEFAULT_MODEL, Classifier, load
+from fastcnn.predict.images import find, read
+from fastcnn.train.choices import check_backend, usable_device
+from fastcnn.train.errors import UserError, require
+
+WIDTH = 80
+IMAGE_WIDTH = 33  # leaves room for the longest of ImageNet's names
+
+Row = tuple[Path, list[float], list[str]]  # an image, its largest probabilities, and the names of their classes
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Files, or folders of images.")],
+    model: Annotated[
+        str | None, typer.Option(help="alexnet, vgg16, …", show_default=f"{DEFAULT_MODEL}, or the checkpoint's")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="torchvision's: DEFAULT, IMAGENET1K_V1, …; or a checkpoint, or the folder of a run.")
+    ] = "DEFAULT",
+    top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(envvar="FASTCNN_BACKEND", help="What runs fastcnn's layers; fastcnn doctor lists them.")
+    ] = "auto",
+    debug: Debug = False,
+) -> None:
+    """Print the most probable classes of images.
+
+    Images are resized, cropped and normalised as the weights want them, or as in
+    the training that wrote the checkpoint; grey and transparent ones are turned
+    into what the network takes. An image that cannot be read is told in one line,
+    the others are still classified, and the exit code is 1.
+
+    Example: fastcnn predict cat.jpg
+
+    Example: fastcnn predict photos --weights runs/flowers/checkpoint.pt --top 1
+    """
+    require("train", "torchvision")
+    check_backend(backend)
+    place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    files, problems = find(images)
+    for problem in problems:
+        _tell(problem, debug)
+    failures = len(problems)
+    if files:
+        classifier = load(weights, model)
+        classifier.model.to(place)
+        console = Console(highlight=False)
+        console.print(f"{classifier.title}, on {place}", soft_wrap=True, markup=False)
+        header = True
+        for start in range(0, len(files), batch_size):
+            chunk = files[start : start + batch_size]
+            with fastcnn.use_backend(backend):
+                rows, unread = _classified(chunk, classifier, place, top)
+            if rows:
+                console.print(_table(rows, header))
+                header = False
+            for problem in unread:
+                _tell(problem, debug)
+            failures += len(unread)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _classified(
+    files: list[Path], classifier: Classifier, device: torch.device, top: int
+) -> tuple[list[Row], list[UserError]]:
+    """Return a row for each image that can be read, and what is wrong with the others."""
+    with ThreadPoolExecutor() as pool:  # PIL decodes without holding the interpreter
+        loaded = list(pool.map(partial(read, transform=classifier.transform), files))
+    images = [image for image in loaded if isinstance(image, Tensor)]
+    problems = [image for image in loaded if isinstance(image, UserError)]
+    if not images:
+        return [], problems
+    scores = classifier.probabilities(torch.stack(images).to(device))
+    probabilities, indices = scores.topk(min(top, scores.shape[1]))
+    readable = [file for file, image in zip(files, loaded) if isinstance(image, Tensor)]
+    rows = zip(readable, probabilities.tolist(), indices.tolist(), strict=True)
+    return [
+        (file, values, [_name(classifier.classes, index) for index in best]) for file, values, best in rows
+    ], problems
+
+
+def _name(classes: tuple[str, ...], index: int) -> str:
+    return classes[index] if index < len(classes) else f"class {index}"  # a head may score more than the data has
+
+
+def _table(rows: list[Row], header: bool) -> Table:
+    """Return one batch's table; its columns are as wide as in every other."""
+    table = Table(box=None, width=WIDTH, pad_edge=False, show_header=header)
+    table.add_column("image", width=IMAGE_WIDTH, overflow="fold")
+    table.add_column("class", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("probability", width=len("probability"), justify="right")
+    for file, probabilities, names in rows:
+        shares = "\n".join(f"{100 * probability:.2f} %" for probability in probabilities)
+        table.add_row(Text(str(file)), Text("\n".join(names)), shares)
+    return table
+
+
+def _tell(problem: UserError, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(problem)
+    typer.echo(f"error: {problem}", err=True)

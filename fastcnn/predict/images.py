@@ -1,0 +1,56 @@
+"""Which images are meant, and reading them; what cannot be read is a value, so that the others go on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastcnn.train.errors import UserError
+
+
+def find(places: list[Path]) -> tuple[list[Path], list[UserError]]:
+    """Return the files that are meant, and what is wrong with places that mean none.
+
+    A folder stands for all images below it, in the order of their names; a file for itself, whatever its name.
+
+    Example:
+        >>> find([Path("nowhere.jpg")])
+        ([], [UserError('nowhere.jpg: no such file or folder')])
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    files: list[Path] = []
+    problems: list[UserError] = []
+    for place in places:
+        if place.is_dir():
+            found = sorted(
+                path for path in place.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()
+            )
+            files += found
+            if not found:
+                problems.append(UserError(f"{place}: holds no images ({', '.join(IMG_EXTENSIONS)})"))
+        elif place.exists():
+            files.append(place)
+        else:
+            problems.append(UserError(f"{place}: no such file or folder"))
+    return files, problems
+
+
+def read(file: Path, transform: Callable[[Any], Tensor]) -> Tensor | UserError:
+    """Return what ``transform`` makes of an image of PIL, or why there is none.
+
+    Example:
+        >>> read(Path("nowhere.jpg"), lambda image: image)
+        UserError("nowhere.jpg: not an image that can be read ([Errno 2] No such file or directory: 'nowhere.jpg')")
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return transform(image)
+    except Exception as error:  # PIL raises many kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        problem = UserError(f"{file}: not an image that can be read ({reason})")
+        problem.__cause__ = error
+        return problem

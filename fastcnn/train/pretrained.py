@@ -1,0 +1,69 @@
+"""Training that begins from torchvision's pretrained weights."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
+from fastcnn.train.errors import UserError
+from fastcnn.train.lane import check_same_architecture
+
+
+def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tuple[Any, dict[str, Tensor]]:
+    """Return torchvision's weights that a name means, and their tensors.
+
+    Args:
+        name: the model.
+        weights: ``DEFAULT``, or another member of torchvision's weights of it.
+        progress: show the progress of a download.
+
+    Raises:
+        UserError: there are none of that name, they are of features alone, or they cannot be had.
+
+    Example:
+        >>> pretrained_classifier("alexnet", "IMAGENET1K_V2")
+        Traceback (most recent call last):
+        fastcnn.train.errors.UserError: weights: expected one of DEFAULT, IMAGENET1K_V1 for alexnet, got 'IMAGENET1K_V2'
+    """
+    try:
+        chosen = pretrained_weights(name, weights)
+        if chosen.meta["categories"] is None:
+            raise UserError(f"--weights {weights}: {chosen!r} have no classifier, and images are normalised otherwise")
+        return chosen, pretrained_state_dict(name, chosen, progress)
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+
+
+def load_pretrained(model: nn.Module, name: str, weights: str, progress: bool = True) -> str:
+    """Give a network torchvision's weights, but for a last layer of another number of classes; say which.
+
+    Args:
+        model: the network; where it scores another number of classes, its last linear layer stays as it is.
+        name: its name.
+        weights: a member of torchvision's weights of it.
+        progress: show the progress of a download.
+
+    Raises:
+        UserError: as :func:`pretrained_classifier`, or the network was built with options that change its layers.
+
+    Example:
+        >>> load_pretrained(fastcnn.alexnet(num_classes=5), "alexnet", "DEFAULT")  # doctest: +SKIP
+        'weights: AlexNet_Weights.IMAGENET1K_V1; classifier.6 starts anew, for 5 classes instead of 1000'
+    """
+    chosen, pretrained = pretrained_classifier(name, weights, progress)
+    own = model.state_dict()
+    head, layer = [item for item in model.named_modules() if isinstance(item[1], nn.Linear)][-1]
+    classes = len(chosen.meta["categories"])
+    starts_anew = layer.out_features != classes
+    # Weights that are older than the counter of batch normalization's batches come without it.
+    stays = [key for key in own if key.endswith("num_batches_tracked") or (starts_anew and key.startswith(f"{head}."))]
+    state = {key: own[key] for key in stays}
+    state |= {key: value for key, value in pretrained.items() if not (starts_anew and key.startswith(f"{head}."))}
+    try:
+        check_same_architecture(name, state, own)
+    except UserError as error:
+        raise UserError(f"--weights {weights}: {error}") from error
+    model.load_state_dict(state)
+    if starts_anew:
+        return f"weights: {chosen!r}; {head} starts anew, for {layer.out_features} classes instead of {classes}"
+    return f"weights: {chosen!r}; {head} is kept, whose {classes} classes are taken to be the data's"
