@@ -40,10 +40,20 @@ def pages_with(found):
     return [path for path in PAGES if list(found(path.read_text()))]
 
 
-def parse(arguments, whole=True):
-    """Parse arguments of ``fastcnn`` as it would, without running it; unless `whole`, they may only name a command."""
+def look_up(arguments):
+    """Raise where a command or an option is named that ``fastcnn`` does not have."""
+    command = typer.main.get_command(app)
+    for word in arguments:
+        if word.startswith("--"):
+            assert word in {option for each in command.params for option in (*each.opts, *each.secondary_opts)}, word
+        elif hasattr(command, "commands"):
+            command = command.commands[word]
+
+
+def parse(arguments):
+    """Parse arguments of ``fastcnn`` as it would, down to the last command, without running it."""
     command, name, parent = typer.main.get_command(app), "fastcnn", None
-    while whole or arguments:
+    while True:
         context = command.make_context(name, list(arguments), parent=parent)
         if not hasattr(command, "resolve_command"):
             return
@@ -56,18 +66,19 @@ def parse(arguments, whole=True):
 def check(words, whole=True):
     """Raise where a command asks for something that is not there."""
     program, *arguments = words
+    read = parse if whole else look_up
     if program == "make":
         wanted = [word for word in arguments if "=" not in word]
         assert set(wanted) <= TARGETS, f"make has no target of {wanted}"
     elif program in ("python", "torchrun") and "-m" in arguments:
         module = arguments.index("-m") + 1
         if arguments[module] == "fastcnn":
-            parse(arguments[module + 1 :], whole)
+            read(arguments[module + 1 :])
     elif program in ("python", "torchrun"):
         scripts = [word for word in arguments if word.endswith(".py")]
         assert all((ROOT / script).is_file() for script in scripts), scripts
     else:
-        parse(arguments, whole)
+        read(arguments)
 
 
 @pytest.mark.parametrize("path", pages_with(PYTHON.findall), ids=name_of)
@@ -119,6 +130,13 @@ def test_cheap_commands_run(arguments, capsys):
 def test_wrong_commands_are_found(line):
     with pytest.raises(Exception, match=r"trein|epoch|cifar|rapport|weird|dcos|absent"):
         check(shlex.split(line))
+
+
+@pytest.mark.parametrize("line", ["fastcnn trein", "fastcnn bench rapport", "fastcnn train --epoch"])
+def test_wrong_names_in_a_sentence_are_found(line):
+    [(words, whole)] = commands(f"see `{line}` for more")
+    with pytest.raises((KeyError, AssertionError), match=r"trein|rapport|epoch"):
+        check(words, whole)
 
 
 def test_there_is_something_to_test():
