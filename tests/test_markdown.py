@@ -112,6 +112,8 @@ def cheap():
 
 @pytest.mark.parametrize("arguments", cheap(), ids=" ".join)
 def test_cheap_commands_run(arguments, capsys):
+    if arguments[0] == "summary":
+        pytest.importorskip("torchinfo", reason="fastcnn summary needs the extra train")
     assert main(list(arguments)) == 0, capsys.readouterr().err
 
 
