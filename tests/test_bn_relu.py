@@ -241,8 +241,8 @@ def test_second_derivative(backend: Any) -> None:
 @pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
 @pytest.mark.parametrize(
     ("training", "rows", "runs"),
-    [(True, 64, {"bn_relu_statistics", "bn_relu"}), (False, 64, set()), (False, 256, {"bn_relu"}), (True, 16, set())],
-    ids=["batch", "running", "running, large", "batch, small"],
+    [(True, 64, {"bn_relu_statistics", "bn_relu"}), (False, 256, set()), (True, 16, set())],
+    ids=["batch", "running", "batch, small"],
 )
 def test_auto_looks_at_whose_statistics_and_how_large(training: bool, rows: int, runs: set[str]) -> None:
     x, mean, variance = torch.randn(rows, 4, 32, 32), torch.zeros(4), torch.ones(4)
