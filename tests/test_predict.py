@@ -22,6 +22,7 @@ from torchvision.models import AlexNet_Weights
 from training_processes import SETTINGS, TinyAlexNet, train, write_images
 
 from fastcnn.cli import main
+from fastcnn.nn import Normalize
 from fastcnn.predict import classifier, command, images
 from fastcnn.train import Settings, checkpoint, choices
 from fastcnn.train.data import CLASSES, Feed, load_idx_dataset
@@ -102,7 +103,8 @@ def test_checkpoint_classifies_as_its_training_did(trained: Path, photos: Path, 
     loaded = classifier.load(str(trained), None)
     assert loaded.classes == ("cat", "dog", "emu")
     data = FolderData(photos, Feed(SETTINGS.input_size, batch_size=50))
-    (seen, _), *_ = data.test_batches()
+    (pixels, _), *_ = data.test_batches()
+    seen = Normalize(*data.statistics)(pixels)
     files = [Path(data._test.samples[index][0]) for index in data._test_index]
     ours = torch.stack([loaded.transform(Image.open(file)) for file in files])
     assert torch.equal(ours, seen)

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from tables import operators
 from torch import nn
-from training_processes import SETTINGS, train, write_images
+from training_processes import SETTINGS, TinyAlexNet, train, write_images
 
 import fastcnn.cli
 from fastcnn.cli import ParallelName, main
+from fastcnn.models import MODELS
 from fastcnn.train import Settings, UserError, checkpoint, communication, distributed, loop, prepare, recipes
 from fastcnn.train.data import Feed
-from fastcnn.train.folder import FolderData
+from fastcnn.train.folder import STATISTICS, FolderData
 from fastcnn.train.tensorboard import FOLDER
 
 pytest.importorskip("matplotlib")
@@ -79,9 +81,41 @@ def test_classic_crops(size: int, tmp_path: Path) -> None:
     ((pixels, _),) = data.test_draws()
     assert set(pixels[0, :, 0, 0, 0].tolist()) == {(512 - size) // 2 // 2}
     batch, _ = data.batch(pixels[0], labels[0])
+    assert batch.equal(pixels[0])
+
+
+def test_network_normalises_bytes(images: str) -> None:
+    """In both lanes, by ImageNet's statistics; one kernel does that and the first convolution where there is one."""
+    settings = replace(SETTINGS, data=images, compare=True)
+    data, (stock, fused) = prepare.prepare(settings, distributed.World(), None)
+    pixels, _ = next(data.train_batches(0))
+    assert pixels.dtype == torch.uint8
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = (pixels[0] / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    torch.testing.assert_close(batch, expected, rtol=1e-5, atol=1e-6)
+    expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.manual_seed(settings.seed)
+    plain = fastcnn.unfuse(TinyAlexNet()).eval()
+    for lane in (stock, fused):
+        torch.testing.assert_close(lane.model.eval()(pixels), plain(expected))
+        assert lane.state_dict()["model"].keys() == plain.state_dict().keys()
+    with fastcnn.use_backend("triton", algorithm="packed"):
+        ran = operators(lambda: fused.model(pixels))
+    assert "fastcnn.normalize_conv_relu_pool_codes.triton" in ran
+    assert "fastcnn.normalize.triton" not in ran
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_network_begins_with_what_normalises(name: str) -> None:
+    entry = MODELS[name]
+    statistics = STATISTICS[entry.input_size[0]]
+    with torch.device("meta"):
+        model = entry.build(num_classes=2)
+        keys = list(model.state_dict())
+        prepare.normalize_first(model, statistics)
+        seen: list[torch.dtype] = []
+        next(model.children()).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+        assert model(torch.empty(2, *entry.input_size, dtype=torch.uint8)).shape == (2, 2)
+    assert seen == [torch.uint8]
+    assert list(model.state_dict()) == keys
 
 
 def test_rate_falls_by_ten(images: str, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ Constants = float | Sequence[float] | Tensor
 
 def reference(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     """Return bytes as 0 to 1, minus the mean, over the standard deviation; computed as wide as the constants are."""
-    wide = input.to(mean.dtype)
-    unit = wide / 255 if input.dtype == torch.uint8 else wide
-    return ((unit - mean[:, None, None]) / std[:, None, None]).to(dtype)
+    if input.dtype == torch.uint8:  # what is converted is ours to write into
+        return input.to(mean.dtype).div_(255).sub_(mean[:, None, None]).div_(std[:, None, None]).to(dtype)
+    return ((input.to(mean.dtype) - mean[:, None, None]) / std[:, None, None]).to(dtype)
 
 
 def _fake(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcnn.nn import Normalize
 from fastcnn.train import checkpoint
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.data import fit, scale_and_offset
@@ -106,10 +107,11 @@ def _held_out(settings: Settings, statistics: Any) -> Callable[[Any], Tensor]:
     """Return how training prepares the images that it tests with."""
     from torchvision.transforms.functional import pil_to_tensor
 
-    scale, offset = scale_and_offset(statistics)
     if settings.dataset == "imagefolder":
         _, cropped = transforms(settings.input_size)
-        return lambda image: torch.addcmul(offset, cropped(image.convert("RGB")), scale)
+        normalize = Normalize(*statistics)
+        return lambda image: normalize(cropped(image.convert("RGB")))
+    scale, offset = scale_and_offset(statistics)
     return lambda image: fit(
         torch.addcmul(offset, pil_to_tensor(image.convert("L")), scale).unsqueeze(0), settings.input_size
     ).squeeze(0)

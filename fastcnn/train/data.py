@@ -20,8 +20,8 @@ from fastcnn.train.distributed import World
 from fastcnn.train.errors import UserError
 from fastcnn.train.idx import Labelled, read_pair
 
-# Images (N, C, H, W) float32 and labels (N,) int64; of several processes, each has its share of the images, and all
-# labels.
+# Images (N, C, H, W), normalised in float32 or as bytes, and labels (N,) int64; of several processes, each has its
+# share of the images, and all labels.
 Batch = tuple[Tensor, Tensor]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, of 1
 Draws = tuple[Tensor, ...]  # what makes the batches of several steps; each tensor's first axis is the step
@@ -53,8 +53,13 @@ class Feed:
 
 
 class Dataset(abc.ABC):
-    """What the training loop needs of a data set."""
+    """What the training loop needs of a data set.
 
+    Attributes:
+        gives_bytes: whether batches hold images as bytes, for the network to normalise by ``statistics``.
+    """
+
+    gives_bytes = False
     classes: tuple[str, ...]
     train_size: int
     test_size: int
@@ -77,7 +82,7 @@ class Dataset(abc.ABC):
         """Return the batch that one step's draw makes, without waiting for a GPU."""
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield ``(N, C, H, W)`` float32 images and ``(N,)`` int64 labels on the device, shuffled by seed and epoch."""
+        """Yield images (N, C, H, W) and labels (N,) int64 on the device, shuffled by seed and epoch."""
         return self._batches(self.train_draws(epoch, first_step))
 
     def test_batches(self) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fastcnn.train.data import Batch, Dataset, Draws, Feed, Statistics, epoch_order, scale_and_offset, stratified_split
+from fastcnn.train.data import Batch, Dataset, Draws, Feed, Statistics, epoch_order, stratified_split
 from fastcnn.train.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class FolderData(Dataset):
     """Images by class: ``DIR/train`` and ``DIR/val``, or one folder of which a fifth is held out.
 
     All are resized so that the shorter side is an eighth longer than the network's input (256 for 224 and 227).
-    Training images then get a random crop and flip, held-out ones the centre crop. They come to the device as bytes,
-    and are normalised there with ImageNet's mean and standard deviation.
+    Training images then get a random crop and flip, held-out ones the centre crop. They come to the device as bytes;
+    the network normalises them, with ImageNet's mean and standard deviation.
 
     Args:
         directory: the folder.
@@ -82,6 +82,8 @@ class FolderData(Dataset):
         >>> data = FolderData(Path("flowers"), Feed((3, 224, 224), batch_size=64, workers=8))  # doctest: +SKIP
     """
 
+    gives_bytes = True
+
     def __init__(self, directory: Path, feed: Feed) -> None:
         require("train", "torchvision")
         self.feed = feed
@@ -89,7 +91,6 @@ class FolderData(Dataset):
         if channels not in STATISTICS:
             raise UserError(f"images have 3 channels, or 1 when turned to grey; the network's input has {channels}")
         self.statistics = STATISTICS[channels]
-        self._scale, self._offset = scale_and_offset(self.statistics, feed.device)
         has_split = (directory / "train").is_dir() and (directory / "val").is_dir()
         train_dir, test_dir = (directory / "train", directory / "val") if has_split else (directory, directory)
         self._train, self._test = _open(train_dir), _open(test_dir)
@@ -120,9 +121,9 @@ class FolderData(Dataset):
         return self._load(_Images(self._test, self._test_transform, self.feed.seed, 0), self._test_index)
 
     def batch(self, *draw: Tensor) -> Batch:
-        """Normalise the images that were drawn."""
+        """Return what was drawn."""
         pixels, labels = draw
-        return torch.addcmul(self._offset, pixels, self._scale), labels
+        return pixels, labels
 
     def _load(self, images: _Images, order: Tensor) -> Iterator[Draws]:
         device, world = self.feed.device, self.feed.world

@@ -90,7 +90,7 @@ class Lane:
 
     Attributes:
         title: what the table and the progress bar call it.
-        backend: the fastcnn backend it runs under; None for stock layers.
+        backend: the fastcnn backend it runs under; None for the one in use.
         graph: capture training and evaluation into CUDA graphs.
         parallel: how the network is laid out over processes.
         lr_step: epochs after which the learning rate is divided by ten; 0 for never.

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 import fastcnn
 from fastcnn.train.build import build_model
 from fastcnn.train.choices import check_backend
-from fastcnn.train.data import Dataset, Feed, load_idx_dataset
+from fastcnn.train.data import Dataset, Feed, Statistics, load_idx_dataset
 from fastcnn.train.distributed import World, layout_of
 from fastcnn.train.errors import UserError
 from fastcnn.train.folder import FolderData
@@ -52,6 +53,8 @@ def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> 
     model = build_model(settings.model, options=options)
     if settings.weights and resume is None:
         data.notes += (load_pretrained(model, settings.model, settings.weights, progress=world.rank == 0),)
+    if data.gives_bytes:
+        normalize_first(model, data.statistics)
     lanes = _lanes(model, settings, device, world)
     if resume is not None:
         for lane in lanes:
@@ -137,6 +140,23 @@ def check_shapes(settings: Settings, options: dict[str, Any], classes: tuple[str
         )
 
 
+def normalize_first(model: nn.Module, statistics: Statistics) -> None:
+    """Let a network of ``fastcnn.models`` take bytes: its first layers begin with their normalisation, keys unchanged.
+
+    Example:
+        >>> import fastcnn
+        >>> model = fastcnn.MnistCNN()
+        >>> normalize_first(model, ((0.1307,), (0.3081,)))
+        >>> [name for name, _ in model.layer1.named_children()]
+        ['normalize', '0', '1', '2']
+        >>> model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape
+        torch.Size([1, 10])
+    """
+    name, first = next(model.named_children())
+    layers = {"normalize": fastcnn.nn.Normalize(*statistics), **dict(first.named_children())}
+    setattr(model, name, fastcnn.nn.Sequential(OrderedDict(layers)))
+
+
 def _lanes(model: nn.Module, settings: Settings, device: torch.device, world: World) -> list[Lane]:
     networks = {"fastcnn": model}
     if settings.compare:
@@ -152,7 +172,7 @@ def _lane(title: str, model: nn.Module, settings: Settings, device: torch.device
         build_optimizer(settings.optimizer, model, settings.lr, settings.weight_decay, layout.splits),
         device,
         settings.seed,
-        backend=settings.backend if title == "fastcnn" else None,
+        backend=settings.backend if title == "fastcnn" else "torch",
         amp=settings.amp,
         graph=settings.graph and device.type in CAPTURES and world.size == 1,  # what processes exchange stays outside
         parallel=layout,
