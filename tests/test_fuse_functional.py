@@ -337,6 +337,47 @@ def test_variables_around_the_class_are_seen():
     torch.testing.assert_close(fused(image()), F.relu(model.conv1(image())) * 3)
 
 
+class Scaled(nn.Conv2d):
+    def forward(self, x, factor=1.0):
+        return super().forward(x) * factor
+
+
+class Arguments(Layers):
+    """Calls layers with more than an image, where the layer takes it and where it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixed = nn.ModuleList([Scaled(4, 4, 1), Scaled(4, 4, 1)])
+
+    def forward(self, x, *more, **named):
+        x = F.relu(self.conv1(x, *more, **named))
+        x = F.relu(self.mixed[0](x, 2.0))
+        for layer in self.mixed:
+            x = F.max_pool2d(F.relu(layer(x, factor=3.0)), 2)
+        return x
+
+
+class TooMany(Arguments):
+    def forward(self, x):
+        return F.max_pool2d(F.relu(self.conv1(x, 2.0)), 2)
+
+
+class TooManyInALoop(Arguments):
+    def forward(self, x):
+        for layer in self.convs:
+            x = F.relu(layer(x, factor=2.0))
+        return x
+
+
+def test_further_arguments_of_a_layer_reach_it():
+    model = Arguments()
+    assert_runs_alike(fastcnn.fuse(model), model)
+    for network in (TooMany, TooManyInALoop):
+        for each in (network(), fastcnn.fuse(network())):
+            with pytest.raises(TypeError, match="argument"):
+                each(image())
+
+
 def test_error_in_forward_shows_the_line_of_the_source():
     class Wrong(Layers):
         def forward(self, x):
