@@ -170,7 +170,7 @@ class _Choice:
 _choice = _Choice()  # an instance: Dynamo guards its attributes, so a compiled graph sees a change
 
 
-_said: set[tuple[str, ...]] = set()
+_said: set[tuple[str, str | torch.dtype, str]] = set()
 
 
 class use_backend:
@@ -251,11 +251,31 @@ def configurations(name: str, algorithm: str) -> tuple[str, ...]:
     return tuple(config.name for config in kernel(name, *where)) if where else ()  # type: ignore[attr-defined]
 
 
-def tuned(op: str, *arguments: Any) -> tuning.Winner | None:
-    """Return what `auto` takes for a call by the tuning tables, or None where they say nothing or are not asked."""
-    if _choice.backend != "auto" or _choice.algorithm or _choice.problem or not isinstance(arguments[0], Tensor):
+STOCK = tuning.Winner("torch", None)
+
+
+def planned(op: str, function: str, arguments: tuple[Any, ...], measured: str = "") -> tuning.Winner | None:
+    """Return what runs a call, as far as that is known before its arguments are checked.
+
+    Args:
+        op: the op's stem.
+        function: the public function's name, for messages.
+        arguments: the function's, by position; the first is the input.
+        measured: the name in `FASTEST`, where it is not the op's.
+
+    Returns:
+        `STOCK` where the stock layers run whatever the arguments are, so that torch itself checks them; the winner of
+        the tuning tables; or None, and `choose` decides.
+    """
+    name = _choice.backend
+    if name != "auto":
+        return STOCK if name == "torch" else None
+    if _choice.problem or not isinstance(arguments[0], Tensor):
         return None
-    return tuning.winner(op, arguments, _unusable)
+    winner = None if _choice.algorithm else tuning.winner(op, arguments, _unusable)
+    if winner is None:
+        return STOCK if _is_slower(measured or op, function, arguments[0]) else None
+    return STOCK if winner.backend == "torch" else winner
 
 
 def _unusable(name: str, algorithm: str | None) -> str:
@@ -266,23 +286,26 @@ def _unusable(name: str, algorithm: str | None) -> str:
     return ""
 
 
-def runs_stock(op: str, function: str, input: object, winner: tuning.Winner | None) -> bool:
-    """Whether a call runs the stock layers whatever its arguments are, so that torch itself checks them."""
-    if _choice.backend == "torch":
-        return True
-    if _choice.backend != "auto" or _choice.problem or not isinstance(input, Tensor):
-        return False
-    if winner:
-        return winner.backend == "torch"
-    entry = FASTEST.get((input.device.type, op))
+def runs_stock(op: str, function: str, input: object) -> bool:
+    """Whether a call runs the stock layers whatever its arguments are, of an op that is in no tuning table."""
+    name = _choice.backend
+    if name != "auto":
+        return name == "torch"
+    return isinstance(input, Tensor) and not _choice.problem and _is_slower(op, function, input)
+
+
+def _is_slower(op: str, function: str, input: Tensor) -> bool:
+    """Whether no backend has been measured to beat the stock layers on such an input, or its backend is missing."""
+    device = "cpu" if input.is_cpu else input.device.type  # a call costs microseconds, and reading the type half of one
+    entry = FASTEST.get((device, op))
     if entry is None or input.dtype not in entry.dtypes:
-        reason = _unmeasured(input)
-    elif not entry.beats_stock(input):
+        _say_once(function, input.dtype, device)
         return True
-    else:
-        reason = _MISSING[entry.backend]()
+    if not entry.beats_stock(input):
+        return True
+    reason = _MISSING[entry.backend]()
     if reason:
-        _say_once(function, reason, input.device.type)
+        _say_once(function, reason, device)
     return bool(reason)
 
 
@@ -299,14 +322,14 @@ def lacks(op: str) -> bool:
 def choose(
     op: str, function: str, input: Tensor, refusal: Callable[[], str], winner: tuning.Winner | None
 ) -> tuple[str, str | None]:
-    """Return backend and algorithm of a call that `runs_stock` has let through; under `auto` that may be ``torch``.
+    """Return backend and algorithm of a call that `planned` left open; under `auto` that may be ``torch``.
 
     Args:
         op: the op's stem.
         function: the public function's name, for messages.
         input: the tensor whose device and dtype decide, after autocast.
         refusal: says why no kernel of any backend serves these arguments, or an empty string.
-        winner: what `tuned` has said of the call.
+        winner: what `planned` has said of the call.
 
     Raises:
         RuntimeError: an explicit backend cannot serve the call.
@@ -333,22 +356,23 @@ def _fastest(
         entry = FASTEST[input.device.type, op]
         fastest = tuning.Winner(entry.backend, _choice.algorithm)
         if input.dtype not in entry.dtypes:  # autocast has changed it
-            reason = _unmeasured(input)
+            reason = _unmeasured(input.dtype)
     if not reason:
         return fastest
     _say_once(function, reason, input.device.type)
     return "torch", None
 
 
-def _unmeasured(input: Tensor) -> str:
-    return f"no kernel has been measured for {input.dtype} on this kind of device yet"
+def _unmeasured(dtype: torch.dtype) -> str:
+    return f"no kernel has been measured for {dtype} on this kind of device yet"
 
 
-def _say_once(*said: str) -> None:
-    if not torch.compiler.is_compiling() and said not in _said:
-        _said.add(said)
-        function, reason, device = said
-        logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
+def _say_once(function: str, reason: str | torch.dtype, device: str) -> None:
+    """Log why the stock layers run: a reason, or a dtype that nothing has been measured for."""
+    if not torch.compiler.is_compiling() and (function, reason, device) not in _said:
+        _said.add((function, reason, device))
+        why = reason if isinstance(reason, str) else _unmeasured(reason)
+        logger.info("%s runs the stock layers: %s (%s)", function, why, device)
 
 
 _RUNS_ON = {

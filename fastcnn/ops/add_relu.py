@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
 
@@ -62,8 +62,8 @@ _apply = autograd.applier(AddReLU)
 
 def add_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.add_relu``."""
-    winner = tuned("add_relu", *arguments)
-    if runs_stock("add_relu", _NAME, arguments[0], winner):
+    winner = planned("add_relu", _NAME, arguments)
+    if winner is STOCK:
         return checks.run_stock(reference, _check, *arguments)
     _check(*arguments)
     input, other = arguments

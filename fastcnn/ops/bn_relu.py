@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
 from fastcnn.shapes import memory_format
@@ -128,9 +128,9 @@ def given(norm: Norm, grad_weight: Any, grad_bias: Any) -> tuple[Any, Any]:
 def bn_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu``."""
     input = arguments[0]
-    winner = tuned("bn_relu", *arguments)
     measured = "bn_relu" if arguments[5] is True else "bn_relu_running"
-    if runs_stock(measured, _NAME, input, winner):
+    winner = planned("bn_relu", _NAME, arguments, measured)
+    if winner is STOCK:
         return checks.run_stock(reference, _check, *arguments)
     _check(*arguments)
     backend, _ = choose(measured, _NAME, input, lambda: refuse(*arguments[:5]), winner)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, bn_relu, checks, max_pool
 from fastcnn.ops.bn_relu import GRADIENTS, NORM, Norm
 from fastcnn.ops.library import define
@@ -96,8 +96,8 @@ _apply = autograd.applier(BatchNormReLUPool)
 def bn_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu_max_pool2d``."""
     input = arguments[0]
-    winner = tuned("bn_relu_pool", *arguments)
-    if runs_stock("bn_relu_pool", _NAME, input, winner):
+    winner = planned("bn_relu_pool", _NAME, arguments)
+    if winner is STOCK:
         return checks.run_stock(reference, _prepare, *arguments)
     window = _prepare(*arguments)
     backend, _ = choose("bn_relu_pool", _NAME, input, lambda: _refuse(window, *arguments[:5]), winner)

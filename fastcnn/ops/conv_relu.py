@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks, convolution
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, prepare, reference
 from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
@@ -73,8 +73,8 @@ _apply = autograd.applier(ConvReLU)
 
 def conv_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu``."""
-    winner = tuned("conv_relu", *arguments)
-    if runs_stock("conv_relu", _NAME, arguments[0], winner):
+    winner = planned("conv_relu", _NAME, arguments)
+    if winner is STOCK:
         return checks.run_stock(reference, _prepare, *arguments)
     input, weight, bias, settings = _prepare(*arguments)
     backend, algorithm = choose("conv_relu", _NAME, input, lambda: checks.refuse_dtype(input), winner)

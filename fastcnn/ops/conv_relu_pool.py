@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks, convolution, max_pool
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, output_shape, prepare
@@ -125,8 +125,8 @@ _apply = autograd.applier(ConvReLUPool)
 
 def conv_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
-    winner = tuned("conv_relu_pool", *arguments)
-    if runs_stock("conv_relu_pool", _NAME, arguments[0], winner):
+    winner = planned("conv_relu_pool", _NAME, arguments)
+    if winner is STOCK:
         return checks.run_stock(reference, _prepare, *arguments)
     input, weight, bias, settings, window = _prepare(*arguments)
     backend, algorithm = choose("conv_relu_pool", _NAME, input, lambda: refuse(input, window, "pool_size"), winner)

@@ -19,7 +19,7 @@ def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: T
     """
     if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
         return False
-    if runs_stock(_STEM, "convolution and batch norm", input, None):
+    if runs_stock(_STEM, "convolution and batch norm", input):
         return False
     if torch.compiler.is_compiling():  # the graph shall not depend on a size that may vary
         return True

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.library import define
@@ -78,8 +78,8 @@ _apply = autograd.applier(LinearReLU)
 
 def linear_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.linear_relu``."""
-    winner = tuned("linear_relu", *arguments)
-    if runs_stock("linear_relu", _NAME, arguments[0], winner):
+    winner = planned("linear_relu", _NAME, arguments)
+    if winner is STOCK:
         return checks.run_stock(reference, _prepare, *arguments)
     input, weight, bias = _prepare(*arguments)
     backend, _ = choose("linear_relu", _NAME, input, lambda: refuse(input, weight, bias), winner)

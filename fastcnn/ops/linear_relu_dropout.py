@@ -84,7 +84,7 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: f
     check_probability(p)
     if not training or not 0 < p < 1 or torch._C._are_functorch_transforms_active():
         return None
-    if runs_stock(_STEM, _NAME, input, None) or lacks(_STEM):
+    if runs_stock(_STEM, _NAME, input) or lacks(_STEM):
         return None
     input, weight, bias = prepare(_NAME, input, weight, bias)
     backend, _ = choose(_STEM, _NAME, input, lambda: refuse(input, weight, bias), None)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
 from fastcnn.shapes import LRN, memory_format
@@ -80,8 +80,8 @@ _apply = autograd.applier(LocalResponseNorm)
 def lrn(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm``."""
     input = arguments[0]
-    winner = tuned("lrn", *arguments)
-    if runs_stock("lrn", _NAME, input, winner):
+    winner = planned("lrn", _NAME, arguments)
+    if winner is STOCK:
         return checks.run_stock(reference, _check, *arguments)
     _check(*arguments)
     norm = LRN(*arguments[1:])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks, lrn
 from fastcnn.ops import max_pool as pool
 from fastcnn.ops.codes import unpool
@@ -88,8 +88,8 @@ _apply = autograd.applier(LRNPool)
 def lrn_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
     input = arguments[0]
-    winner = tuned("lrn_pool", *arguments)
-    if runs_stock("lrn_pool", _NAME, input, winner):
+    winner = planned("lrn_pool", _NAME, arguments)
+    if winner is STOCK:
         return checks.run_stock(reference, _prepare, *arguments)
     norm, window = _prepare(*arguments)
     backend, _ = choose("lrn_pool", _NAME, input, lambda: _refuse(input, norm, window), winner)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.library import define
@@ -95,8 +95,8 @@ _apply = autograd.applier(MaxPool)
 def max_pool(*arguments: Any) -> Any:
     """Run ``fastcnn.functional.max_pool2d``."""
     input = arguments[0]
-    winner = tuned("max_pool", *arguments)
-    if runs_stock("max_pool", _NAME, input, winner):
+    winner = planned("max_pool", _NAME, arguments)
+    if winner is STOCK:
         return checks.run_stock(reference, _prepare, *arguments)
     window = _prepare(*arguments)
     backend, _ = choose("max_pool", _NAME, input, lambda: refuse(input, window, "kernel_size"), winner)

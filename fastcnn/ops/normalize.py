@@ -69,7 +69,7 @@ _apply = autograd.applier(Normalize)
 def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None) -> Tensor:
     """Run ``fastcnn.functional.normalize``."""
     mean, std, dtype = prepare(_NAME, input, mean, std, dtype)
-    if runs_stock(_STEM, _NAME, input, None) or lacks(_STEM):
+    if runs_stock(_STEM, _NAME, input) or lacks(_STEM):
         return reference(input, mean, std, dtype)
     backend, _ = choose(_STEM, _NAME, input, lambda: refuse(input, mean, std, dtype), None)
     return autograd.with_batch(_run, input, mean, std, dtype, backend)

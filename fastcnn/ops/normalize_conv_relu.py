@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, runs_stock, tuned
+from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks, normalize
 from fastcnn.ops.conv_relu import _backward
 from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepare
@@ -119,8 +119,8 @@ def joined(op: str, function: str, norm_arguments: tuple[Any, ...], arguments: t
     if torch._C._are_functorch_transforms_active() or normalize.refuse(input, mean, std, dtype):
         return None
     like = torch.empty_like(input, dtype=dtype)  # what the stage would get; nobody fills it
-    winner = tuned(op, like, *arguments)
-    if runs_stock(op, function, like, winner):
+    winner = planned(op, function, (like, *arguments))
+    if winner is STOCK:
         return None
     prepared, weight, bias, settings = prepare(function, like, *arguments[:6])
     backend, algorithm = choose(op, function, prepared, lambda: checks.refuse_dtype(prepared), winner)
