@@ -153,7 +153,7 @@ class Sequential(nn.Sequential):
         """Run the children on `input`, which is whatever the first child takes."""
         if is_recorded(input) or _has_any_global_hook():
             return super().forward(input)
-        layers = tuple(self)
+        layers = tuple(self._modules.values())
         return stages.run_stages(input, layers, layers)
 
     def __add__(self, other: nn.Sequential) -> "Sequential":

@@ -26,6 +26,8 @@ def pair(function: str, name: str, value: Size) -> Pair:
     """
     if type(value) is int:
         return value, value
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
+        return value  # as layers hold it
     values = value if isinstance(value, (tuple, list)) else (value,)
     if any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
         raise TypeError(f"{function}: argument {name!r}: expected an int or two of them, got {value!r}")

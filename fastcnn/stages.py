@@ -26,7 +26,17 @@ def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
     padding: Any = conv.padding
     if conv.padding_mode != "zeros":  # nn.Conv2d pads in a step of its own too
         input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-    return input, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups
+    weight, bias = _parameter(conv, "weight"), _parameter(conv, "bias")
+    return input, weight, bias, conv.stride, padding, conv.dilation, conv.groups
+
+
+def _parameter(layer: nn.Module, name: str) -> Any:
+    """Return a parameter, from where nn.Module would find it after a long search: half a microsecond each."""
+    parameters = layer._parameters
+    return parameters[name] if name in parameters and type(layer) in _OWN_PARAMETERS else getattr(layer, name)
+
+
+_OWN_PARAMETERS = (nn.Conv2d, nn.Linear)  # their subclasses may hand out something else by the same name
 
 
 def _pool_keywords(pool: nn.MaxPool2d) -> dict[str, Any]:
@@ -157,11 +167,12 @@ def run_max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
 
 
 def _linear_relu(input: Any, linear: nn.Linear, _relu: nn.Module) -> Any:
-    return FF.linear_relu(input, linear.weight, linear.bias)
+    return FF.linear_relu(input, _parameter(linear, "weight"), _parameter(linear, "bias"))
 
 
 def _linear_relu_dropout(input: Any, linear: nn.Linear, _relu: nn.Module, dropout: nn.Dropout) -> Any:
-    return FF.linear_relu_dropout(input, linear.weight, linear.bias, dropout.p, dropout.training)
+    weight, bias = _parameter(linear, "weight"), _parameter(linear, "bias")
+    return FF.linear_relu_dropout(input, weight, bias, dropout.p, dropout.training)
 
 
 class Stage(NamedTuple):
@@ -249,37 +260,50 @@ def stage_at(roles: tuple[str | None, ...], start: int) -> Stage | None:
 
 def role_of(child: Any) -> str | None:
     """Tell what `child` can be in a stage, or None where only its own call does all that the user asked of it."""
-    if type(child) is Call:
+    kind = type(child)
+    if kind is Call:
         return child.role
     # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role, and
     # a scripted module's class has no forward to read.
-    role = ROLES.get(getattr(type(child), "forward", None))
-    if role is None or not _calls_only_forward(child):
+    role = ROLES.get(getattr(kind, "forward", None))
+    if role is None or kind.__call__ is not STOCK_CALL:
         return None
-    if isinstance(child, nn.Conv2d):
-        return role if type(child)._conv_forward is _STOCK_CONV_FORWARD else None
-    if role == "bn":  # one forward serves batch norms of every rank
-        return role if getattr(type(child), "_check_input_dim", None) is _STOCK_BN_CHECK else None
-    if isinstance(child, nn.MaxPool2d):
-        return role if _can_end_a_stage(child) else "lone pool"
-    if isinstance(child, nn.Dropout):  # in place, torch drops by other random numbers
-        return None if child.inplace else role
-    return role
-
-
-def _calls_only_forward(child: nn.Module) -> bool:
     # Read from the dictionary: torch.compile guards what is read there, so that a hook added after compiling fires;
     # by its default settings it does not guard the same hooks read as attributes.
     state = child.__dict__
-    return type(child).__call__ is STOCK_CALL and not (
-        "forward" in state
-        or state.get("_compiled_call_impl")
+    if (
+        state["_forward_hooks"]
         or state["_forward_pre_hooks"]
-        or state["_forward_hooks"]
-        or state["_backward_pre_hooks"]
         or state["_backward_hooks"]
-    )
+        or state["_backward_pre_hooks"]
+        or state.get("_compiled_call_impl")
+        or "forward" in state
+    ):
+        return None
+    admitted = _ADMITTED.get(role)
+    return role if admitted is None else admitted(child)
 
 
-def _can_end_a_stage(pool: Any) -> bool:
-    return pool.dilation in (1, (1, 1)) and not pool.return_indices
+def _conv_role(conv: nn.Conv2d) -> str | None:
+    return "conv" if type(conv)._conv_forward is _STOCK_CONV_FORWARD else None
+
+
+def _bn_role(bn: nn.Module) -> str | None:  # one forward serves batch norms of every rank
+    return "bn" if getattr(type(bn), "_check_input_dim", None) is _STOCK_BN_CHECK else None
+
+
+def _pool_role(pool: nn.MaxPool2d) -> str:
+    return "pool" if pool.dilation in (1, (1, 1)) and not pool.return_indices else "lone pool"
+
+
+def _dropout_role(dropout: nn.Dropout) -> str | None:  # in place, torch drops by other random numbers
+    return None if dropout.inplace else "dropout"
+
+
+# What a layer of a role becomes by its settings.
+_ADMITTED: dict[str, Callable[[Any], str | None]] = {
+    "conv": _conv_role,
+    "bn": _bn_role,
+    "pool": _pool_role,
+    "dropout": _dropout_role,
+}

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcnn.backend import device_type
+
 
 def differentiable() -> bool:
     """Whether a backward must itself be differentiable (create_graph=True, torch.func.grad).
@@ -54,15 +56,15 @@ def applier(function: Any) -> Callable[..., Any]:
 
 def autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
     """Cast to the autocast dtype, where autocast is on, as torch does for convolutions and linear layers."""
-    tensors, device_type = (input, *parameters), input.device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # torch has no autocast for meta
+    tensors, device = (input, *parameters), device_type(input)
+    if device == "meta" or not torch.is_autocast_enabled(device):  # torch has no autocast for meta
         return tensors
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(t.to(dtype) if t is not None and _autocasts(t, device_type) else t for t in tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t is not None and _autocasts(t, device) else t for t in tensors)
 
 
-def _autocasts(tensor: Tensor, device_type: str) -> bool:
-    return tensor.is_floating_point() and tensor.dtype != torch.float64 and tensor.device.type == device_type
+def _autocasts(tensor: Tensor, device: str) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float64 and device_type(tensor) == device
 
 
 def vmap_over_batch(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, lacks, runs_stock
+from fastcnn.backend import choose, device_type, lacks, runs_stock
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
 from fastcnn.shapes import memory_format
@@ -105,9 +105,9 @@ def prepare(
 
 
 def _default_dtype(input: Tensor) -> torch.dtype:
-    device_type = input.device.type
-    if input.dtype != torch.float64 and device_type != "meta" and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
+    device = device_type(input)
+    if input.dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
     return input.dtype if input.is_floating_point() else torch.float32
 
 
