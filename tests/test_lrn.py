@@ -35,6 +35,8 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "beta 0.5": ((1, 6, 4, 3), {"size": 3, "alpha": 2.0, "beta": 0.5}),
     "beta 1": ((1, 6, 4, 3), {"size": 3, "alpha": 2.0, "beta": 1.0}),
     "beta 0": ((1, 6, 4, 3), {"size": 3, "alpha": 2.0, "beta": 0.0}),
+    "usual window, beta 0.5": ((1, 6, 4, 3), {"size": 5, "alpha": 2.0, "beta": 0.5}),
+    "usual window, beta 0": ((1, 6, 4, 3), {"size": 5, "alpha": 2.0, "beta": 0.0}),
     "negative beta": ((1, 6, 4, 3), {"size": 3, "alpha": 2.0, "beta": -0.3}),
     "channels over one block": ((1, 70, 3, 1), {"size": 5, "alpha": 2.0}),
     "one channel": ((2, 1, 4, 3), {"size": 5, "alpha": 2.0}),
@@ -69,6 +71,9 @@ USUAL = {
     "vectors of floats": (1, 20, 3, 2),
     "no vectors": (1, 17, 3, 2),
     "several blocks": (3, 40, 11, 10),
+    "one pixel over a column": (2, 7, 3, 3),
+    "fewer channels than a window": (2, 2, 5, 3),
+    "one channel": (1, 1, 5, 3),
 }
 
 

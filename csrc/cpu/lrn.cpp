@@ -3,6 +3,8 @@
 // A block of pixels of one image is brought to float32: NCHW as lines of pixels, one a channel; NHWC as lines of
 // channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are
 // summed anew for each channel: nothing that slides could carry a NaN or a rounding error on.
+//
+// The usual backward, of NCHW in float32 and windows of five, needs no scratch memory.
 
 #include "lrn.h"
 
@@ -10,6 +12,7 @@
 #include "../ops.h"
 #include "threads.h"
 
+#include <cstring>
 #include <type_traits>
 
 namespace fastcnn::cpu {
@@ -241,40 +244,67 @@ FASTCNN_CLONES void backward(
   }
 }
 
-constexpr int64_t CHUNK = 8;  // channels at a time
+// NCHW in float32 by windows of five: a few pixels of a plane, walked through the channels with the windows in
+// registers.
+constexpr int64_t LANES = 8;
+using Lanes = float __attribute__((vector_size(LANES * sizeof(float))));
+constexpr int64_t AHEAD = 4 * LANES;  // pixels from the place that is read to the one that is fetched
 
-// The same for NCHW in float32: a few channels at a time, so that lines are long and memory is read in its order.
-// In scratch memory, a chunk's own channels stand behind those that its windows reach back to.
+FASTCNN_HOST_DEVICE void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof(Lanes)); }
+FASTCNN_HOST_DEVICE void store(const Lanes& from, float* to) { std::memcpy(to, &from, sizeof(Lanes)); }
+
+// Move what a window has seen on by a channel; the last place becomes zero.
+template <int64_t COUNT>
+FASTCNN_HOST_DEVICE void move_on(Lanes (&window)[COUNT]) {
+  for (int64_t i = 0; i + 1 < COUNT; ++i) {
+    window[i] = window[i + 1];
+  }
+  window[COUNT - 1] = Lanes{};
+}
+
+// An image has so many `columns`; the last one begins early enough to be whole, and writes some pixels once more.
 template <Power POWER>
-FASTCNN_CLONES void backward_planes(
-    const float* x, const float* grad, float* dx, const Blocks& blocks, const LRN& norm, int64_t begin, int64_t end) {
-  const int64_t channels = blocks.layout.channels, step = blocks.pixels, plane = blocks.layout.pixels;
-  const int64_t before = norm.size / 2, after = (norm.size - 1) / 2, rows = CHUNK + norm.size - 1;
-  std::vector<float> factors(rows * step), terms(rows * step), scratch(step);
-  for (int64_t block = begin; block < end; ++block) {
-    const int64_t count = blocks.length(block), start = blocks.begin(block);
-    std::fill_n(terms.begin(), after * step, 0.0f);
-    for (int64_t first = 0, taken = 0; first < channels; first += CHUNK) {
-      for (; taken < std::min(first + CHUNK + before, channels); ++taken) {
-        const int64_t at = (taken - first + after) * step, from = start + taken * plane;
-        const Neighbours near = neighbours(blocks, norm, x + start, nullptr, taken);
-        prefetch(near.first + near.size * plane, count);
-        prefetch(grad + from + plane, count);
-        with_sums<Square>(near, count, scratch.data(), [&](const auto& sum) __attribute__((always_inline)) {
-          take_terms<float, POWER>(sum, x + from, grad + from, count, norm, factors.data() + at, terms.data() + at);
-        });
+FASTCNN_CLONES void backward_columns(const float* x, const float* grad, float* dx, const Layout& layout, LRN norm,
+    int64_t columns, int64_t begin, int64_t end) {
+  const int64_t channels = layout.channels, plane = layout.pixels;
+  for (int64_t column = begin; column < end; ++column) {
+    const int64_t pixel = std::min(column % columns * LANES, plane - LANES);
+    const int64_t start = column / columns * channels * plane + pixel;
+    // Of the channels that end two ahead of the one whose terms are taken: its own value is the third, and the
+    // channel whose gradient is ready is the first.
+    Lanes values[5] = {}, terms[5] = {}, scaled[3] = {};
+    for (int64_t ahead = 0; ahead < channels + 4; ++ahead) {
+      const int64_t own = ahead - 2, ready = ahead - 4;
+      move_on(values);
+      move_on(terms);
+      move_on(scaled);
+      if (ahead < channels) {
+        load(x + start + ahead * plane, values[4]);
+        __builtin_prefetch(x + start + ahead * plane + AHEAD);
       }
-      std::fill(terms.begin() + std::min(taken - first + after, rows) * step, terms.end(), 0.0f);
-      for (int64_t line = first; line < std::min(first + CHUNK, channels); ++line) {
-        const int64_t at = (line - first) * step, from = start + line * plane;
-        const float* factor = factors.data() + at + after * step;
-        const Neighbours near{terms.data() + at, norm.size, step};
-        with_sums<Same>(near, count, scratch.data(), [&](const auto& sum) __attribute__((always_inline)) {
-          give_gradient(sum, x + from, grad + from, factor, count, norm, dx + from);
-        });
+      if (own >= 0 && own < channels) {
+        Lanes gradient, factor, next, sum = values[0] * values[0];
+        load(grad + start + own * plane, gradient);
+        __builtin_prefetch(grad + start + own * plane + AHEAD);
+        for (int64_t i = 1; i < 5; ++i) {
+          sum += values[i] * values[i];
+        }
+        for (int64_t i = 0; i < LANES; ++i) {
+          const Factors powers = lrn_factors<POWER>(norm, lrn_scale(norm, sum[i]));
+          factor[i] = powers.factor;
+          next[i] = powers.next;
+        }
+        scaled[2] = gradient * factor;
+        terms[4] = gradient * values[2] * next;
       }
-      std::copy(terms.begin() + CHUNK * step, terms.end(), terms.begin());
-      std::copy(factors.begin() + CHUNK * step, factors.end(), factors.begin());
+      if (ready >= 0) {
+        const Lanes through = terms[0] + terms[1] + terms[2] + terms[3] + terms[4];
+        Lanes result;
+        for (int64_t i = 0; i < LANES; ++i) {
+          result[i] = lrn_gradient(norm, scaled[0][i], values[0][i], 1.0f, through[i]);
+        }
+        store(result, dx + start + ready * plane);
+      }
     }
   }
 }
@@ -305,17 +335,20 @@ void lrn_into(const T* x, T* y, const Layout& layout, const LRN& norm) {
 
 template <class T>
 void lrn_backward_into(const T* x, const T* grad, T* dx, const Layout& layout, const LRN& norm) {
-  const bool copied = needs_copy<T>(layout);
-  const Blocks blocks(layout, norm, copied);
+  if constexpr (std::is_same_v<T, float>) {
+    if (!layout.channels_last && norm.size == 5 && layout.pixels >= LANES) {
+      const int64_t columns = ceil_div(layout.pixels, LANES);
+      return with_formula(norm.beta, [&](auto power) {
+        parallel(layout.images * columns, 12 * LANES * layout.channels, [&](int64_t begin, int64_t end) {
+          backward_columns<power()>(x, grad, dx, layout, norm, columns, begin, end);
+        });
+      });
+    }
+  }
+  const Blocks blocks(layout, norm, true);
   with_formula(norm.beta, [&](auto power) {
-    parallel(blocks.count(), 3 * blocks.cost(), [&](int64_t begin, int64_t end) {
-      if constexpr (std::is_same_v<T, float>) {
-        if (!copied) {
-          return backward_planes<power()>(x, grad, dx, blocks, norm, begin, end);
-        }
-      }
-      backward<T, power()>(x, grad, dx, blocks, norm, begin, end);
-    });
+    parallel(blocks.count(), 3 * blocks.cost(),
+        [&](int64_t begin, int64_t end) { backward<T, power()>(x, grad, dx, blocks, norm, begin, end); });
   });
 }
 
