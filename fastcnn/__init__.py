@@ -3,7 +3,8 @@
 from importlib import metadata as _metadata
 
 from fastcnn import functional, models, nn, optim
-from fastcnn.backend import BackendStatus, backends, use_backend
+from fastcnn.available import BackendStatus, backends
+from fastcnn.backend import use_backend
 from fastcnn.explain import Explanation, explain
 from fastcnn.fuse import fuse, unfuse
 from fastcnn.models import *  # noqa: F403  the models are re-exported by their own __all__

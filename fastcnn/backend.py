@@ -1,14 +1,10 @@
-"""Which backends there are, why one is missing, and which one a call gets."""
+"""Which backend and algorithm a call gets."""
 
 import functools
 import importlib
-import importlib.machinery
-import importlib.util
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -17,10 +13,10 @@ from torch import Tensor
 
 from fastcnn import tuning
 from fastcnn.algorithms import ALGORITHMS, CONFIGURED, GRADIENTS
+from fastcnn.available import BACKENDS, MISSING, RUNS_ON
 
 logger = logging.getLogger("fastcnn")
 
-BACKENDS = ("auto", "torch", "triton", "cuda", "cpu")
 _KERNELS = BACKENDS[2:]
 # Ops that not every backend has kernels of. The other backends run torch's operations, as they do for any layer that is
 # no stage.
@@ -54,109 +50,6 @@ FASTEST: dict[tuple[str, str], Fastest] = {
     ("cpu", "lrn_pool"): Fastest("cpu", (torch.float32,)),
     ("cpu", "max_pool"): Fastest("cpu", (torch.float32,), 2**17, channels_last=False),
 }
-
-
-@dataclass(frozen=True)
-class BackendStatus:
-    """Whether a backend can run here, and if not, why.
-
-    Example:
-        >>> import fastcnn
-        >>> fastcnn.backends()["torch"].available
-        True
-    """
-
-    available: bool
-    reason: str = ""
-    build: str = ""  # of a compiled backend: what its kernels were built with and for
-
-
-# Triton reads it when a kernel is defined: kernels then run in Triton's CPU interpreter.
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _triton_missing() -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed (pip install triton)"
-    if INTERPRETING or torch.cuda.is_available():
-        return ""
-    return "no CUDA device (TRITON_INTERPRET=1, set before the process starts, runs the kernels on the CPU for tests)"
-
-
-# The path of a library that plays the kernels of `cuda` on the CPU, for tests (tests/host_cuda).
-_PLAYED = os.environ.get("FASTCNN_HOST_CUDA", "")
-
-_BUILD = "pip install --no-build-isolation . in fastcnn's source folder"
-
-
-def _load_extension() -> str:
-    """Load fastcnn._C, which registers the compiled kernels; return why it cannot be, or an empty string."""
-    if _PLAYED:
-        torch.ops.load_library(_PLAYED)
-    try:
-        importlib.import_module("fastcnn._C")
-    except ImportError as error:
-        if error.name != "fastcnn._C" or importlib.util.find_spec("fastcnn._C"):
-            return f"the compiled extension fastcnn._C cannot be loaded ({error}); build it again: {_BUILD}"
-        ours = {f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES}
-        others = sorted({file.name for file in Path(__file__).parent.glob("_C.*")} - ours)
-        if others:
-            return f"the compiled extension was built for another Python ({others[0]}); build it again: {_BUILD}"
-        return f"the compiled extension fastcnn._C was not built; with a C++ compiler: {_BUILD}"
-    return ""
-
-
-_EXTENSION_PROBLEM = _load_extension()
-
-
-def _cpu_missing() -> str:
-    return _EXTENSION_PROBLEM
-
-
-def _cuda_missing() -> str:
-    if _PLAYED or _EXTENSION_PROBLEM:
-        return "" if _PLAYED else _EXTENSION_PROBLEM
-    if not _built_with()["cuda"]:
-        return f"the compiled extension fastcnn._C holds no CUDA kernels; with the CUDA toolkit (nvcc): {_BUILD}"
-    return "" if torch.cuda.is_available() else "no CUDA device"
-
-
-def _built_with() -> dict[str, str | None]:
-    return {} if _EXTENSION_PROBLEM else importlib.import_module("fastcnn._C").built_with()
-
-
-_MISSING: dict[str, Callable[[], str]] = {
-    "auto": str,
-    "torch": str,
-    "triton": _triton_missing,
-    "cuda": _cuda_missing,
-    "cpu": _cpu_missing,
-}
-
-
-def backends() -> dict[str, BackendStatus]:
-    """Tell which backends can run in this process and, where one cannot, why.
-
-    Returns:
-        A dict from backend name to its :class:`BackendStatus`, in the order ``auto, torch, triton, cuda, cpu``.
-
-    Example:
-        >>> import fastcnn
-        >>> [name for name, status in fastcnn.backends().items() if status.available][:2]
-        ['auto', 'torch']
-    """
-    reasons = {name: _MISSING[name]() for name in BACKENDS}
-    return {name: BackendStatus(not reason, reason, _build(name)) for name, reason in reasons.items()}
-
-
-def _build(name: str) -> str:
-    held = _built_with()
-    if name == "cpu" and held:
-        return f"{held['compiler']}, torch {held['torch']} or later"
-    if name == "cuda" and held.get("cuda"):
-        architectures = (held["architectures"] or "").replace(":", ", ")
-        return f"CUDA {held['cuda']} for {architectures}, torch {held['torch']} or later"
-    return ""
 
 
 class _Choice:
@@ -227,7 +120,7 @@ def _validate(name: str, algorithm: str | None) -> None:
         if name in _KERNELS and name not in known[bare]:
             able = ", ".join(repr(each) for each, backends in known.items() if name in backends) or "no gradients"
             raise ValueError(f"algorithm: backend {name!r} has {able}{what and f' {what}'}, got {algorithm!r}")
-    if reason := _MISSING[name]():
+    if reason := MISSING[name]():
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
     for bare, colon, configuration in parts:
         if colon and configuration not in (held := configurations(name, bare)):
@@ -303,7 +196,7 @@ def _is_slower(op: str, function: str, input: Tensor) -> bool:
         return True
     if not entry.beats_stock(input):
         return True
-    reason = _MISSING[entry.backend]()
+    reason = MISSING[entry.backend]()
     if reason:
         _say_once(function, reason, device)
     return bool(reason)
@@ -380,15 +273,8 @@ def _say_once(function: str, reason: str | torch.dtype, device: str) -> None:
         logger.info("%s runs the stock layers: %s (%s)", function, why, device)
 
 
-_RUNS_ON = {
-    "cpu": "cpu",
-    "triton": "cpu" if INTERPRETING else "cuda",
-    "cuda": "cpu" if _PLAYED else "cuda",
-}
-
-
 def _wrong_device(name: str, input: Tensor) -> str:
-    wanted = _RUNS_ON[name]
+    wanted = RUNS_ON[name]
     if device_type(input) == wanted:
         return ""
     return f"needs argument 'input' on a {wanted} device, got {input.device}"

@@ -19,11 +19,11 @@ STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linea
 GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# stages -> functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes, calls and algorithms
-# are leaves. The backend finds kernels by name, when first used.
+# stages -> functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes, calls, algorithms
+# and available are leaves. The backend finds kernels by name, when first used.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"backend", "explain", "functional", "fuse", "models", "nn", "optim"},
+    "fastcnn": {"available", "backend", "explain", "functional", "fuse", "models", "nn", "optim"},
     "models": {"models", "nn", "stages"},
     "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "backend", "train", "cli_options"},
     "fuse": {"nn", "rewrite"},
@@ -36,15 +36,17 @@ MAY_IMPORT = {
     "functional": {"functional", "ops", "shapes"},
     "ops": {"ops", "backend", "shapes"},
     "triton": {"triton", "shapes"},
-    "backend": {"algorithms", "shapes", "tuning"},
+    "backend": {"algorithms", "available", "shapes", "tuning"},
     "tuning": {"tuning", "shapes"},
     "shapes": set(),
     "algorithms": set(),
+    "available": set(),
     "train": {"train", *PUBLIC},
     "predict": {"predict", "train", "cli_options", *PUBLIC},
     "tune": {
         "tune",
         "tuning",
+        "available",
         "backend",
         "algorithms",
         "train",

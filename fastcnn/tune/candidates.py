@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from fastcnn.algorithms import ALGORITHMS, GRADIENTS
-from fastcnn.backend import backends, configurations
+from fastcnn.available import backends
+from fastcnn.backend import configurations
 from fastcnn.tuning import Winner
 
 STOCK = Winner("torch", None)

@@ -8,7 +8,7 @@ import torch
 import typer
 from rich.console import Console
 
-from fastcnn.backend import BACKENDS, backends
+from fastcnn.available import BACKENDS, backends
 from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import UserError

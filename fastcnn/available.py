@@ -1,0 +1,124 @@
+"""Which backends there are, and why one cannot run here."""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+BACKENDS = ("auto", "torch", "triton", "cuda", "cpu")
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run here, and if not, why.
+
+    Example:
+        >>> import fastcnn
+        >>> fastcnn.backends()["torch"].available
+        True
+    """
+
+    available: bool
+    reason: str = ""
+    build: str = ""  # of a compiled backend: what its kernels were built with and for
+
+
+# Triton reads it when a kernel is defined: kernels then run in Triton's CPU interpreter.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_missing() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (pip install triton)"
+    if INTERPRETING or torch.cuda.is_available():
+        return ""
+    return "no CUDA device (TRITON_INTERPRET=1, set before the process starts, runs the kernels on the CPU for tests)"
+
+
+# The path of a library that plays the kernels of `cuda` on the CPU, for tests (tests/host_cuda).
+_PLAYED = os.environ.get("FASTCNN_HOST_CUDA", "")
+
+_BUILD = "pip install --no-build-isolation . in fastcnn's source folder"
+
+
+def _load_extension() -> str:
+    """Load fastcnn._C, which registers the compiled kernels; return why it cannot be, or an empty string."""
+    if _PLAYED:
+        torch.ops.load_library(_PLAYED)
+    try:
+        importlib.import_module("fastcnn._C")
+    except ImportError as error:
+        if error.name != "fastcnn._C" or importlib.util.find_spec("fastcnn._C"):
+            return f"the compiled extension fastcnn._C cannot be loaded ({error}); build it again: {_BUILD}"
+        ours = {f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES}
+        others = sorted({file.name for file in Path(__file__).parent.glob("_C.*")} - ours)
+        if others:
+            return f"the compiled extension was built for another Python ({others[0]}); build it again: {_BUILD}"
+        return f"the compiled extension fastcnn._C was not built; with a C++ compiler: {_BUILD}"
+    return ""
+
+
+_EXTENSION_PROBLEM = _load_extension()
+
+
+def _cpu_missing() -> str:
+    return _EXTENSION_PROBLEM
+
+
+def _cuda_missing() -> str:
+    if _PLAYED or _EXTENSION_PROBLEM:
+        return "" if _PLAYED else _EXTENSION_PROBLEM
+    if not _built_with()["cuda"]:
+        return f"the compiled extension fastcnn._C holds no CUDA kernels; with the CUDA toolkit (nvcc): {_BUILD}"
+    return "" if torch.cuda.is_available() else "no CUDA device"
+
+
+def _built_with() -> dict[str, str | None]:
+    return {} if _EXTENSION_PROBLEM else importlib.import_module("fastcnn._C").built_with()
+
+
+# Says why a backend is missing, or returns an empty string.
+MISSING: dict[str, Callable[[], str]] = {
+    "auto": str,
+    "torch": str,
+    "triton": _triton_missing,
+    "cuda": _cuda_missing,
+    "cpu": _cpu_missing,
+}
+
+# The device type that a backend's kernels run on.
+RUNS_ON = {
+    "cpu": "cpu",
+    "triton": "cpu" if INTERPRETING else "cuda",
+    "cuda": "cpu" if _PLAYED else "cuda",
+}
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Tell which backends can run in this process and, where one cannot, why.
+
+    Returns:
+        A dict from backend name to its :class:`BackendStatus`, in the order ``auto, torch, triton, cuda, cpu``.
+
+    Example:
+        >>> import fastcnn
+        >>> [name for name, status in fastcnn.backends().items() if status.available][:2]
+        ['auto', 'torch']
+    """
+    reasons = {name: MISSING[name]() for name in BACKENDS}
+    return {name: BackendStatus(not reason, reason, _build(name)) for name, reason in reasons.items()}
+
+
+def _build(name: str) -> str:
+    held = _built_with()
+    if name == "cpu" and held:
+        return f"{held['compiler']}, torch {held['torch']} or later"
+    if name == "cuda" and held.get("cuda"):
+        architectures = (held["architectures"] or "").replace(":", ", ")
+        return f"CUDA {held['cuda']} for {architectures}, torch {held['torch']} or later"
+    return ""
