@@ -57,8 +57,8 @@ def _method(op: Op, stage: Stage, method: str, device: str) -> tuple[Run, contex
 def _tensors(stage: Stage, cell: Cell, device: torch.device) -> tuple[Tensor, ...]:
     """Return the op's random tensors; where there is a backward, with `requires_grad` as in training."""
 
-    def draw(shape: tuple[int, ...], scale: float, grad: bool) -> Tensor:
-        values = torch.randn(shape, device=device, dtype=getattr(torch, cell.dtype)).mul_(scale)
+    def draw(shape: tuple[int, ...], scale: float, grad: bool, dtype: str = cell.dtype) -> Tensor:
+        values = torch.randn(shape, device=device, dtype=getattr(torch, dtype)).mul_(scale)
         if len(shape) == 4:
             values = values.contiguous(memory_format=memory_format(cell.layout))
         return values.requires_grad_(grad and cell.training)
@@ -69,7 +69,8 @@ def _tensors(stage: Stage, cell: Cell, device: torch.device) -> tuple[Tensor, ..
     if stage.batch_norm:
         channels = stage.input[1:2]
         running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
-        return input, *running, draw(channels, 1.0, grad=True), draw(channels, 1.0, grad=True)
+        parameters = (draw(channels, 1.0, grad=True, dtype="float32") for _ in range(2))  # as under autocast
+        return input, *running, *parameters
     if stage.weight is None:
         return (input,)
     fan_in = torch.Size(stage.weight[1:]).numel()

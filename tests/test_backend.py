@@ -406,7 +406,8 @@ def test_auto_takes_the_cpu_kernels_only_where_they_were_faster():
     assert kernels(large)
     assert not kernels(large[:1])
     assert not kernels(large.to(memory_format=torch.channels_last))
-    assert not kernels(large.bfloat16())
+    assert kernels(large.bfloat16())
+    assert not kernels(large.half())
 
 
 @pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
@@ -417,6 +418,8 @@ def test_auto_counts_the_dtype_that_autocast_gives():
 
     assert kernels()
     with torch.autocast("cpu", torch.bfloat16):
+        assert kernels()
+    with torch.autocast("cpu", torch.float16):
         assert not kernels()
 
 
