@@ -2,6 +2,7 @@
 
     python -m pytest benchmarks --group ops          # or alexnet, vgg, small; several, or all where none is named
     python -m pytest benchmarks --quick              # the headline cells of all groups
+    python -m pytest benchmarks --again              # what is measured already too: the shorter median counts
 
 A row is appended to `benchmarks/results/<device>/<group>.jsonl` as soon as it is measured. Running again goes on where
 the last run stopped, as long as versions and sources are the same. A failing method gives a row with its error, and
@@ -41,6 +42,7 @@ class Session:
             raise pytest.UsageError("--device: expected a device that is here, got 'cuda' without a usable GPU")
         self.groups: list[str] = config.getoption("--group") or list(GROUPS)
         self.quick: bool = config.getoption("--quick")
+        self.again: bool = config.getoption("--again")
         usual = QUICK_MINUTES if self.quick else PROFILES[self.device.type].minutes
         self.limit = 60 * (config.getoption("--minutes") or usual)
         self.began = float(os.environ.get(STARTED, time.time()))
@@ -55,6 +57,10 @@ class Session:
         if self.quick:
             return "quick"
         return next((name for name, models in GROUPS.items() if cell.is_model and cell.subject in models), "ops")
+
+    def is_due(self, cell: Cell) -> bool:
+        """Whether to measure a row: it is not there yet, or another time was asked for."""
+        return self.again or not self.results.has(self.group(cell), cell)
 
     def prepare(self) -> None:
         """Set what holds for every row, and measure the ceilings, once."""
@@ -81,6 +87,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--group", action="append", choices=list(GROUPS), help="a group (several: repeat); all by default"
     )
     options.addoption("--quick", action="store_true", help="the headline cells of all groups")
+    options.addoption(
+        "--again", action="store_true", help="measure also what is measured already; the shorter median counts"
+    )
     options.addoption("--device", choices=["cpu", "cuda"], help="by default the GPU, if there is one")
     options.addoption("--results", default=str(RESULTS), metavar="FOLDER", help="default: benchmarks/results")
     options.addoption("--minutes", type=float, help="begin no new work after so long; running again goes on")
@@ -107,7 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session = config.stash[SESSION]
     cells_of = {item: item.callspec.params["cell"] for item in items}  # type: ignore[attr-defined]
     chosen = [item for item, cell in cells_of.items() if isinstance(cell, Cell)]  # else: a file without any
-    todo = [item for item in chosen if not session.results.has(session.group(cells_of[item]), cells_of[item])]
+    todo = [item for item in chosen if session.is_due(cells_of[item])]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(todo)])
     items[:] = sorted(todo, key=lambda item: (cells_of[item].due, not cells_of[item].is_model))
     for item in items:

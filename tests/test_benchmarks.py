@@ -19,6 +19,7 @@ from torch import nn
 import fastcnn
 import fastcnn.functional as FF
 from benchmarks import cells, networks, operations, roofline
+from benchmarks.results import ROW_KEY
 from benchmarks.shapes import ENTRIES, distinct, stages
 from benchmarks.summary import table
 
@@ -110,6 +111,32 @@ def test_a_run_skips_what_the_file_holds_but_a_half_written_line(broken_run):
     assert after[: len(before) - 1] == [json.loads(line) for line in before[:-1]]
     assert [line["kind"] for line in after[len(before) - 1 :]] == ["run", "row"]
     assert all(after[-1][key] == lost[key] for key in ("subject", "case", "mode", "dtype", "layout", "method"))
+
+
+def key(row):
+    return tuple(row[name] for name in ROW_KEY)
+
+
+def test_again_measures_every_row_and_the_shorter_time_counts(broken_run):
+    results = broken_run[0]
+    path = results / "cpu" / "ops.jsonl"
+    slow, quick, *_ = (row for row in lines_of(results) if row["kind"] == "row" and not row["error"])
+    changed = {key(slow): {"median": 3600.0, "p20": 3600.0, "p80": 3600.0}}
+    changed[key(quick)] = {"median": 1e-12, "p20": 1e-12, "p80": 1e-12}
+    earlier = [
+        line if line["kind"] == "run" else line | {"seconds": changed.get(key(line), line["seconds"])}
+        for line in lines_of(results)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in earlier))
+    finished = run_suite(results, "-k", "tiny", "--again")
+    added = {key(line): line for line in lines_of(results)[len(earlier) :] if line["kind"] == "row"}
+    held = {key(line): line for line in earlier if line["kind"] == "row"}
+    assert f"{len(held)} passed" in finished.stdout, finished.stdout + finished.stderr
+    assert key(slow) in added
+    assert key(quick) not in added
+    assert {name for name, row in held.items() if row["error"]} <= set(added)
+    for name, row in added.items():
+        assert held[name]["error"] or row["seconds"]["median"] < held[name]["seconds"]["median"]
 
 
 @pytest.mark.parametrize(
