@@ -1,6 +1,7 @@
 """Tuning: which candidates are checked, timed and stored, and what the command shows."""
 
 import io
+import os
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import fastcnn
 import fastcnn.functional as FF
 from fastcnn import tune as tuner
 from fastcnn.cli import main
-from fastcnn.tune import candidates, parity, report, run, timing
+from fastcnn.tune import attempts, candidates, parity, report, run, timing
 from fastcnn.tuning import Winner, call, table
 
 OURS = "epilogue+dgrad+wgrad"
@@ -59,10 +60,14 @@ def small_stages(channels_last=False):
     return tuner.stages_of(*laid_out(channels_last))
 
 
+def run_by_kernel():
+    return bool(operators(lambda: FF.max_pool2d(torch.zeros(1, 1, 2, 2), 2)))
+
+
 def stub_timer(monkeypatch, seconds, again=None):
     """Let each candidate take the seconds of its backend, and stock, timed again, those of `again`."""
 
-    def take_turns(offered, run, device):
+    def take_turns(offered, run, device, watch):
         *first, last = [seconds[each.backend] for each in offered]
         return [*first, again or last]
 
@@ -126,12 +131,9 @@ def test_stages_with_batch_norm_have_the_keys_of_the_real_calls(monkeypatch):
 def test_a_candidate_that_updates_the_running_statistics_wrongly_is_refused(monkeypatch, name):
     def call(self, tensors):
         output = call_stage(self, tensors)
-        if self.by_batch and breaking_backend():
+        if self.by_batch and run_by_kernel():
             tensors[name].mul_(1.01)
         return output
-
-    def breaking_backend():
-        return bool(operators(lambda: FF.max_pool2d(torch.zeros(1, 1, 2, 2), 2)))
 
     call_stage = tuner.Stage.call
     monkeypatch.setattr(tuner.Stage, "call", call)
@@ -186,9 +188,6 @@ def breaking(name, spoil):
         output = call_stage(self, tensors)
         return spoil(output) if run_by_kernel() else output
 
-    def run_by_kernel():
-        return bool(operators(lambda: FF.max_pool2d(torch.zeros(1, 1, 2, 2), 2)))
-
     return call
 
 
@@ -217,13 +216,76 @@ def test_a_broken_candidate_is_refused_and_never_stored(monkeypatch, spoil):
 
 def test_a_candidate_that_does_not_serve_is_left_out(monkeypatch):
     def refuse(self, candidate):
-        raise RuntimeError("takes no such window")
+        raise RuntimeError("max_pool2d: backend 'cpu' takes no such window")
 
     monkeypatch.setattr(parity.Reference, "compare", refuse)
     stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
     results = list(tuner.tune(small_stages(), CPU))
-    assert {result.trials[1].problem for result in results} == {"takes no such window"}
+    assert {result.trials[1].problem for result in results} == {"max_pool2d: backend 'cpu' takes no such window"}
     assert {result.winner.candidate for result in results} == {STOCK}
+
+
+def test_a_candidate_that_does_not_run_is_refused(monkeypatch):
+    def fail(self, candidate):
+        raise SyntaxError("no such\ninstruction")
+
+    monkeypatch.setattr(parity.Reference, "compare", fail)
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    results = list(tuner.tune(small_stages()[1:], CPU))
+    assert {result.trials[1].refused for result in results} == {"SyntaxError: no such instruction"}
+    assert {result.winner.candidate for result in results} == {STOCK}
+
+
+def test_resuming_leaves_alone_what_the_table_has(monkeypatch):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    stages = small_stages()
+    assert [result.mode for result in tuner.tune(stages[1:2], CPU, modes=["training"])] == ["training"]
+    rest = [(result.stage, result.mode) for result in tuner.tune(stages[1:], CPU, resume=True)]
+    assert rest[0] == (stages[1], "inference")
+    assert len(rest) == 2 * len(stages[1:]) - 1
+    assert not list(tuner.tune(stages[1:], CPU, resume=True))
+    assert len(list(tuner.tune(stages[1:2], CPU))) == 2
+
+
+@pytest.mark.parametrize("phase", ["parity", "timing"])
+def test_a_candidate_that_loses_the_gpu_is_left_out_the_next_time(phase, monkeypatch):
+    stages, call_of_stage = small_stages()[2:3], tuner.Stage.call
+    times = []
+
+    def fail(self, tensors):
+        times.append(run_by_kernel())
+        if sum(times) > (3 if phase == "timing" else 0):
+            raise RuntimeError("an illegal memory access was encountered")
+        return call_of_stage(self, tensors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuner.Stage, "call", fail)
+        patched.setattr(attempts.Attempts, "_is_lost", lambda self: True)
+        with pytest.raises(attempts.Lost, match=r"cpu left the GPU unusable \(an illegal memory access"):
+            list(tuner.tune(stages, CPU, modes=["inference"]))
+    notes = list(attempts.Attempts(table.user_path(NAME), CPU).folder.iterdir())
+    assert [note.read_text() for note in notes] == ["max_pool 6x4x6x6: cpu\n"]
+    (result,) = tuner.tune(stages, CPU, modes=["inference"], resume=True)
+    assert result.trials[1].refused == f"it ended the process that tried it (to try it again, delete {notes[0]})"
+    notes[0].unlink()
+    (result,) = tuner.tune(stages, CPU, modes=["inference"])
+    assert result.trials[1].seconds
+    assert not list(notes[0].parent.iterdir())
+
+
+def test_a_process_that_ends_leaves_the_note_of_its_candidate(tmp_path):
+    tried = attempts.Attempts(tmp_path / "table.json", CPU)
+    stage = small_stages()[1]
+    process = os.fork()
+    if not process:
+        with tried.under_way(stage, KERNEL):
+            os._exit(0)
+    os.waitpid(process, 0)
+    assert "ended the process" in tried.problem(stage, KERNEL)
+    assert not tried.problem(stage, STOCK)
+    with pytest.raises(KeyboardInterrupt), tried.under_way(stage, STOCK):
+        raise KeyboardInterrupt
+    assert not tried.problem(stage, STOCK)
 
 
 def test_a_stage_that_stock_cannot_run_is_reported_and_left_out(monkeypatch, caplog):
@@ -252,11 +314,12 @@ def test_every_configuration_is_a_candidate(monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "algorithms"), [("inference", ["epilogue"]), ("training", ["epilogue", OURS])])
-def test_gradients_are_timed_in_training_alone(mode, algorithms, monkeypatch):
+def test_gradients_are_timed_in_training_alone(mode, algorithms, monkeypatch, tmp_path):
     checked = [run.Trial(Winner("cpu", each), None, 0.0) for each in ("epilogue", OURS)]
-    monkeypatch.setattr(timing, "take_turns", lambda offered, step, device: [1.0] * len(offered))
+    tried = attempts.Attempts(tmp_path / "table.json", CPU)
+    monkeypatch.setattr(timing, "take_turns", lambda offered, *_: [1.0] * len(offered))
     checked = [run.Trial(STOCK, None, 0.0), *checked]
-    result = run.time_stage(small_stages()[0], mode, checked, CPU)
+    result = run.time_stage(small_stages()[0], mode, checked, CPU, tried)
     assert [trial.candidate.algorithm for trial in result.trials] == [None, *algorithms]
 
 
@@ -316,4 +379,4 @@ def test_table_says_what_failed():
     assert "FAILED" in text
     assert "0.42" in text
     assert "error 9" in " ".join(text.split())
-    assert "PARITY FAILED for 1" in " ".join(report.summary(results))
+    assert "1 candidates FAILED" in " ".join(report.summary(results))

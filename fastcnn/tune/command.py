@@ -46,12 +46,14 @@ def tune(
     output: Annotated[
         Path | None, typer.Option(help="Table to add to.", show_default="the user's, which auto reads")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave stages alone that the table has.")] = False,
     debug: Debug = False,
 ) -> None:
     """Time every algorithm for each stage, and store the winners.
 
     Each candidate is checked against float64 first; stock torch is always one of
-    them, so that auto is never slower. Entries for other shapes stay.
+    them, so that auto is never slower. Entries for other shapes stay. A candidate
+    that ended the process, or hung a GPU for two minutes, is left out next time.
 
     Example: fastcnn tune vgg16 --batch-size 64 --dtype bfloat16 --channels-last
     """
@@ -74,7 +76,7 @@ def tune(
     console.print(f"{model}, {dtype}, on {device_name(place)}: {len(stages)} stages", soft_wrap=True)
     results: list[Result] = []
     with console.status("checking parity, then timing"):
-        for result in run_tuning(stages, place, modes=modes, only=backend, path=path):
+        for result in run_tuning(stages, place, modes=modes, only=backend, path=path, resume=resume):
             results.append(result)
     console.print(table(results))
     for line in summary(results):

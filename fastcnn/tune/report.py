@@ -88,5 +88,5 @@ def summary(results: Sequence[Result]) -> list[str]:
         if trial.refused
     }
     if refused:
-        lines.append(f"PARITY FAILED for {len(refused)} candidates: they are not stored, and the table says why")
+        lines.append(f"{len(refused)} candidates FAILED: they are not stored, and the table says why")
     return lines

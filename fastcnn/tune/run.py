@@ -4,6 +4,7 @@ import datetime
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from fastcnn.tune import timing
+from fastcnn.tune.attempts import Attempts, Lost
 from fastcnn.tune.candidates import STOCK, candidates, differs
 from fastcnn.tune.parity import Reference
 from fastcnn.tune.stages import Stage
 from fastcnn.tuning import Winner, forget
 from fastcnn.tuning.device import device_name
-from fastcnn.tuning.table import merge, user_path
+from fastcnn.tuning.table import holds, merge, user_path
 
 logger = logging.getLogger("fastcnn")
 
@@ -31,7 +33,7 @@ class Trial(NamedTuple):
     seconds: float | None
     parity: float  # the largest error as a part of what is allowed
     problem: str = ""  # it does not serve the stage
-    refused: str = ""  # it serves it wrongly
+    refused: str = ""  # it serves it wrongly, or does not run
 
 
 class Result(NamedTuple):
@@ -62,8 +64,11 @@ def tune(
     modes: Sequence[str] = MODES,
     only: str | None = None,
     path: Path | None = None,
+    resume: bool = False,
 ) -> Iterator[Result]:
     """Time every candidate for each stage, and store each winner as soon as it is known.
+
+    A candidate that ends the process, or hangs on a GPU for two minutes, is left out at the next start.
 
     Args:
         stages: of a model (:func:`stages_of`).
@@ -71,9 +76,13 @@ def tune(
         modes: ``inference`` (forward without gradient) and ``training`` (forward and backward).
         only: the one backend to time against stock; by default all that are available.
         path: the table to write to; by default the user's.
+        resume: leave stages alone that the table has.
 
     Yields:
         What was measured, stage by stage.
+
+    Raises:
+        Lost: a candidate has left the GPU unusable for this process.
 
     Example:
         >>> import fastcnn, torch
@@ -82,18 +91,21 @@ def tune(
     """
     name = device_name(device)
     target = path or user_path(name)
+    attempts = Attempts(target, device)
     with _stock_at_its_best():
         for stage in stages:
             wanted = [mode for mode in modes if occurs(stage, mode)]
+            if resume:
+                wanted = [mode for mode in wanted if not holds(target, name, stage.key_in(mode, device))]
             if not wanted:
                 continue
             try:
-                checked = check(stage, candidates(stage.op, device, only), device)
+                checked = check(stage, candidates(stage.op, device, only), device, attempts)
             except RuntimeError as error:  # stock torch has no such operation here, or lacks memory
                 logger.warning("%s %s is left out: stock torch cannot run it: %s", stage.op, stage, error)
                 continue
             for mode in wanted:
-                result = time_stage(stage, mode, checked, device)
+                result = time_stage(stage, mode, checked, device, attempts)
                 merge(target, name, [_entry(result)])
                 yield result
     forget()
@@ -114,28 +126,41 @@ def _stock_at_its_best() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def check(stage: Stage, offered: list[Winner], device: torch.device) -> list[Trial]:
-    """Hold each candidate to the parity contract; one that fails it is never timed."""
+def check(stage: Stage, offered: list[Winner], device: torch.device, attempts: Attempts) -> list[Trial]:
+    """Hold each candidate to the parity contract; one that fails it is never timed.
+
+    Raises:
+        Lost: a candidate has left the GPU unusable for this process.
+    """
     reference = Reference(stage, device)
-    return [Trial(STOCK, None, 0.0), *(_checked(reference, each) for each in offered if each != STOCK)]
+    return [Trial(STOCK, None, 0.0), *(_checked(reference, each, attempts) for each in offered if each != STOCK)]
 
 
-def _checked(reference: Reference, candidate: Winner) -> Trial:
+def _checked(reference: Reference, candidate: Winner, attempts: Attempts) -> Trial:
+    if problem := attempts.problem(reference.stage, candidate):
+        return Trial(candidate, None, 0.0, refused=problem)
     try:
-        part, problem = reference.compare(candidate)
-    except Exception as error:  # it takes no such arguments, lacks memory, or does not compile
-        return Trial(candidate, None, 0.0, problem=" ".join(str(error).split()))
+        with attempts.under_way(reference.stage, candidate):
+            part, problem = reference.compare(candidate)
+    except Lost:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if f"backend {candidate.backend!r}" in said:  # it takes no such arguments
+            return Trial(candidate, None, 0.0, problem=said)
+        return Trial(candidate, None, 0.0, refused=f"{type(error).__name__}: {said}")  # no memory, or a compiler's
     return Trial(candidate, None, part, refused=problem)
 
 
-def time_stage(stage: Stage, mode: str, checked: list[Trial], device: torch.device) -> Result:
+def time_stage(stage: Stage, mode: str, checked: list[Trial], device: torch.device, attempts: Attempts) -> Result:
     """Time the candidates that passed, and stock twice: the difference of its two times is the noise."""
     checked = [trial for trial in checked if differs(trial.candidate, mode)]
     sound = [trial for trial in checked if not (trial.problem or trial.refused)]
     tensors = stage.draw(device, rounded=False)
     # Stock stands at both ends of a round.
     offered = [*(trial.candidate for trial in sound), STOCK]
-    *seconds, again = timing.take_turns(offered, _step(stage, mode, tensors), device)
+    watch = partial(attempts.under_way, stage)
+    *seconds, again = timing.take_turns(offered, _step(stage, mode, tensors), device, watch)
     noise = abs(seconds[0] - again) / min(seconds[0], again)
     seconds[0] = min(seconds[0], again)
     timed = {trial.candidate: trial._replace(seconds=value) for trial, value in zip(sound, seconds)}

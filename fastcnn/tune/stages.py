@@ -89,6 +89,10 @@ class Stage(NamedTuple):
         with torch.set_grad_enabled(training):
             return describe(call_of(self.op, arguments, setting_of(self.op, tensors["input"].device.type)))
 
+    def key_in(self, mode: str, device: torch.device) -> dict[str, Any]:
+        """Return the key of the entry of a mode, ``inference`` or ``training``."""
+        return self.key(self.draw(device, rounded=False), training=mode == "training")
+
     def __str__(self) -> str:
         shapes = ["x".join(map(str, self.tensors["input"].shape))]
         if "weight" in self.tensors and not self.op.startswith("bn"):

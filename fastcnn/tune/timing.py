@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -15,18 +16,23 @@ COLD_BYTES = 256 * 2**20  # of inputs that rotate on a GPU: several times its L2
 MOST_COPIES = 16
 
 Run = Callable[[int], object]  # one call, on the inputs of this turn
+Watch = Callable[[Winner], AbstractContextManager[None]]  # what a candidate runs in
 
 
-def take_turns(candidates: Sequence[Winner], run: Run, device: torch.device) -> list[float]:
+def take_turns(
+    candidates: Sequence[Winner], run: Run, device: torch.device, watch: Watch = lambda _: nullcontext()
+) -> list[float]:
     """Return each candidate's median seconds a call; a round measures all, so that a slow spell slows them all."""
     counts = []
     for candidate in candidates:
-        _measure(candidate, run, 1, device)  # compiles and warms up
-        counts.append(max(1, round(SECONDS[device.type] / max(_measure(candidate, run, 2, device), 1e-7))))
+        with watch(candidate):
+            _measure(candidate, run, 1, device)  # compiles and warms up
+            counts.append(max(1, round(SECONDS[device.type] / max(_measure(candidate, run, 2, device), 1e-7))))
     seen: list[list[float]] = [[] for _ in candidates]
     for _ in range(ROUNDS):
         for mine, candidate, times in zip(seen, candidates, counts):
-            mine.append(_measure(candidate, run, times, device))
+            with watch(candidate):
+                mine.append(_measure(candidate, run, times, device))
     return [statistics.median(mine) for mine in seen]
 
 

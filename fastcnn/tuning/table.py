@@ -77,6 +77,14 @@ def load(device: str) -> Entries:
     return known
 
 
+def holds(path: Path, device: str, key: dict[str, Any]) -> bool:
+    """Whether a file has an entry with this key."""
+    try:
+        return text(key) in read(path, device)
+    except Unreadable:
+        return False
+
+
 def merge(path: Path, device: str, entries: list[dict[str, Any]]) -> Path | None:
     """Add entries to a file, in place of those with the same keys; others stay, whoever wrote them and when.
 
