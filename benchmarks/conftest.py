@@ -10,12 +10,13 @@ the run goes on.
 """
 
 import contextlib
+import faulthandler
 import gc
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from benchmarks.summary import table
 
 STARTED = "FASTCNN_BENCH_STARTED"  # when a run began that had to start its process anew
 QUICK_MINUTES = 4.5
+HANGS = 60  # seconds of a row beyond its compilation
 MEASURED_SECONDS = {"cuda": (0.06, 0.3), "cpu": (0.3, 1.0)}  # of a row; of a headline row
 
 
@@ -149,13 +151,29 @@ def _outcome(benchmark: Any, prepare: Any, cell: Cell, session: Session) -> tupl
     """Return the measured part of a row, and the error if there was one."""
     floor = roofline.floor(cell.stages, cell.dtype, session.results.ceilings, training=cell.training)
     empty = {"seconds": None, "iterations": 0, "rounds": 0, "peak_bytes": None, "floor_seconds": floor}
+    ended = {**empty, "error": "it ended the process, or hung"}
     try:
-        with prepare(cell, session.device) as work:
+        with (
+            session.results.under_way(session.group(cell), cell, ended),
+            _watched(cell, session.device),
+            prepare(cell, session.device) as work,
+        ):
             found = _measured(benchmark, work, cell, session.device)
     except Exception as problem:
         error = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
         return {**empty, "error": error}, error
     return {**empty, **found, "error": None}, None
+
+
+@contextlib.contextmanager
+def _watched(cell: Cell, device: torch.device) -> Iterator[None]:
+    """End the process where a GPU does not return; the row then is an error of the next run."""
+    if device.type == "cuda":
+        faulthandler.dump_traceback_later(HANGS + 3 * cell.compiling_seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _measured(benchmark: Any, work: measure.Work, cell: Cell, device: torch.device) -> dict[str, Any]:

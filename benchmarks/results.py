@@ -1,5 +1,6 @@
 """Result files: one JSON object a line, a run's surroundings and then its rows, appended as they are measured."""
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -8,7 +9,7 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import torch
 import fastcnn
 from benchmarks.cells import Cell
 from fastcnn.train.environment import hardware
+from fastcnn.tuning.device import device_name
+from fastcnn.tuning.table import load
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ROW_KEY = ("subject", "case", "mode", "dtype", "layout", "method")
 # Rows of an earlier run stand for this one's where all of these are the same.
-RUN_KEY = ("device", "driver", "torch", "triton", "cuda", "fastcnn", "commit", "threads", "tf32")
+RUN_KEY = ("device", "driver", "torch", "triton", "cuda", "fastcnn", "commit", "tuning", "threads", "tf32")
 
 
 def folder_name(device: torch.device) -> str:
@@ -44,6 +47,7 @@ def surroundings(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if gpu else None,
         "fastcnn": fastcnn.__version__,
         "commit": commit(),
+        "tuning": _tuning(device),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "tf32": "tf32" if gpu else "ieee",
@@ -55,6 +59,12 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _tuning(device: torch.device) -> str | None:
+    """Return a digest of the tables that `auto` reads, None where they are empty."""
+    entries = load(device_name(device))
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:8] if entries else None
 
 
 def commit() -> str:
@@ -87,6 +97,8 @@ def _digest() -> str:
 class Results:
     """The files of one device; a run adds to them and skips what they hold.
 
+    A note beside a file names the row under way; where a run finds one, its row ended the run before.
+
     Attributes:
         rows: of this run and of earlier ones with the same surroundings, the latest of each key.
     """
@@ -109,6 +121,26 @@ class Results:
                 runs.add(line["id"])
             elif line["kind"] == "row" and line["run"] in runs:
                 self.rows[(group, *(line[key] for key in ROW_KEY))] = line
+        note = self._note(group)
+        if note.exists():
+            row = json.loads(note.read_text())
+            note.unlink()
+            if row["run"] in runs:
+                self._put(row)
+
+    def _note(self, group: str) -> Path:
+        return self.folder / f"{group}.under-way"
+
+    @contextlib.contextmanager
+    def under_way(self, group: str, cell: Cell, outcome: dict[str, Any]) -> Iterator[None]:
+        """Have a note while the block measures a row, with the outcome that it has if the process ends there."""
+        self._begin(group)
+        note = self._note(group)
+        note.write_text(json.dumps(self._row(group, cell, outcome)))
+        try:
+            yield
+        finally:
+            note.unlink()
 
     def has(self, group: str, cell: Cell) -> bool:
         """Whether a row of the cell and method is there, be it an error."""
@@ -119,12 +151,20 @@ class Results:
         earlier = self.rows.get((group, *_names(cell).values()))
         if earlier and _median(earlier) <= _median(outcome) < math.inf:
             return
+        self._begin(group)
+        self._put(self._row(group, cell, outcome))
+
+    def _begin(self, group: str) -> None:
         if group not in self._began:
             self._began.add(group)
             self._append(group, {"kind": "run", "id": self.run, **self.current, "ceilings": self.ceilings})
-        row = {"kind": "row", "run": self.run, "group": group, **_names(cell), **outcome}
-        self.rows[(group, *_names(cell).values())] = row
-        self._append(group, row)
+
+    def _row(self, group: str, cell: Cell, outcome: dict[str, Any]) -> dict[str, Any]:
+        return {"kind": "row", "run": self.run, "group": group, **_names(cell), **outcome}
+
+    def _put(self, row: dict[str, Any]) -> None:
+        self.rows[(row["group"], *(row[key] for key in ROW_KEY))] = row
+        self._append(row["group"], row)
 
     def _append(self, group: str, line: dict[str, Any]) -> None:
         path = self.folder / f"{group}.jsonl"

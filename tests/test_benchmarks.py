@@ -36,7 +36,7 @@ FUNCTIONS = {
     "add_relu": "add_relu",
 }
 STEMS = (*dict.fromkeys(FUNCTIONS.values()), "bn_relu", "bn_relu_pool")
-RUN_KEYS = "kind id device driver torch triton cuda fastcnn commit python threads tf32 ceilings"
+RUN_KEYS = "kind id device driver torch triton cuda fastcnn commit tuning python threads tf32 ceilings"
 ROW_KEYS = (
     "kind run group subject case mode dtype layout method seconds iterations rounds peak_bytes floor_seconds error"
 )
@@ -111,6 +111,19 @@ def test_a_run_skips_what_the_file_holds_but_a_half_written_line(broken_run):
     assert after[: len(before) - 1] == [json.loads(line) for line in before[:-1]]
     assert [line["kind"] for line in after[len(before) - 1 :]] == ["run", "row"]
     assert all(after[-1][key] == lost[key] for key in ("subject", "case", "mode", "dtype", "layout", "method"))
+
+
+def test_a_row_that_ends_the_process_is_an_error_of_the_next_run(tmp_path):
+    (tmp_path / "ended_lrn.py").write_text(
+        BROKEN_LRN.replace('raise RuntimeError("out of\\norder")', "os._exit(7)") + "import os"
+    )
+    options = ("-p", "ended_lrn", "-k", "tiny and forward+backward and eager")
+    assert run_suite(tmp_path / "results", *options, plugin=tmp_path).returncode == 7
+    assert [line["kind"] for line in lines_of(tmp_path / "results")] == ["run"]
+    finished = run_suite(tmp_path / "results", *options, plugin=tmp_path)
+    assert "1 of them errors" in finished.stdout, finished.stdout + finished.stderr
+    row = lines_of(tmp_path / "results")[1]
+    assert (row["method"], row["error"]) == ("eager", "it ended the process, or hung")
 
 
 def key(row):

@@ -25,6 +25,7 @@ CPU = {
     "cuda": None,
     "fastcnn": "0.1.0",
     "commit": "0123456789ab",
+    "tuning": None,
     "python": "3.11.7",
     "threads": 2,
     "tf32": "ieee",

@@ -19,6 +19,7 @@ SURROUNDINGS: dict[str, tuple[type, ...]] = {
     "cuda": OPTIONAL_TEXT,
     "fastcnn": TEXT,
     "commit": TEXT,
+    "tuning": OPTIONAL_TEXT,
     "python": TEXT,
     "threads": (int,),
     "tf32": TEXT,
