@@ -35,7 +35,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/host_cuda/*.h)
 
 gpu:
-	PYTHON="$(PYTHON)" bash tests/gpu.sh
+	"$(PYTHON)" tests/gpu/run.py
 
 sanitize:
 	PYTHON="$(PYTHON)" bash tests/sanitize.sh

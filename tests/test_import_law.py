@@ -72,6 +72,7 @@ KERNEL_TESTS = {
     "test_linear_relu_dropout.py": {"triton"},
     "test_gradients.py": {"backend"},
     "tables.py": {"tuning"},
+    "tuning.py": {"tuning"},
     "test_tma.py": {"triton", "shapes"},
     "test_tune.py": {"tuning"},
     "test_tuning.py": {"tuning"},
