@@ -1,8 +1,12 @@
 """What the public functions choose for themselves, forced: every tile of the implicit GEMM, and 64-bit offsets."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from parity import DEVICE, FORMATS, assert_parity, each_dtype, each_format, last_place, new
 
 import fastcnn
@@ -77,3 +81,42 @@ def test_float32_products_obey_torchs_setting() -> None:
         assert conv_relu.dot_precision(torch.bfloat16) == "ieee"  # only float32 has the choice
     finally:
         convolutions.fp32_precision = before
+
+
+@triton.jit
+def rounding_kernel(x_ptr, y_ptr, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    tl.store(y_ptr + at, tiles.to_tf32(tl.load(x_ptr + at)))
+
+
+def test_tf32_is_rounded_with_ties_away_from_zero() -> None:
+    place = 2.0**-10  # the last one of TF32 beside one
+    values = [1 + k * place / 4 for k in range(5)] + [-1 - place / 2, float("inf"), -float("inf"), 0.0, 3e38, 2.0**-149]
+    x = torch.tensor([*values, *[float("nan")] * 5], device=DEVICE)
+    x[-1:] = torch.tensor([2**31 - 1], dtype=torch.int32, device=DEVICE).view(torch.float32)  # a NaN of all ones
+    y = torch.empty_like(x)
+    rounding_kernel[(1,)](x, y, COUNT=16)
+    wanted = [1, 1, 1 + place, 1 + place, 1 + place, -1 - place, float("inf"), -float("inf"), 0, y[9].item(), 0]
+    torch.testing.assert_close(y[:11].tolist(), [float(each) for each in wanted], rtol=0, atol=0)
+    assert abs(y[9].item() - 3e38) <= 3e38 * place / 2
+    assert y[9].view(torch.int32) % 2**13 == 0
+    assert y[11:].isnan().all()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter multiplies float32 as it is")
+@pytest.mark.parametrize(
+    ("algorithm", "inexact"),
+    [
+        *product(("implicit_gemm", "packed"), ("input", "weight")),
+        ("epilogue+dgrad", "weight"),
+        ("epilogue+wgrad", "input"),
+    ],
+)
+def test_float32_is_rounded_to_tf32_not_cut(algorithm: str, inexact: str) -> None:
+    values = {"input": torch.ones(1, 4, 1, 1, device=DEVICE), "weight": torch.eye(4, device=DEVICE).view(4, 4, 1, 1)}
+    values[inexact] *= 1 + 2**-11
+    x, w = (values[name].requires_grad_() for name in ("input", "weight"))
+    with fastcnn.use_backend("triton", algorithm=algorithm):
+        y = FF.conv2d_relu(x, w)
+        dx, dw = torch.autograd.grad(y.sum(), (x, w))
+    assert {"epilogue+dgrad": dx, "epilogue+wgrad": dw}.get(algorithm, y).max().item() == 1 + 2**-10

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format, memory_format
 from fastcnn.triton.tiles import (
-    INTERPRETING,
     REPEAT,
     dense,
     indices,
     is_channels_last,
     is_wide,
+    multiply_add,
     new_partial,
     offset,
     sum_pixels,
@@ -134,9 +134,7 @@ def implicit_gemm_kernel(
         x = tl.load(x_rows[:, None] + at, mask=inside, other=0.0)
         w_mask = (k < K)[:, None] & out_mask[None, :]
         weight = tl.load(w_rows[None, :] + k[:, None], mask=w_mask, other=0.0)
-        if INTERPRETING:
-            x, weight = x.to(tl.float32), weight.to(tl.float32)
-        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
+        acc = multiply_add(x, weight, acc, PRECISION)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)[None, :]
     if RELU:

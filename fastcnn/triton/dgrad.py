@@ -11,7 +11,7 @@ from torch import Tensor
 from fastcnn.shapes import Window, conv_memory_format
 from fastcnn.triton.conv_relu import Config, conv_window, dot_precision
 from fastcnn.triton.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
-from fastcnn.triton.tiles import INTERPRETING, dense, is_channels_last, new_partial, offset, sum_pixels
+from fastcnn.triton.tiles import dense, is_channels_last, multiply_add, new_partial, offset, sum_pixels
 
 # BLOCK_M pixels of the input by BLOCK_N of its channels, BLOCK_K of the output's channels at a time.
 CONFIGS = (
@@ -117,9 +117,7 @@ def dgrad_kernel(
         )
         w_rows = w_ptr + out.to(tl.int64) * GROUP_IN * PLACES + (place * GROUP_IN if W_CHANNELS_LAST else place)
         weight = tl.load(w_rows[:, None] + w_columns[None, :], mask=k_mask[:, None] & channel_mask[None, :], other=0.0)
-        if INTERPRETING:
-            dy, weight = dy.to(tl.float32), weight.to(tl.float32)
-        acc = tl.dot(dy, weight, acc, input_precision=PRECISION)
+        acc = multiply_add(dy, weight, acc, PRECISION)
     channel += group * GROUP_IN
     here = m_mask[:, None] & channel_mask[None, :]
     rows = (image * C * H * W)[:, None]

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcnn.shapes import Window, conv_memory_format
 from fastcnn.triton.conv_relu import Config, dot_precision, implicit_gemm
 from fastcnn.triton.normalize import is_wide_as_a_whole, per_channel, shift_and_scale
-from fastcnn.triton.tiles import INTERPRETING, dense, is_channels_last, is_wide, offset
+from fastcnn.triton.tiles import dense, is_channels_last, is_wide, multiply_add, offset
 
 MOST_CHANNELS = 4  # of a packed convolution
 CHANNEL_MULTIPLE = 16  # of what space_to_depth makes: 32 bytes, a whole step of a matrix instruction
@@ -110,9 +110,7 @@ def packed_kernel(
         weight = tl.load(
             w_ptr + out[None, :].to(tl.int64) * K + k[:, None], mask=k_mask[:, None] & out_mask[None, :], other=0.0
         )
-        if INTERPRETING:
-            x, weight = x.to(tl.float32), weight.to(tl.float32)
-        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
+        acc = multiply_add(x, weight, acc, PRECISION)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)[None, :]
     if RELU:

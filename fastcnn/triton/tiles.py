@@ -43,6 +43,23 @@ def offset(channel, pixel, C, P, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def to_tf32(x):
+    """Round float32 to TF32, ties away from zero: tensor cores would cut it, with twice the error and to one side."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def multiply_add(a, b, acc, PRECISION: tl.constexpr):
+    """Return a @ b + acc, in float32; of float32 by way of TF32 where PRECISION says so and the GPU has it."""
+    if INTERPRETING:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    elif PRECISION == "tf32":
+        a, b = to_tf32(a), to_tf32(b)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
 def sum_pixels(tile, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sum a tile [P, C] over its pixels, in two steps: short chains of additions round less."""
     STEP: tl.constexpr = 8 if BLOCK_P % 8 == 0 else BLOCK_P

@@ -11,7 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastcnn.shapes import Window
 from fastcnn.triton import hopper
 from fastcnn.triton.hopper import Boxed, finish_pool, inside, tile_start
-from fastcnn.triton.tiles import INTERPRETING
+from fastcnn.triton.tiles import multiply_add
 
 CAPABILITIES = (0, 9, 10)
 
@@ -61,9 +61,7 @@ def tma_kernel(
         w = w0 + s * WINDOW.dilation[1] - WINDOW.padding[1]
         x = tl.reshape(x_desc.load([h, w, n, ci]), (PIXELS, BLOCK_CI))
         weight = tl.reshape(w_desc.load([r * WINDOW.size[1] + s, co, ci]), (BLOCK_CO, BLOCK_CI))
-        if INTERPRETING:
-            x, weight = x.to(tl.float32), weight.to(tl.float32)
-        acc = tl.dot(weight, x.T, acc)
+        acc = multiply_add(weight, x.T, acc, "ieee")
     if HAS_BIAS:
         out = co + tl.arange(0, BLOCK_CO)
         acc += tl.load(bias_ptr + out, mask=out < OUT_C, other=0.0).to(tl.float32)[:, None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastcnn.shapes import Window, conv_memory_format
 from fastcnn.triton.conv_relu import Config, conv_window, dot_precision
 from fastcnn.triton.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
-from fastcnn.triton.tiles import INTERPRETING, dense, is_channels_last, sum_pixels
+from fastcnn.triton.tiles import dense, is_channels_last, multiply_add, sum_pixels
 
 # BLOCK_M output channels by BLOCK_N columns of the weight, BLOCK_K pixels at a time.
 CONFIGS = (
@@ -157,9 +157,7 @@ def wgrad_kernel(
                 at = (top * W + left)[:, None] + (channel * H * W + down * W + right)[None, :]
                 at = tl.where(inside, at, 0)
             x = tl.load((x_ptr + image * C * H * W)[:, None] + at, mask=inside, other=0.0)
-            if INTERPRETING:
-                dy, x = dy.to(tl.float32), x.to(tl.float32)
-            acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION)
+            acc = multiply_add(tl.trans(dy), x, acc, PRECISION)
         partial_at = (split * OUT_C + out)[:, None] * K + k[None, :]
         tl.store(partial_ptr + partial_at, acc, mask=out_mask[:, None] & k_mask[None, :])
 
