@@ -216,12 +216,15 @@ def test_results_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds results already"):
         train(SETTINGS, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    (tmp_path / "tensorboard").mkdir()
     train(replace(SETTINGS, seed=1), tmp_path, overwrite=True)
     assert checkpoint.load(tmp_path)["settings"]["seed"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "curves.png", "metrics.json"]
 
 
 def test_results_stay_until_the_run_that_replaces_them_can_start(tmp_path: Path) -> None:
     train(replace(SETTINGS, epochs=1), tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()  # what is left is results too
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="no model is named"):
         train(replace(SETTINGS, model="vgg61"), tmp_path, overwrite=True)
