@@ -26,7 +26,7 @@ from fastcnn.predict.command import predict
 from fastcnn.train import checkpoint, distributed, environment
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import Interrupted, UserError, require
-from fastcnn.train.prepare import default_workers
+from fastcnn.train.prepare import default_workers, score_shape
 from fastcnn.train.progress import say
 from fastcnn.train.recipes import DEFAULT_LR, recipe_of
 from fastcnn.train.run import train as run_training
@@ -240,22 +240,19 @@ def summary(
     require("train", "torchinfo")
     import torchinfo
 
-    size = parse_input_size(input_size) or default_input_size(model)
+    size, options = parse_input_size(input_size) or default_input_size(model), parse_options(option)
+    score_shape(model, options, size)  # says what is wrong with the size
     with torch.device("meta"):  # shapes alone: no memory, no arithmetic
-        network = build_model(model, options=parse_options(option))
-    try:
-        table = torchinfo.summary(
-            network,
-            input_size=(1, *size),
-            col_names=("output_size", "num_params"),
-            col_width=18,
-            depth=WHOLE_DEPTH,
-            device="meta",
-            verbose=0,
-        )
-    except RuntimeError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{model} does not take an input of {'x'.join(map(str, size))}: {reason}") from error
+        network = build_model(model, options=options)
+    table = torchinfo.summary(
+        network,
+        input_size=(1, *size),
+        col_names=("output_size", "num_params"),
+        col_width=18,
+        depth=WHOLE_DEPTH,
+        device="meta",
+        verbose=0,
+    )
     typer.echo(str(table))
 
 

@@ -101,6 +101,16 @@ MISTAKES = {
     "missing checkpoint": ("train mnist --resume nowhere", 1, "nowhere: no such checkpoint"),
     "unknown model": ("summary vgg61", 1, "no model is named 'vgg61'"),
     "unknown model option": ("summary alexnet --option lrn=False", 1, "alexnet cannot be built with lrn=False"),
+    "other channels": (
+        "summary alexnet --input-size 1,224,224",
+        1,
+        "alexnet does not take images of 1x224x224: conv2d_relu_max_pool2d: argument 'input': expected 3 channels",
+    ),
+    "folder in a file": (
+        "train mnist --out /dev/null --name x",
+        1,
+        "/dev/null/x: cannot hold results (Not a directory); choose another --out or --name",
+    ),
     "unavailable backend": ("train mnist --backend cuda", 1, "--backend cuda: backend 'cuda' is not available"),
 }
 
@@ -136,7 +146,7 @@ def test_input_that_is_too_small_for_the_network(capsys: pytest.CaptureFixture[s
     pytest.importorskip("torchinfo")
     assert main(["summary", "alexnet", "--input-size", "3,7,7"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: alexnet does not take an input of 3x7x7: ")
+    assert error.startswith("error: alexnet does not take images of 3x7x7: ")
     assert error.count("\n") == 1
 
 

@@ -20,7 +20,14 @@ import fastcnn
 pytest.importorskip("torchvision")
 
 ROOT = EXAMPLES.parent
-LIBRARIES = {"train_lightning": "pytorch_lightning", "train_accelerate": "accelerate", "deploy": "onnxscript"}
+LIBRARIES = {  # that a word of a command needs
+    "train_lightning": "pytorch_lightning",
+    "train_accelerate": "accelerate",
+    "deploy": "onnxscript",
+    "torchinfo": "torchinfo",
+    "torchsummary": "torchsummary",
+    "--captum": "captum",
+}
 SHARED = ("images", "small_net")  # what the examples import
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in SHARED)
 
@@ -55,6 +62,15 @@ CASES = {
         {**passes(ALEXNET, forward=1, backward=1), "conv_relu_pool": 2, "conv_relu_pool_backward": 2}
         | {"max_pool": 1, "max_pool_backward": 1},
     ),
+    "Grad-CAM by captum": Case(  # which goes back to that convolution, and no further
+        "grad_cam --size 64 --captum",
+        {**ALEXNET, "conv_relu_pool": 2, "max_pool": 1, "max_pool_backward": 1, "linear_relu_backward": 2},
+    ),
+    # Under a summary's hooks the layers are stock; fused are the model, its pickle and five copies.
+    "torchinfo": Case("inspect_model --tool torchinfo", passes(ALEXNET, forward=7, backward=0)),
+    "torchsummary": Case("inspect_model --tool torchsummary", passes(ALEXNET, forward=7, backward=0)),
+    "weight norm": Case("weight_norm --steps 2", passes(SMALL_NET, forward=4, backward=2)),
+    "spectral norm": Case("weight_norm --norm spectral_norm --steps 2", passes(SMALL_NET, forward=4, backward=2)),
     # Convolutions that are masked in a hook run by themselves, until the zeros are permanent.
     "pruning": Case(
         "prune --steps 1",
@@ -73,7 +89,8 @@ def _exact_products() -> Iterator[None]:
 
 def run(command: str, *, stock: bool = False) -> Any:
     name, *argv = command.split()
-    pytest.importorskip(LIBRARIES.get(name, "torch"))
+    for word in command.split():
+        pytest.importorskip(LIBRARIES.get(word, "torch"))
     script = load(name, stock)
     if DEVICE == "cuda" and hasattr(script, "alexnet"):  # Triton's dropout draws random numbers of its own
         script.alexnet = functools.partial(script.alexnet, dropout=0.0)

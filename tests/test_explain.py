@@ -1,7 +1,9 @@
 """fastcnn.explain: the stages, what runs them, and why other layers run by themselves."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,6 +174,11 @@ def net():
     return Net()
 
 
+def linear():
+    """Takes other images than the command gives."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+
+
 COMMANDS = {
     "ours": (["mnist_cnn"], "conv+relu+pool"),
     "torchvision": (["torchvision:squeezenet1_1", "--input-size", "3,64,64"], "features.3.squeeze"),
@@ -189,12 +196,71 @@ def test_command(case, capsys):
     assert max(map(len, printed.splitlines())) <= 80
 
 
+OWN_FILE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        from sizes import CHANNELS  # not before the network is built
+
+        super().__init__(nn.Conv2d(3, CHANNELS, 3), nn.ReLU())
+"""
+
+
+def test_installed_command_finds_files_of_the_working_directory(tmp_path):
+    """Python puts the folder of the console script on its path, and not the one where it is called."""
+    (tmp_path / "nets.py").write_text(OWN_FILE)
+    (tmp_path / "sizes.py").write_text("CHANNELS = 4")
+    script = tmp_path / "bin" / "fastcnn"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom fastcnn.cli import main\nsys.exit(main())")
+    command = [sys.executable, script, "explain", "nets:Net", "--input-size", "3,16,16"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(fastcnn.__file__).parents[1])}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "conv+relu" in result.stdout
+
+
+FAULTS = {
+    "syntax": ("x = (", "faulty:net: faulty cannot be imported: SyntaxError: '(' was never closed"),
+    "import": ("import nowhere", "faulty:net: expected package.module:callable, but No module named 'nowhere'"),
+    "key": ("{}['k']", "faulty:net: faulty cannot be imported: KeyError: 'k'"),
+    "exit": ("raise SystemExit(2)", "faulty:net: faulty cannot be imported: SystemExit: 2"),
+    "build": ("def net():\n    return {}['k']", "faulty:net cannot be built: KeyError: 'k'"),
+    "build exits": ("def net():\n    raise SystemExit(2)", "faulty:net cannot be built: SystemExit: 2"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_fault_in_a_file_of_the_users_comes_with_the_name_that_was_given(case, tmp_path, monkeypatch, capsys):
+    source, expected = FAULTS[case]
+    (tmp_path / "faulty.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faulty", raising=False)
+    assert main(["explain", "faulty:net"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {expected}")
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("name", ["googlenet", "fcn_resnet50"])
+def test_model_of_torchvision_warns_of_nothing_and_loads_nothing(name, monkeypatch, recwarn, capsys):
+    models = pytest.importorskip("torchvision.models")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(models._api, "load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were loaded"))
+    assert main(["explain", f"torchvision:{name}", "--input-size", "3,64,64"]) == 0
+    assert capsys.readouterr().err == ""
+    assert [str(each.message) for each in recwarn] == []
+
+
 WRONG_COMMANDS = {
     "unknown": (["nonet"], "no model is named 'nonet'"),
     "unknown of torchvision": (["torchvision:nonet"], "torchvision has no model 'nonet'"),
     "no module": (["nowhere.to.be:found"], "No module named 'nowhere'"),
     "no model": (["math:floor", "--option", "x=1"], "cannot be built"),
     "wrong size": (["mnist_cnn", "--input-size", "3,28,28"], "does not run on an input of 1x3x28x28"),
+    "wrong size of a stock layer": ([f"{__name__}:linear", "--input-size", "3,3,3"], "run on an input of 1x3x3x3"),
     "device": (["mnist_cnn", "--device", "nowhere"], "--device"),
 }
 

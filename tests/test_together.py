@@ -117,6 +117,14 @@ def test_broken_image_in_one_process_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
+def test_folder_that_cannot_hold_results_is_one_line_of_one_process(images: str) -> None:
+    command = f"train imagefolder --model tiny_alexnet --input-size 3,16,16 --data {images} --workers 0 --epochs 1"
+    result = torchrun(*command.split(), "--out", "/dev/null", "--name", "run")
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert said == ["error: /dev/null/run: cannot hold results (Not a directory); choose another --out or --name"]
+
+
 @pytest.mark.parametrize("count", [0, 1, 5, 8])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_shares_hold_every_image_once_in_order(count: int, size: int) -> None:

@@ -1,5 +1,6 @@
 """A resumed run equals one that was never stopped; what a run writes is complete or not there."""
 
+import errno
 import io
 import itertools
 import json
@@ -215,8 +216,59 @@ def test_results_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds results already"):
         train(SETTINGS, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    (tmp_path / "tensorboard").mkdir()
     train(replace(SETTINGS, seed=1), tmp_path, overwrite=True)
     assert checkpoint.load(tmp_path)["settings"]["seed"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "curves.png", "metrics.json"]
+
+
+def test_results_stay_until_the_run_that_replaces_them_can_start(tmp_path: Path) -> None:
+    train(replace(SETTINGS, epochs=1), tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()  # what is left is results too
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="no model is named"):
+        train(replace(SETTINGS, model="vgg61"), tmp_path, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+NO_FOLDERS = {
+    "in a file": ("/dev/null/x", "Not a directory"),
+    "not to be made": ("/proc/nowhere/x", "No such file or directory"),
+    "not to be written": ("/proc/tty/ldisc", "No such file or directory"),  # an empty folder, also for root
+    "name too long": ("n" * 300, "File name too long"),
+    "name too long, in new folders": (f"new/runs/{'n' * 300}", "File name too long"),
+}
+
+
+@pytest.mark.parametrize("case", NO_FOLDERS)
+def test_folder_that_cannot_hold_results_is_said_before_anything_is_loaded(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, reason = NO_FOLDERS[case]
+    monkeypatch.setattr(run_module, "prepare", lambda *_: pytest.fail("data and model were loaded"))
+    directory = tmp_path / name
+    expected = f"^{directory}: cannot hold results \\({reason}\\); choose another --out or --name$"
+    with pytest.raises(UserError, match=expected):
+        train(SETTINGS, directory)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_full_disk_at_the_first_checkpoint_leaves_no_folder(
+    tensorboard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tensorboard:
+        pytest.importorskip("tensorboard")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    (tmp_path / "before").mkdir()
+    for directory in (tmp_path / "new" / "run", tmp_path / "before"):
+        with pytest.raises(UserError, match=r"checkpoint\.pt: cannot be written \(No space left on device\)$"):
+            train(replace(SETTINGS, tensorboard=tensorboard), directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["before"]
 
 
 def test_a_loss_that_is_no_number_stops_with_one_line(tmp_path: Path) -> None:

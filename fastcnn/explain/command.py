@@ -1,7 +1,13 @@
 """The command ``fastcnn explain``."""
 
 import importlib
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import typer
@@ -14,6 +20,7 @@ from fastcnn.train.choices import usable_device
 from fastcnn.train.errors import UserError, require
 
 TORCHVISION_SIZE = (3, 224, 224)
+TRIED = logging.getLogger("torch._subclasses.fake_tensor")  # logs a traceback of each error that is raised as well
 
 
 def explain(
@@ -41,7 +48,7 @@ def explain(
     size = parse_input_size(input_size) or default
     network.train(train).to(usable_device(device))
     try:
-        with torch.set_grad_enabled(train):
+        with torch.set_grad_enabled(train), patch.object(TRIED, "disabled", True):
             rows = explain_model(network, (batch_size, *size) if size else None)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{model}: {str(error).splitlines()[0]}") from error
@@ -54,24 +61,42 @@ def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, tuple[int, ..
     if not colon:
         return build_model(name, options=options), default_input_size(name)
     if source == "torchvision":
-        require("train", "torchvision")
-        from torchvision import models
-
-        if member not in models.list_models():
-            raise UserError(f"torchvision has no model {member!r}; torchvision.models.list_models() names them")
-        return _called(name, lambda **given: models.get_model(member, weights=None, **given), options), TORCHVISION_SIZE
+        return _called(name, _torchvision(member), options), TORCHVISION_SIZE
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the working directory, as `python -m` has it; an installed command does not
     try:
         build = getattr(importlib.import_module(source), member)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{name}: expected package.module:callable, but {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{name}: {source} cannot be imported: {type(error).__name__}: {error}") from error
     return _called(name, build, options), None
+
+
+def _torchvision(member: str) -> Callable[..., nn.Module]:
+    """Return what builds one of torchvision's models with random weights, the backbone's too."""
+    require("train", "torchvision")
+    from torchvision import models
+
+    if member not in models.list_models():
+        raise UserError(f"torchvision has no model {member!r}; torchvision.models.list_models() names them")
+    build = models.get_model_builder(member)
+    without = {key: None for key in inspect.signature(build).parameters if key in ("weights", "weights_backbone")}
+
+    def quiet(**given: Any) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
+            network: nn.Module = build(**without | given)
+        return network
+
+    return quiet
 
 
 def _called(name: str, build: Any, options: dict[str, Any]) -> nn.Module:
     try:
         network = build(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} cannot be built: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{name}: expected a callable that gives an nn.Module, got {type(network).__name__}")
     return network

@@ -120,24 +120,37 @@ def _abridged(classes: tuple[str, ...] | list[str]) -> str:
 
 
 def check_shapes(settings: Settings, options: dict[str, Any], classes: tuple[str, ...]) -> None:
-    """Run one image's shape through the network: neither memory nor arithmetic, and no random numbers.
+    """Run one image's shape through the network.
 
     Raises:
         UserError: the network does not take such images, or scores fewer classes than there are.
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]), fastcnn.use_backend("torch"):
-        model = build_model(settings.model, options=options).eval()
-        try:
-            scores = model(torch.empty(1, *settings.input_size))
-        except RuntimeError as error:
-            size = "x".join(map(str, settings.input_size))
-            reason = " ".join(str(error).split())
-            raise UserError(f"{settings.model} does not take images of {size}: {reason}") from error
-    if scores.ndim != 2 or scores.shape[1] < len(classes):
+    scores = score_shape(settings.model, options, settings.input_size)
+    if len(scores) != 2 or scores[1] < len(classes):
         raise UserError(
-            f"the data has {len(classes)} classes ({_abridged(classes)}), more than the {scores.shape[1]} that "
+            f"the data has {len(classes)} classes ({_abridged(classes)}), more than the {scores[1]} that "
             f"{settings.model} scores; leave --option num_classes out"
         )
+
+
+def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, int]) -> torch.Size:
+    """Return the shape of a model's scores for one image: neither memory nor arithmetic, and no random numbers.
+
+    Raises:
+        UserError: the network does not take such images.
+
+    Example:
+        >>> score_shape("mnist_cnn", {}, (1, 28, 28))
+        torch.Size([1, 10])
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), fastcnn.use_backend("torch"):
+        model = build_model(name, options=options).eval()
+        try:
+            return model(torch.empty(1, *input_size)).shape
+        except RuntimeError as error:
+            size = "x".join(map(str, input_size))
+            reason = " ".join(str(error).split())
+            raise UserError(f"{name} does not take images of {size}: {reason}") from error
 
 
 def normalize_first(model: nn.Module, statistics: Statistics) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -141,28 +142,36 @@ def train(
     run = Run(settings, data, lanes, directory, console, world)
     for note in (*data.notes, *_exchanged(run)):
         say(console, note)
-    if writes:
-        directory.mkdir(parents=True, exist_ok=True)
-        run.logs = TensorBoard(directory, lanes) if settings.tensorboard else None
-    if settings.compare and world.size == 1:
-        for lane in lanes:
-            loop.warm_up(lane, data)
-    with _ctrl_c(world) as stopped, contextlib.closing(run.logs) if run.logs else contextlib.nullcontext():
+    with _folder(directory) if writes else contextlib.nullcontext():
+        if resume is None and writes:
+            _clear(directory)
+        _train_and_write(run)
+    console.print(table(lanes, len(data.classes)))
+    say(console, f"wrote {directory}/ with {', '.join(FILES)}")
+    return run
+
+
+def _train_and_write(run: Run) -> None:
+    """Train to the end and write all files, or raise Interrupted with what there is written."""
+    writes = run.world.rank == 0
+    if run.settings.tensorboard and writes:
+        run.logs = TensorBoard(run.directory, run.lanes)
+    if run.settings.compare and run.world.size == 1:
+        for lane in run.lanes:
+            loop.warm_up(lane, run.data)
+    with _ctrl_c(run.world) as stopped, contextlib.closing(run.logs) if run.logs else contextlib.nullcontext():
         try:
             finished = _train_epochs(run, stopped)
         except KeyboardInterrupt as error:
             raise Interrupted(f"stopped; {run.saved}; {how_to_resume(run)}") from error
         run.save_checkpoint()
-        if finished and world.size == 1:
-            for lane in lanes:
-                lane.peak_memory_bytes = loop.step_memory(lane, data)
+        if finished and run.world.size == 1:
+            for lane in run.lanes:
+                lane.peak_memory_bytes = loop.step_memory(lane, run.data)
         if writes:
             run.write_report(finished)
     if not finished:
         raise Interrupted(f"stopped in {run.place()}; {how_to_resume(run)}")
-    console.print(table(lanes, len(data.classes)))
-    say(console, f"wrote {directory}/ with {', '.join(FILES)}")
-    return run
 
 
 def _exchanged(run: Run) -> Iterator[str]:
@@ -178,15 +187,39 @@ def _exchanged(run: Run) -> Iterator[str]:
 
 
 def _claim(directory: Path, overwrite: bool) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory}: is a file, not a folder for results")
-    results = (
-        [path for path in directory.iterdir() if path.suffix != checkpoint.TEMPORARY] if directory.is_dir() else []
-    )
-    if not results:
-        return
-    if not overwrite:
-        raise UserError(f"{directory}: holds results already; choose another --name, or --overwrite, or --resume")
+    """Say what keeps a folder from receiving the results, before anything is loaded; it is left as it is."""
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory}: is a file, not a folder for results")
+        there = directory.iterdir() if directory.is_dir() else ()
+        if any(path.suffix != checkpoint.TEMPORARY for path in there) and not overwrite:
+            raise UserError(f"{directory}: holds results already; choose another --name, or --overwrite, or --resume")
+        with _folder(directory), tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot hold results ({error.strerror}); choose another --out or --name"
+        ) from error
+
+
+@contextlib.contextmanager
+def _folder(directory: Path) -> Iterator[None]:
+    """Make a folder for results and those above it; if there is no checkpoint in the end, what was made goes again."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a folder that holds something else stays; one may not have come to be
+            if made and not (directory / checkpoint.FILE_NAME).exists():
+                _clear(directory)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _clear(directory: Path) -> None:
+    """Remove the results of another run."""
     for name in FILES:
         (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / TENSORBOARD_FOLDER, ignore_errors=True)
