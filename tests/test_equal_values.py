@@ -61,6 +61,18 @@ def test_a_constant_plane_stays_constant(
 
 
 @each_compiled
+@each_format
+def test_an_infinity_changes_no_other_pixel(format: torch.memory_format, backend: Any) -> None:
+    """Kernels take another formula where a scale is infinite."""
+    x = of_channels(torch.ones(2, 1, 27, 27, device=DEVICE), torch.float32, format)
+    with fastcnn.use_backend(backend[0]):
+        expected = FF.local_response_norm(x, **LRN)
+        x[0, 2, 0, 0] = float("inf")
+        y = FF.local_response_norm(x, **LRN)
+    assert torch.equal(y.flatten(2)[..., 1:], expected.flatten(2)[..., 1:])
+
+
+@each_compiled
 @each_dtype
 @each_format
 def test_equal_values_stay_equal(format: torch.memory_format, dtype: torch.dtype, backend: Any) -> None:

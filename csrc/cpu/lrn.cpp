@@ -148,7 +148,8 @@ bool needs_copy(const Layout& layout) {
 template <class T, Power POWER, class Sum>
 FASTCNN_HOST_DEVICE void normalise(
     const float* __restrict x, const Sum& sum, int64_t count, const LRN& norm, T* __restrict y) {
-  if (POWER == Power::THREE_QUARTERS && may_multiply(norm)) {
+  const bool multiplied = POWER == Power::THREE_QUARTERS && may_multiply(norm);
+  if (multiplied) {
     int32_t largest = 0;
     for (int64_t i = 0; i < count; ++i) {
       const float scale = lrn_scale(norm, sum(i));
@@ -160,7 +161,10 @@ FASTCNN_HOST_DEVICE void normalise(
     }
   }
   for (int64_t i = 0; i < count; ++i) {
-    y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum(i))).factor);
+    const float scale = lrn_scale(norm, sum(i));
+    if (!multiplied || bits_of(scale) >= INFINITE) {  // the line's others keep the bits that they have elsewhere
+      y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, scale).factor);
+    }
   }
 }
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "host_device.h"
+#include "rounding.h"
 
 namespace fastcnn {
 
@@ -22,7 +22,7 @@ inline LRN make_norm(int64_t size, double alpha, double beta, double k) {
 }
 
 FASTCNN_HOST_DEVICE float lrn_scale(const LRN& norm, float sum_of_squares) {
-  return norm.k + norm.alpha * sum_of_squares;
+  return multiply_add(norm.alpha, sum_of_squares, norm.k);
 }
 
 // 1 / sqrt(value), on the GPU to two units in the last place.
@@ -74,7 +74,7 @@ FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
 
 // The gradient of x, given the sum of grad * x * scale ** (-beta - 1) over the windows that hold it.
 FASTCNN_HOST_DEVICE float lrn_gradient(const LRN& norm, float grad, float x, float factor, float through) {
-  return grad * factor - 2.0f * norm.alpha * norm.beta * x * through;
+  return multiply_add(grad, factor, -(2.0f * norm.alpha * norm.beta * x * through));
 }
 
 }  // namespace fastcnn
