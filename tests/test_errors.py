@@ -125,6 +125,9 @@ POOL_MISTAKES = {
     "stride 0": ({"stride": 0}, "stride"),
     "negative stride": ({"stride": -1}, "stride"),
     "float stride": ({"stride": 2.0}, "stride"),
+    "stride over an int": ({"stride": (2, 2**31), "ceil_mode": True}, "stride"),
+    "stride near the largest number": ({"stride": 2**62, "ceil_mode": True}, "stride"),
+    "window over an int": ({"kernel_size": (2, 2**62)}, "kernel_size"),
     "three strides": ({"stride": (2, 2, 2)}, "stride"),
     "negative padding": ({"padding": -1}, "padding"),
     "padding over half": ({"padding": 2}, "padding"),
@@ -143,6 +146,8 @@ LONE_POOL_MISTAKES = {
     "no rows": ({"input": IMAGE[:, :, :0]}, "input"),
     "dilation 0": ({"dilation": 0}, "dilation"),
     "negative dilation": ({"dilation": -1}, "dilation"),
+    "dilation over an int": ({"dilation": 2**31}, "dilation"),
+    "dilation of one place over an int": ({"kernel_size": 1, "dilation": 2**62}, "dilation"),
     "dilated window too large": ({"kernel_size": 3, "dilation": 4}, "kernel_size"),
     "padding over half of a dilated window": ({"kernel_size": 3, "dilation": 2, "padding": 2}, "padding"),
 }

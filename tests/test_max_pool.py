@@ -39,6 +39,12 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
         {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 1), "dilation": (2, 3), "ceil_mode": True},
     ),
     "stride over the window": ((1, 3, 9, 9), {"kernel_size": 2, "stride": 4}),
+    "stride over the image": ((2, 3, 9, 8), {"kernel_size": 2, "stride": (2, 2**29), "ceil_mode": True}),
+    "stride to the last column": ((1, 3, 7, 9), {"kernel_size": 3, "stride": (1, 9), "padding": 1, "ceil_mode": True}),
+    "dilated over the image": (
+        (1, 3, 9, 8),
+        {"kernel_size": (2, 3), "stride": 2**29, "dilation": (2**28, 2**27), "ceil_mode": True},
+    ),
     "whole image": ((3, 2, 4, 5), {"kernel_size": (4, 5)}),
     "one pixel": ((2, 3, 1, 1), {"kernel_size": 1}),
     "one channel": ((2, 1, 6, 6), {"kernel_size": 2}),
