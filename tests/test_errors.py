@@ -155,6 +155,7 @@ LRN_MISTAKES = {
     "two axes": ({"input": IMAGE[0, 0]}, "input"),
     "size 0": ({"size": 0}, "size"),
     "negative size": ({"size": -1}, "size"),
+    "size over an int64": ({"size": 2**63}, "size"),
     "float size": ({"size": 3.0}, "size"),
     "bool size": ({"size": True}, "size"),
     "None for size": ({"size": None}, "size"),

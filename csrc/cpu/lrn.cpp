@@ -375,7 +375,7 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   }
   with_type("lrn", x, [&](auto type) {
     using T = decltype(type);
-    lrn_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), make_norm(size, alpha, beta, k));
+    lrn_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), make_norm(size, alpha, beta, k, input.size(1)));
   });
   return y;
 }
@@ -393,7 +393,7 @@ Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, doubl
   }
   with_type("lrn_backward", x, [&](auto type) {
     using T = decltype(type);
-    const LRN norm = make_norm(size, alpha, beta, k);
+    const LRN norm = make_norm(size, alpha, beta, k, input.size(1));
     lrn_backward_into(data<T>(x), data<T>(from), mutable_data<T>(dx), layout(x, channels_last), norm);
   });
   return dx;

@@ -197,7 +197,14 @@ __device__ __forceinline__ Factors factors_at(
     sum = multiply_add(value, value, sum);
   }
   const float scale = lrn_scale(norm, sum);
-  return norm.beta == 0.75f ? lrn_factors<Power::THREE_QUARTERS>(norm, scale) : lrn_factors<Power::ANY>(norm, scale);
+  switch (power_of(norm.beta)) {
+    case Power::THREE_QUARTERS:
+      return lrn_factors<Power::THREE_QUARTERS>(norm, scale);
+    case Power::ZERO:
+      return lrn_factors<Power::ZERO>(norm, scale);
+    default:
+      return lrn_factors<Power::ANY>(norm, scale);
+  }
 }
 
 // What the i-th element of a dense tensor is. All indices are at least zero: divided without a sign they cost less.

@@ -16,9 +16,12 @@ struct LRN {
   float k;
 };
 
-// alpha as users give it, for the whole window.
-inline LRN make_norm(int64_t size, double alpha, double beta, double k) {
-  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
+// alpha as users give it, for the whole window. A window that reaches past all channels from each of them is no wider
+// than that needs: elsewhere it sees zeros.
+inline LRN make_norm(int64_t size, double alpha, double beta, double k, int64_t channels) {
+  const int64_t reached = 2 * channels + 1;
+  return {size < reached ? size : reached, static_cast<float>(alpha / static_cast<double>(size)),
+      static_cast<float>(beta), static_cast<float>(k)};
 }
 
 FASTCNN_HOST_DEVICE float lrn_scale(const LRN& norm, float sum_of_squares) {
@@ -48,7 +51,7 @@ FASTCNN_HOST_DEVICE float approximate_root(float value) {
 // Which formula serves a beta.
 enum class Power { THREE_QUARTERS, ZERO, ANY };
 
-inline Power power_of(double beta) {
+FASTCNN_HOST_DEVICE Power power_of(double beta) {
   return beta == 0.75 ? Power::THREE_QUARTERS : (beta == 0.0 ? Power::ZERO : Power::ANY);
 }
 
@@ -65,7 +68,7 @@ FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
     const float factor = root * approximate_root(root);
     return {factor, factor * root * root};
   } else if constexpr (POWER == Power::ZERO) {
-    return {1.0f, 1.0f / scale};
+    return {1.0f, 0.0f};  // beta takes it times zero, and a scale may be zero
   } else {
     const float factor = powf(scale, -norm.beta);
     return {factor, factor / scale};

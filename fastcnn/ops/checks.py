@@ -146,6 +146,8 @@ def check_lrn(function: str, input: Tensor, size: int, alpha: float, beta: float
     check_integer(function, "size", size)
     if size <= 0:
         raise wrong(function, "size", "a positive number of channels", size)
+    if size > MOST_CHANNELS:
+        raise wrong(function, "size", f"at most {MOST_CHANNELS} channels", size)
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         if not isinstance(value, (Number, Tensor)):
             raise wrong(function, name, "a number", repr(value), TypeError)
