@@ -255,7 +255,17 @@ using Lanes = float __attribute__((vector_size(LANES * sizeof(float))));
 constexpr int64_t AHEAD = 4 * LANES;  // pixels from the place that is read to the one that is fetched
 
 FASTCNN_HOST_DEVICE void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof(Lanes)); }
-FASTCNN_HOST_DEVICE void store(const Lanes& from, float* to) { std::memcpy(to, &from, sizeof(Lanes)); }
+
+// Store the lanes from `first` on.
+FASTCNN_HOST_DEVICE void store(const Lanes& from, int64_t first, float* to) {
+  if (first == 0) {
+    std::memcpy(to, &from, sizeof(Lanes));
+    return;
+  }
+  for (int64_t i = first; i < LANES; ++i) {
+    to[i] = from[i];
+  }
+}
 
 // Move what a window has seen on by a channel; the last place becomes zero.
 template <int64_t COUNT>
@@ -266,13 +276,14 @@ FASTCNN_HOST_DEVICE void move_on(Lanes (&window)[COUNT]) {
   window[COUNT - 1] = Lanes{};
 }
 
-// An image has so many `columns`; the last one begins early enough to be whole, and writes some pixels once more.
+// An image has so many `columns`; the last one begins early enough to be whole, and writes those of its pixels alone
+// that are in no other: that one may be another thread's.
 template <Power POWER>
 FASTCNN_CLONES void backward_columns(const float* x, const float* grad, float* dx, const Layout& layout, LRN norm,
     int64_t columns, int64_t begin, int64_t end) {
   const int64_t channels = layout.channels, plane = layout.pixels;
   for (int64_t column = begin; column < end; ++column) {
-    const int64_t pixel = std::min(column % columns * LANES, plane - LANES);
+    const int64_t own_pixel = column % columns * LANES, pixel = std::min(own_pixel, plane - LANES);
     const int64_t start = column / columns * channels * plane + pixel;
     // Of the channels that end two ahead of the one whose terms are taken: its own value is the third, and the
     // channel whose gradient is ready is the first.
@@ -307,7 +318,7 @@ FASTCNN_CLONES void backward_columns(const float* x, const float* grad, float* d
         for (int64_t i = 0; i < LANES; ++i) {
           result[i] = lrn_gradient(norm, scaled[0][i], values[0][i], 1.0f, through[i]);
         }
-        store(result, dx + start + ready * plane);
+        store(result, own_pixel - pixel, dx + start + ready * plane);
       }
     }
   }
