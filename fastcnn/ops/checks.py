@@ -154,10 +154,10 @@ def check_lrn(function: str, input: Tensor, size: int, alpha: float, beta: float
 
 
 def refuse_dtype(input: Tensor) -> str:
-    """Say why no kernel takes this dtype, or return an empty string."""
-    if input.dtype in KERNEL_DTYPES:
-        return ""
-    return f"takes argument 'input' in float32, float16 or bfloat16, got {input.dtype}"
+    """Say why no kernel takes elements of this dtype, or so kept, or return an empty string."""
+    if input.dtype not in KERNEL_DTYPES:
+        return f"takes argument 'input' in float32, float16 or bfloat16, got {input.dtype}"
+    return "" if input.layout is torch.strided else f"takes argument 'input' as a strided tensor, got {input.layout}"
 
 
 def refuse_window(name: str, window: Window) -> str:
