@@ -87,6 +87,19 @@ def test_indices_are_torchs(case: Any, format: torch.memory_format, backend: Any
 
 @each_backend
 @each_format
+def test_a_window_between_pixels_has_an_index_in_the_plane(format: torch.memory_format, backend: Any) -> None:
+    # In the padding on both sides and on no pixel. Stock itself must not run this: it writes outside its gradient.
+    x = torch.ones(2, 3, 3, 1, device=DEVICE).to(memory_format=format).requires_grad_()
+    with fastcnn.use_backend(backend[0]):
+        output, indices = FF.max_pool2d(x, (3, 2), padding=(0, 1), dilation=(1, 2), return_indices=True)
+    assert (output == float("-inf")).all()
+    assert (indices == 0).all()
+    (gradient,) = torch.autograd.grad(output.sum(), x)
+    assert (gradient == 0).all()
+
+
+@each_backend
+@each_format
 def test_special_values_go_through_as_in_torch(format: torch.memory_format, backend: Any) -> None:
     x = specials(2, 3, 9, 8).to(memory_format=format)
     assert_same(*both(kernel_size=3, stride=2, padding=1), (x,), backend)
