@@ -1,4 +1,4 @@
-# make demo | test | lint | bench-cpu: each installs what it needs into .venv, at the versions of constraints.txt.
+# make demo | test | lint | bench-cpu | wheel: each installs what it needs into .venv, at the versions of constraints.txt.
 # make gpu, sanitize, bench and bench-quick use the python that is there (PYTHON=...), with its own torch.
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0a;10.0
 export NVCC_APPEND_FLAGS ?= -Werror=all-warnings
 
-.PHONY: demo test zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan clean
+.PHONY: demo test zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
@@ -61,6 +61,11 @@ bench-cpu: $(VENV)/dev.stamp
 
 asan: $(VENV)/dev.stamp
 	bash tests/asan.sh
+
+# WITH: the torch beside which the wheel is tested.
+WITH ?= 2.11.0
+wheel: $(VENV)/dev.stamp
+	bash tests/wheel.sh $(WITH)
 
 # Built against the torch that is then there, not in an isolated environment with a torch of its own.
 $(VENV)/torch.stamp: $(BIN)/python constraints.txt

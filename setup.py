@@ -19,7 +19,10 @@ TORCH = (2, 11)
 CUDA = (12, 8)
 ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
 FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]
-CPU_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch has them
+CPU_FLAGS = [
+    *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unused-parameter"),  # torch has them
+    "-ffp-contract=off",  # a loop's vectors and its rest must round alike: equal inputs, equal outputs
+]
 CUDA_FLAGS = ["-O3", "-std=c++20", "-Xcompiler=-fvisibility=hidden"]
 
 

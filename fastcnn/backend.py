@@ -195,6 +195,9 @@ def _is_slower(op: str, function: str, input: Tensor) -> bool:
     if entry is None or input.dtype not in entry.dtypes:
         _say_once(function, input.dtype, device)
         return True
+    if input.layout is not torch.strided:
+        _say_once(function, f"no kernel takes {input.layout}", device)
+        return True
     if not entry.beats_stock(input):
         return True
     reason = MISSING[entry.backend]()

@@ -426,3 +426,41 @@ def test_auto_counts_the_dtype_that_autocast_gives():
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_the_extension_was_built_where_it_can_be():
     assert fastcnn.backends()["cpu"].reason == ""
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or not torch.backends.mkldnn.is_available(), reason="MKL-DNN is of the CPU")
+def test_a_tensor_that_is_not_strided_runs_the_stock_layers(caplog, monkeypatch):
+    monkeypatch.setattr("fastcnn.backend._said", set())
+    x = randn(8, 64, 40, 40)  # so large that auto takes a kernel
+    with caplog.at_level(logging.INFO, logger="fastcnn"):
+        actual = FF.max_pool2d(x.to_mkldnn(), 2)
+    torch.testing.assert_close(actual.to_dense(), F.max_pool2d(x, 2))
+    assert "max_pool2d runs the stock layers: no kernel takes torch._mkldnn (cpu)" in caplog.text
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or not torch.backends.mkldnn.is_available(), reason="MKL-DNN is of the CPU")
+def test_an_explicit_backend_names_the_layout_that_it_does_not_take():
+    with fastcnn.use_backend("triton"), pytest.raises(RuntimeError, match=r"as a strided tensor, got torch\._mkldnn"):
+        FF.max_pool2d(randn(1, 2, 4, 4).to_mkldnn(), 2)
+
+
+def test_an_extension_of_another_python_is_said(tmp_path):
+    """In a process of its own, from a copy of the package whose extension bears another Python's name."""
+    package = tmp_path / "fastcnn"
+    shutil.copytree(Path(fastcnn.__file__).parent, package, ignore=shutil.ignore_patterns("_C.*", "__pycache__"))
+    (package / "_C.cpython-399-other.so").touch()
+    code = """import sys
+sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in str(finder)]  # it knows the built extension
+import fastcnn
+print(fastcnn.__file__)
+print(fastcnn.backends()["cpu"].reason)"""
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert said[0] == str(package / "__init__.py")
+    assert said[1].startswith("the compiled extension was built for another Python (_C.cpython-399-other.so); build it")

@@ -146,6 +146,11 @@ def test_vmap_of_an_ensemble_of_modules():
         assert_equal_but_rounding(actual, torch.stack([layer(images) for layer in layers]))
 
 
+def test_vmap_over_no_parameters_says_why_it_cannot():
+    with pytest.raises(RuntimeError, match="slice by slice, and there is none"):
+        torch.vmap(FF.conv2d_relu)(randn(0, 2, 4, 6, 6), randn(0, 5, 4, 3, 3))
+
+
 def test_vmap_with_indices():
     images = randn(3, *IMAGE)
     actual = torch.vmap(lambda x: FF.max_pool2d(x, 3, 2, return_indices=True))(images)

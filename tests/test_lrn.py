@@ -31,6 +31,8 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "even size": ((2, 6, 4, 3), {"size": 4, "alpha": 2.0}),
     "size 1": ((1, 3, 4, 3), {"size": 1, "alpha": 2.0}),
     "size over the channels": ((1, 3, 2, 3), {"size": 9, "alpha": 2.0}),
+    "even size over the channels": ((1, 3, 2, 3), {"size": 8, "alpha": 2.0}),
+    "last size that misses a channel": ((1, 4, 2, 3), {"size": 6, "alpha": 2.0}),
     "size not unrolled": ((1, 12, 2, 3), {"size": 11, "alpha": 2.0}),
     "beta 0.5": ((1, 6, 4, 3), {"size": 3, "alpha": 2.0, "beta": 0.5}),
     "beta 1": ((1, 6, 4, 3), {"size": 3, "alpha": 2.0, "beta": 1.0}),
@@ -83,6 +85,30 @@ USUAL = {
 @each_format
 def test_usual_window(format: torch.memory_format, dtype: torch.dtype, case: Any, backend: Any) -> None:
     assert_parity(*both(size=5, alpha=2.0), (new(*case, dtype=dtype, format=format),), backend)
+
+
+@each_backend
+@each_format
+def test_a_window_of_any_size_sees_the_channels_that_there_are(format: torch.memory_format, backend: Any) -> None:
+    x = new(1, 4, 3, 3, dtype=torch.float32, format=format)
+    for size in (
+        2**40,
+        2**62,
+    ):  # alpha is of the whole window, so that it must grow with it; stock has no memory for one
+
+        def stock(x: torch.Tensor, alpha: float = 2.0) -> torch.Tensor:
+            return x / (1.0 + alpha * x.square().sum(1, keepdim=True)) ** 0.75
+
+        fast = partial(FF.local_response_norm, size=size, alpha=2.0 * size)
+        assert_same(fast, stock, (x,), backend)
+
+
+@each_backend
+@each_format
+def test_a_power_of_zero_changes_nothing(format: torch.memory_format, backend: Any) -> None:
+    x = torch.zeros(1, 24, 3, 3, device=DEVICE).to(memory_format=format)  # all scales are zero
+    assert_same(*both(size=5, beta=0.0, k=0.0), (x,), backend)
+    assert_same(*both(size=3, beta=0.0, k=0.0), (x,), backend)
 
 
 @each_backend

@@ -39,6 +39,12 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
         {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 1), "dilation": (2, 3), "ceil_mode": True},
     ),
     "stride over the window": ((1, 3, 9, 9), {"kernel_size": 2, "stride": 4}),
+    "stride over the image": ((2, 3, 9, 8), {"kernel_size": 2, "stride": (2, 2**29), "ceil_mode": True}),
+    "stride to the last column": ((1, 3, 7, 9), {"kernel_size": 3, "stride": (1, 9), "padding": 1, "ceil_mode": True}),
+    "dilated over the image": (
+        (1, 3, 9, 8),
+        {"kernel_size": (2, 3), "stride": 2**29, "dilation": (2**28, 2**27), "ceil_mode": True},
+    ),
     "whole image": ((3, 2, 4, 5), {"kernel_size": (4, 5)}),
     "one pixel": ((2, 3, 1, 1), {"kernel_size": 1}),
     "one channel": ((2, 1, 6, 6), {"kernel_size": 2}),
@@ -77,6 +83,19 @@ def test_indices_are_torchs(case: Any, format: torch.memory_format, backend: Any
     expected = F.max_pool2d(x, return_indices=True, **settings)
     assert indices.dtype == torch.int64
     torch.testing.assert_close((output, indices), tuple(expected), rtol=0, atol=0)
+
+
+@each_backend
+@each_format
+def test_a_window_between_pixels_has_an_index_in_the_plane(format: torch.memory_format, backend: Any) -> None:
+    # In the padding on both sides and on no pixel. Stock itself must not run this: it writes outside its gradient.
+    x = torch.ones(2, 3, 3, 1, device=DEVICE).to(memory_format=format).requires_grad_()
+    with fastcnn.use_backend(backend[0]):
+        output, indices = FF.max_pool2d(x, (3, 2), padding=(0, 1), dilation=(1, 2), return_indices=True)
+    assert (output == float("-inf")).all()
+    assert (indices == 0).all()
+    (gradient,) = torch.autograd.grad(output.sum(), x)
+    assert (gradient == 0).all()
 
 
 @each_backend

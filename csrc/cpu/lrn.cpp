@@ -148,7 +148,8 @@ bool needs_copy(const Layout& layout) {
 template <class T, Power POWER, class Sum>
 FASTCNN_HOST_DEVICE void normalise(
     const float* __restrict x, const Sum& sum, int64_t count, const LRN& norm, T* __restrict y) {
-  if (POWER == Power::THREE_QUARTERS && may_multiply(norm)) {
+  const bool multiplied = POWER == Power::THREE_QUARTERS && may_multiply(norm);
+  if (multiplied) {
     int32_t largest = 0;
     for (int64_t i = 0; i < count; ++i) {
       const float scale = lrn_scale(norm, sum(i));
@@ -160,7 +161,10 @@ FASTCNN_HOST_DEVICE void normalise(
     }
   }
   for (int64_t i = 0; i < count; ++i) {
-    y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, lrn_scale(norm, sum(i))).factor);
+    const float scale = lrn_scale(norm, sum(i));
+    if (!multiplied || bits_of(scale) >= INFINITE) {  // the line's others keep the bits that they have elsewhere
+      y[i] = static_cast<T>(x[i] * lrn_factors<POWER>(norm, scale).factor);
+    }
   }
 }
 
@@ -251,7 +255,17 @@ using Lanes = float __attribute__((vector_size(LANES * sizeof(float))));
 constexpr int64_t AHEAD = 4 * LANES;  // pixels from the place that is read to the one that is fetched
 
 FASTCNN_HOST_DEVICE void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof(Lanes)); }
-FASTCNN_HOST_DEVICE void store(const Lanes& from, float* to) { std::memcpy(to, &from, sizeof(Lanes)); }
+
+// Store the lanes from `first` on.
+FASTCNN_HOST_DEVICE void store(const Lanes& from, int64_t first, float* to) {
+  if (first == 0) {
+    std::memcpy(to, &from, sizeof(Lanes));
+    return;
+  }
+  for (int64_t i = first; i < LANES; ++i) {
+    to[i] = from[i];
+  }
+}
 
 // Move what a window has seen on by a channel; the last place becomes zero.
 template <int64_t COUNT>
@@ -262,13 +276,14 @@ FASTCNN_HOST_DEVICE void move_on(Lanes (&window)[COUNT]) {
   window[COUNT - 1] = Lanes{};
 }
 
-// An image has so many `columns`; the last one begins early enough to be whole, and writes some pixels once more.
+// An image has so many `columns`; the last one begins early enough to be whole, and writes those of its pixels alone
+// that are in no other: that one may be another thread's.
 template <Power POWER>
 FASTCNN_CLONES void backward_columns(const float* x, const float* grad, float* dx, const Layout& layout, LRN norm,
     int64_t columns, int64_t begin, int64_t end) {
   const int64_t channels = layout.channels, plane = layout.pixels;
   for (int64_t column = begin; column < end; ++column) {
-    const int64_t pixel = std::min(column % columns * LANES, plane - LANES);
+    const int64_t own_pixel = column % columns * LANES, pixel = std::min(own_pixel, plane - LANES);
     const int64_t start = column / columns * channels * plane + pixel;
     // Of the channels that end two ahead of the one whose terms are taken: its own value is the third, and the
     // channel whose gradient is ready is the first.
@@ -303,7 +318,7 @@ FASTCNN_CLONES void backward_columns(const float* x, const float* grad, float* d
         for (int64_t i = 0; i < LANES; ++i) {
           result[i] = lrn_gradient(norm, scaled[0][i], values[0][i], 1.0f, through[i]);
         }
-        store(result, dx + start + ready * plane);
+        store(result, own_pixel - pixel, dx + start + ready * plane);
       }
     }
   }
@@ -371,7 +386,7 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   }
   with_type("lrn", x, [&](auto type) {
     using T = decltype(type);
-    lrn_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), make_norm(size, alpha, beta, k));
+    lrn_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), make_norm(size, alpha, beta, k, input.size(1)));
   });
   return y;
 }
@@ -389,7 +404,7 @@ Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, doubl
   }
   with_type("lrn_backward", x, [&](auto type) {
     using T = decltype(type);
-    const LRN norm = make_norm(size, alpha, beta, k);
+    const LRN norm = make_norm(size, alpha, beta, k, input.size(1));
     lrn_backward_into(data<T>(x), data<T>(from), mutable_data<T>(dx), layout(x, channels_last), norm);
   });
   return dx;

@@ -46,13 +46,13 @@ std::tuple<Tensor, Tensor> run_lrn_pool(const Tensor& input, const LRN& norm, co
 Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size,
     Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
   const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  return std::get<0>(run_lrn_pool(input, make_norm(size, alpha, beta, k), window, false));
+  return std::get<0>(run_lrn_pool(input, make_norm(size, alpha, beta, k, input.size(1)), window, false));
 }
 
 std::tuple<Tensor, Tensor> lrn_pool_codes(const Tensor& input, int64_t size, double alpha, double beta, double k,
     Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
   const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  return run_lrn_pool(input, make_norm(size, alpha, beta, k), window, true);
+  return run_lrn_pool(input, make_norm(size, alpha, beta, k, input.size(1)), window, true);
 }
 
 Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha,
@@ -73,7 +73,7 @@ Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& 
   if (dx.numel() == 0) {
     return dx;
   }
-  const LRN norm = make_norm(size, alpha, beta, k);
+  const LRN norm = make_norm(size, alpha, beta, k, input.size(1));
   with_type("lrn_pool_backward", x, [&](auto type) {
     using T = decltype(type);
     const T *values = data<T>(x), *gradient = data<T>(from);

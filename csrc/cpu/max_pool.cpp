@@ -36,10 +36,11 @@ class Rows {
   Rows(const Window& window, const Plane& plane)
       : window_(window),
         plane_(plane),
-        stride_(window.columns.stride),
+        outside_(plane.width + window.columns.padding),
+        stride_(std::min(window.columns.stride, outside_)),
         count_(round_up(plane.out_width, LANES)),
-        phase_(count_ + (span(window.columns) - 1) / stride_ + LANES),
-        kept_(span(window.rows)),
+        phase_(count_ + std::min(span(window.columns) - 1, outside_) / stride_ + LANES),
+        kept_(std::min(span(window.rows), plane.height)),
         dealt_(stride_ * phase_, LOWEST),
         best_(kept_ * count_, LOWEST),
         code_(CODES ? kept_ * count_ : 0, NO_PLACE) {}
@@ -97,7 +98,7 @@ class Rows {
 
   // The values of one place of all windows.
   FASTCNN_HOST_DEVICE const float* place(int64_t s) const {
-    const int64_t column = s * window_.columns.dilation;
+    const int64_t column = std::min(s * window_.columns.dilation, outside_);
     return dealt_.data() + column % stride_ * phase_ + column / stride_;
   }
 
@@ -170,7 +171,8 @@ class Rows {
 
   const Window& window_;
   const Plane& plane_;
-  int64_t stride_;
+  int64_t outside_;  // a column, counted from the padding's first, that is in no image, nor any behind it
+  int64_t stride_;   // at most that: a larger one leaves a single window
   int64_t count_;
   int64_t phase_;
   int64_t kept_;

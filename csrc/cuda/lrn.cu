@@ -57,7 +57,8 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   const Layout shape = layout(x, channels_last);
   with_type("lrn", x, [&](auto type) {
     using T = decltype(type);
-    lrn_into<T>(device, path_of<T>(shape, size, beta, x, y), x, y, shape, make_norm(size, alpha, beta, k));
+    lrn_into<T>(
+        device, path_of<T>(shape, size, beta, x, y), x, y, shape, make_norm(size, alpha, beta, k, input.size(1)));
   });
   return y;
 }
@@ -79,7 +80,7 @@ Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, doubl
     using T = decltype(type);
     const Path path = path_of<T>(shape, size, beta, x, from, dx);
     const GivenGradient<T> source{data<T>(from)};
-    lrn_backward_into<T>(device, path, x, source, dx, shape, make_norm(size, alpha, beta, k));
+    lrn_backward_into<T>(device, path, x, source, dx, shape, make_norm(size, alpha, beta, k, input.size(1)));
   });
   return dx;
 }

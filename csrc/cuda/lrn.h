@@ -155,7 +155,7 @@ __device__ __forceinline__ Values<float, N - 2 * REACH> scales(const LRN& norm, 
   Values<float, N> squares;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    squares.at[i] = x.at[i] * x.at[i];
+    squares.at[i] = product(x.at[i], x.at[i]);
   }
   Values<float, N - 2 * REACH> result = window_sums(squares);
 #pragma unroll
@@ -194,10 +194,17 @@ __device__ __forceinline__ Factors factors_at(
   float sum = 0.0f;
   for (int64_t i = window.first; i < window.end; ++i) {
     const auto value = static_cast<float>(x[i * step]);
-    sum += value * value;
+    sum = multiply_add(value, value, sum);
   }
   const float scale = lrn_scale(norm, sum);
-  return norm.beta == 0.75f ? lrn_factors<Power::THREE_QUARTERS>(norm, scale) : lrn_factors<Power::ANY>(norm, scale);
+  switch (power_of(norm.beta)) {
+    case Power::THREE_QUARTERS:
+      return lrn_factors<Power::THREE_QUARTERS>(norm, scale);
+    case Power::ZERO:
+      return lrn_factors<Power::ZERO>(norm, scale);
+    default:
+      return lrn_factors<Power::ANY>(norm, scale);
+  }
 }
 
 // What the i-th element of a dense tensor is. All indices are at least zero: divided without a sign they cost less.

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(LRN_THREADS)
     const Factors factors = lrn_factors<Power::THREE_QUARTERS>(norm, scale.at[j]);
     factor.at[j] = factors.factor;
     // what is no channel hands nothing on, not even the NaN of a zero scale
-    through.at[j] = exists<T, REACH>(run, j) ? grad.at[j] * values.at[j + REACH] * factors.next : 0.0f;
+    through.at[j] = exists<T, REACH>(run, j) ? product(grad.at[j] * values.at[j + REACH], factors.next) : 0.0f;
   }
   Values<float, RUN<T>> result = window_sums(through);
 #pragma unroll

@@ -280,7 +280,7 @@ std::tuple<Tensor, Tensor> forward(
   with_type("lrn_pool", x, [&](auto type) {
     using T = decltype(type);
     const Path path = path_of<T>(sizes, size, beta, x, y);
-    fits = lrn_pool_into<T>(device, path, x, y, codes, sizes, make_norm(size, alpha, beta, k), pooling);
+    fits = lrn_pool_into<T>(device, path, x, y, codes, sizes, make_norm(size, alpha, beta, k, input.size(1)), pooling);
   });
   if (!fits) {
     return pool(lrn(x, size, alpha, beta, k), std::nullopt, window, false, with_codes);
@@ -326,7 +326,7 @@ Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& 
     using T = decltype(type);
     const Path path = path_of<T>(sizes, size, beta, x, from, places, dx);
     const PooledGradient<T> source{data<T>(from), data<uint8_t>(places), make_pool(window, plane)};
-    lrn_backward_into<T>(device, path, x, source, dx, sizes, make_norm(size, alpha, beta, k));
+    lrn_backward_into<T>(device, path, x, source, dx, sizes, make_norm(size, alpha, beta, k, input.size(1)));
   });
   return dx;
 }

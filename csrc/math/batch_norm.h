@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "host_device.h"
+#include "rounding.h"
 
 namespace fastcnn {
 
@@ -12,7 +12,9 @@ FASTCNN_HOST_DEVICE float inverse_deviation(float variance, float eps) { return 
 
 // scale: the weight over the standard deviation. The mean comes off first: where values lie far from zero, a shift that
 // already holds the mean would cancel.
-FASTCNN_HOST_DEVICE float normalise(float x, float mean, float scale, float bias) { return (x - mean) * scale + bias; }
+FASTCNN_HOST_DEVICE float normalise(float x, float mean, float scale, float bias) {
+  return multiply_add(x - mean, scale, bias);
+}
 
 // Where the sums of a channel start from: a value of its own, so that a mean far from zero costs no precision.
 FASTCNN_HOST_DEVICE float origin_of(float first) { return first - first == 0.0f ? first : 0.0f; }

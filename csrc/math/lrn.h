@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "host_device.h"
+#include "rounding.h"
 
 namespace fastcnn {
 
@@ -16,13 +16,16 @@ struct LRN {
   float k;
 };
 
-// alpha as users give it, for the whole window.
-inline LRN make_norm(int64_t size, double alpha, double beta, double k) {
-  return {size, static_cast<float>(alpha / static_cast<double>(size)), static_cast<float>(beta), static_cast<float>(k)};
+// alpha as users give it, for the whole window. A window that reaches past all channels from each of them is no wider
+// than that needs: elsewhere it sees zeros.
+inline LRN make_norm(int64_t size, double alpha, double beta, double k, int64_t channels) {
+  const int64_t reached = 2 * channels + 1;
+  return {size < reached ? size : reached, static_cast<float>(alpha / static_cast<double>(size)),
+      static_cast<float>(beta), static_cast<float>(k)};
 }
 
 FASTCNN_HOST_DEVICE float lrn_scale(const LRN& norm, float sum_of_squares) {
-  return norm.k + norm.alpha * sum_of_squares;
+  return multiply_add(norm.alpha, sum_of_squares, norm.k);
 }
 
 // 1 / sqrt(value), on the GPU to two units in the last place.
@@ -48,7 +51,7 @@ FASTCNN_HOST_DEVICE float approximate_root(float value) {
 // Which formula serves a beta.
 enum class Power { THREE_QUARTERS, ZERO, ANY };
 
-inline Power power_of(double beta) {
+FASTCNN_HOST_DEVICE Power power_of(double beta) {
   return beta == 0.75 ? Power::THREE_QUARTERS : (beta == 0.0 ? Power::ZERO : Power::ANY);
 }
 
@@ -65,7 +68,7 @@ FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
     const float factor = root * approximate_root(root);
     return {factor, factor * root * root};
   } else if constexpr (POWER == Power::ZERO) {
-    return {1.0f, 1.0f / scale};
+    return {1.0f, 0.0f};  // beta takes it times zero, and a scale may be zero
   } else {
     const float factor = powf(scale, -norm.beta);
     return {factor, factor / scale};
@@ -74,7 +77,7 @@ FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
 
 // The gradient of x, given the sum of grad * x * scale ** (-beta - 1) over the windows that hold it.
 FASTCNN_HOST_DEVICE float lrn_gradient(const LRN& norm, float grad, float x, float factor, float through) {
-  return grad * factor - 2.0f * norm.alpha * norm.beta * x * through;
+  return multiply_add(grad, factor, -(2.0f * norm.alpha * norm.beta * x * through));
 }
 
 }  // namespace fastcnn

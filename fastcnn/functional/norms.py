@@ -21,12 +21,13 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         alpha, beta, k: the formula's constants.
 
     Returns:
-        The shape and dtype of `input`, under autocast too (torch turns to float32 there).
+        The shape and dtype of `input`, under autocast too (torch turns to float32 there). A kernel's output is
+        contiguous, or channels_last where `input` is; stock keeps the strides of a transposed one, too.
 
     Raises:
         TypeError: `input` is not a tensor or `size` not an integer.
         ValueError: `input` has fewer than three axes.
-        RuntimeError: `size` is not positive.
+        RuntimeError: `size` is not positive, or no 64-bit integer.
 
     Example:
         >>> import torch, fastcnn.functional as FF

@@ -78,6 +78,8 @@ def vmap_over_batch(function: Any, info: Any, in_dims: tuple[Any, ...], args: tu
         batched = args[0].movedim(in_dims[0], 0)
         outputs = function.apply(batched.flatten(0, 1), *args[1:])
         return _each(outputs, lambda out: out.unflatten(0, batched.shape[:2])), _each(outputs, lambda out: 0)
+    if info.batch_size == 0:
+        raise RuntimeError(f"{function.__name__}: vmap over parameters runs slice by slice, and there is none (size 0)")
     slices = [
         function.apply(*(arg.select(in_dims[j], i) if mapped[j] else arg for j, arg in enumerate(args)))
         for i in range(info.batch_size)

@@ -10,6 +10,8 @@ from torch import Tensor
 from fastcnn.shapes import MAX_WINDOW_PLACES, Window
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MOST_PIXELS = 2**31 - 1  # of a pool's window, stride, padding or dilation: torch takes them as C's int
+MOST_CHANNELS = 2**63 - 1  # of an LRN's window
 
 
 def run_stock(reference: Callable[..., Any], check: Callable[..., object], *arguments: Any) -> Any:
@@ -79,6 +81,10 @@ def check_window(function: str, window: Window, prefix: str, channels: int, heig
     if min(window.size) <= 0:
         raise wrong(function, size_name, "positive sizes", window.size)
     check_steps(function, window, prefix)
+    steps = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation}
+    for name, pixels in {size_name: window.size, **{prefix + step: given for step, given in steps.items()}}.items():
+        if max(pixels) > MOST_PIXELS:
+            raise wrong(function, name, f"at most {MOST_PIXELS}", pixels)
     half = (window.size[0] // 2, window.size[1] // 2)
     if window.padding[0] > half[0] or window.padding[1] > half[1]:
         raise wrong(function, prefix + "padding", f"at most half of the window, {half}", window.padding)
@@ -140,16 +146,18 @@ def check_lrn(function: str, input: Tensor, size: int, alpha: float, beta: float
     check_integer(function, "size", size)
     if size <= 0:
         raise wrong(function, "size", "a positive number of channels", size)
+    if size > MOST_CHANNELS:
+        raise wrong(function, "size", f"at most {MOST_CHANNELS} channels", size)
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         if not isinstance(value, (Number, Tensor)):
             raise wrong(function, name, "a number", repr(value), TypeError)
 
 
 def refuse_dtype(input: Tensor) -> str:
-    """Say why no kernel takes this dtype, or return an empty string."""
-    if input.dtype in KERNEL_DTYPES:
-        return ""
-    return f"takes argument 'input' in float32, float16 or bfloat16, got {input.dtype}"
+    """Say why no kernel takes elements of this dtype, or so kept, or return an empty string."""
+    if input.dtype not in KERNEL_DTYPES:
+        return f"takes argument 'input' in float32, float16 or bfloat16, got {input.dtype}"
+    return "" if input.layout is torch.strided else f"takes argument 'input' as a strided tensor, got {input.layout}"
 
 
 def refuse_window(name: str, window: Window) -> str:

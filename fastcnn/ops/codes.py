@@ -9,13 +9,13 @@ from fastcnn.shapes import RELU_OFF, Window
 def codes_to_indices(codes: Tensor, window: Window, width: int) -> Tensor:
     """Return torch's int64 indices into the H*W plane from codes: (N, C, OH, OW).
 
-    Where ReLU is off the index is that of no pixel: mask it out first.
+    Where there is no winner, as ReLU is off or the window covers no pixel, the index is 0: mask it out first.
     """
     columns = window.size[1]
     place = codes.to(torch.int64)
     row = _first(codes.shape[-2], window, 0, codes)[:, None] + place // columns * window.dilation[0]
     column = _first(codes.shape[-1], window, 1, codes) + place % columns * window.dilation[1]
-    return row * width + column
+    return torch.where(codes == RELU_OFF, 0, row * width + column)
 
 
 def _first(count: int, window: Window, axis: int, like: Tensor) -> Tensor:
@@ -24,8 +24,7 @@ def _first(count: int, window: Window, axis: int, like: Tensor) -> Tensor:
 
 def unpool(grad: Tensor, codes: Tensor, window: Window, height: int, width: int) -> Tensor:
     """Send each pooled gradient back to its winner, in stock operations: (N, C, OH, OW) -> (N, C, height, width)."""
-    on = codes != RELU_OFF
-    index = torch.where(on, codes_to_indices(codes, window, width), 0)
+    index = codes_to_indices(codes, window, width)
     plane = grad.new_zeros(*grad.shape[:2], height * width)
-    plane = plane.scatter_add(2, index.flatten(2), torch.where(on, grad, 0).flatten(2))
+    plane = plane.scatter_add(2, index.flatten(2), torch.where(codes == RELU_OFF, 0, grad).flatten(2))
     return plane.unflatten(2, (height, width))

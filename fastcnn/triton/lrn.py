@@ -90,6 +90,8 @@ def window_term(
     x_ptr, grad_ptr, c, j, p, mask, C, P, SIZE: tl.constexpr, alpha, beta, k, KIND: tl.constexpr, CL: tl.constexpr
 ):
     """Return grad * x * s ** (-beta - 1) of the j-th channel whose window holds c: c - (size - 1) // 2 + j."""
+    if KIND == "0":  # beta takes it times zero, and a scale may be zero
+        return tl.zeros(mask.shape, tl.float32)
     other = c + (j - (SIZE - 1) // 2)
     scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CL)
     grad = load_channel(grad_ptr, other, p, mask, C, P, CL)
@@ -147,12 +149,19 @@ def power_kind(beta: float) -> str:
     return {0.75: "3/4", 0.0: "0"}.get(beta, "any")
 
 
+def reaching(norm: LRN, channels: int) -> LRN:
+    """Return the norm with a window no wider than holds all channels wherever it lies, and its part of alpha."""
+    size = min(norm.size, 2 * channels + 1)
+    return norm._replace(size=size, alpha=norm.alpha * (size / norm.size))
+
+
 def launch(kernel, tensors: tuple[Tensor, ...], norm: LRN) -> None:
     """Launch a kernel over dense tensors of the same (N, C, *) and layout."""
     x = tensors[0]
     if x.numel() == 0:
         return
     images, channels = x.shape[:2]
+    norm = reaching(norm, channels)
     pixels = x[0, 0].numel()
     channels_last = is_channels_last(x)
     tiles = tiling(pixels, channels, channels_last, elements=512)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import LRN, Window, memory_format
-from fastcnn.triton.lrn import UNROLLED, load_channel, normalise, power, power_kind, window_scale
+from fastcnn.triton.lrn import UNROLLED, load_channel, normalise, power, power_kind, reaching, window_scale
 from fastcnn.triton.max_pool import unpool
 from fastcnn.triton.tiles import dense, indices, is_channels_last, is_wide, offset, tile_position, tiling
 
@@ -74,6 +74,8 @@ def pooled_window_term(
     WINDOW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Return what lrn.window_term returns, its gradient unpooled."""
+    if KIND == "0":
+        return tl.zeros(mask.shape, tl.float32)
     other = c + (j - (SIZE - 1) // 2)
     exists = mask & ((other >= 0) & (other < C))[None, :]
     scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
@@ -141,6 +143,7 @@ def lrn_pool_backward_kernel(
 def _forward(input: Tensor, norm: LRN, window: Window, codes: bool) -> tuple[Tensor, Tensor | None]:
     x = dense(input)
     images, channels, height, width = x.shape
+    norm = reaching(norm, channels)
     out_height, out_width = window.output_size(height, width)
     channels_last = is_channels_last(input)
     shape = (images, channels, out_height, out_width)
@@ -172,7 +175,7 @@ def lrn_pool_backward(
     grad: Tensor, codes: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, *window
 ) -> Tensor:
     """Operator ``fastcnn::lrn_pool_backward.triton``."""
-    pool = Window.of(*window)
+    pool, norm = Window.of(*window), reaching(LRN(size, alpha, beta, k), input.shape[1])
     format = memory_format(input)
     x = dense(input)
     images, channels, height, width = x.shape
@@ -183,7 +186,7 @@ def lrn_pool_backward(
         lrn_pool_backward_kernel[tiles.grid(images)](
             grad.contiguous(memory_format=format), codes, x, dx,
             channels, height, width, codes.shape[2], codes.shape[3], tiles.blocks_p, tiles.blocks_c,
-            alpha, beta, k, SIZE=size, KIND=power_kind(beta), WINDOW=pool,
+            norm.alpha, beta, k, SIZE=norm.size, KIND=power_kind(beta), WINDOW=pool,
             CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
         )  # fmt: skip
     return dx
