@@ -48,6 +48,17 @@ class Statements(Layers):
         return activated  # noqa: RET504
 
 
+class Annotated(Layers):
+    def forward(self, x):
+        y: torch.Tensor = self.conv1(x)
+        z: torch.Tensor = F.relu(y)
+        for layer in self.body:
+            z: torch.Tensor = layer(z)
+        out: torch.Tensor = self.conv2(z)
+        out += z
+        return F.relu(out)
+
+
 class Methods(Layers):
     def forward(self, x):
         return self.conv2(self.conv1(x).relu()).relu_()
@@ -145,6 +156,7 @@ class Captured(Layers):
 NETWORKS = {
     Nested: [CONV_POOL, CONV_POOL, LINEAR],
     Statements: [CONV_POOL, CONV],
+    Annotated: [CONV, CONV_POOL, "add_relu"],
     Methods: [CONV, CONV],
     Helper: ["local_response_norm_max_pool2d"],
     Loops: [CONV, CONV, CONV, CONV, CONV_POOL],
@@ -484,11 +496,22 @@ def test_what_cannot_be_read_stays_as_it_is_and_the_log_says_why(case, caplog, m
     assert re.search(reason, message)
 
 
+class InOneLine(Layers):
+    def forward(self, x):
+        y = F.max_pool2d(F.relu(self.conv1(F.max_pool2d(F.relu(self.conv2(x)), 2))), 2)
+        return F.relu(y + F.max_pool2d(F.relu(self.fc(x)), 2))
+
+
 def test_log_tells_what_was_fused(caplog, monkeypatch):
     monkeypatch.setattr(importlib.import_module("fastcnn.fuse"), "_said", set())
     with caplog.at_level(logging.INFO, "fastcnn"):
         fastcnn.fuse(Statements())
+        fastcnn.fuse(InOneLine())
     assert "self.pool(self.relu(self.conv1(x)))" in caplog.text
+    inner = "F.max_pool2d(F.relu(self.conv2(x)), 2)"
+    assert f"{inner}; F.max_pool2d(F.relu(self.conv1({inner})), 2)" in caplog.text
+    assert "F.relu(y + F.max_pool2d(F.relu(self.fc(x)), 2))" in caplog.text
+    assert "__fastcnn" not in caplog.text
 
 
 def test_nothing_to_fuse_leaves_the_very_module():
