@@ -453,6 +453,13 @@ class Registering(Layers):
         return F.relu(self.conv1(x))
 
 
+class LooksAtItself(Layers):
+    def forward(self, x):
+        hidden = self.conv1(x)
+        output = F.relu(hidden)
+        return eval("hidden") + output
+
+
 def made_by_exec():
     names = {"Layers": Layers, "F": F}
     exec("class Unseen(Layers):\n def forward(self, x):\n  return F.relu(self.conv1(x))", names)
@@ -475,6 +482,7 @@ def edited_since():
 LEFT = {
     "decorated": (Decorated, "as a decorator makes"),
     "registering subclasses": (Registering, "__init_subclass__"),
+    "looking at its variables": (LooksAtItself, "its forward may look at its own variables, by eval"),
     "without a source": (made_by_exec, "source of its forward is not available"),
     "forward on the instance": (with_another_forward, "replaced on the instance"),
     "edited since": (edited_since, "not what its source file says"),
@@ -512,6 +520,11 @@ def test_log_tells_what_was_fused(caplog, monkeypatch):
     assert f"{inner}; F.max_pool2d(F.relu(self.conv1({inner})), 2)" in caplog.text
     assert "F.relu(y + F.max_pool2d(F.relu(self.fc(x)), 2))" in caplog.text
     assert "__fastcnn" not in caplog.text
+
+
+def test_values_that_a_forward_looks_up_by_name_are_there():
+    model = LooksAtItself()
+    assert_runs_alike(fastcnn.fuse(model), model)
 
 
 def test_nothing_to_fuse_leaves_the_very_module():

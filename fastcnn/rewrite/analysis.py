@@ -5,7 +5,7 @@ import inspect
 import operator
 from abc import ABCMeta
 from collections.abc import Iterator
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -22,6 +22,7 @@ Plan = tuple[Method, ...]
 SEQUENTIAL: Method = ("forward", frozenset({("self", Callee("layers", None))}))  # the forward of nn.Sequential
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
+_LOOK_AT_VARIABLES = frozenset({"locals", "vars", "eval", "exec", "dir", "_getframe", "currentframe"})
 _ROWS = (nn.Sequential, nn.ModuleList)
 
 
@@ -97,6 +98,8 @@ def _methods(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, An
             node, _ = definition(function)
             if node.name != name:
                 raise Unreadable(f"its {name} is a function named {node.name}, as a decorator makes")
+            if looks := _names_of(function.__code__) & _LOOK_AT_VARIABLES:
+                raise Unreadable(f"its {name} may look at its own variables, by {min(looks)}")
         except Unreadable:
             if name == "forward":
                 raise
@@ -104,6 +107,12 @@ def _methods(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, An
         owner = _own_name(node)
         waiting += [each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and _is(each.value, owner)]
         yield name, function, node
+
+
+def _names_of(code: CodeType) -> set[str]:
+    """Return the globals and attributes that a function uses, with those of the functions in it."""
+    inner = [_names_of(each) for each in code.co_consts if isinstance(each, CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _is(node: ast.expr, name: str) -> bool:
