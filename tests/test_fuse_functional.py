@@ -107,6 +107,22 @@ class Branches(Layers):
         return (x, torch.cat(parts, 1)) if both else torch.cat(parts, 1)
 
 
+class Inherits(Nested):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class InheritsTwice(Inherits):
+    def forward(self, image, scale=2.0):
+        image = F.relu(super().forward(image)) + super().forward(image)
+        return image * scale
+
+
+class InheritsHelper(Helper):
+    def _features(self, x):
+        return super()._features(F.relu(self.conv1(x)))
+
+
 class KeptValue(Layers):
     """Each value between conv and ReLU is looked at again."""
 
@@ -162,6 +178,9 @@ NETWORKS = {
     Loops: [CONV, CONV, CONV, CONV, CONV_POOL],
     Residual: [CONV, "add_relu"],
     Branches: [CONV, CONV, CONV],
+    Inherits: [CONV_POOL, CONV_POOL, LINEAR],
+    InheritsTwice: [CONV_POOL, CONV_POOL, LINEAR] * 2,
+    InheritsHelper: [CONV, "local_response_norm_max_pool2d"],
     KeptValue: [],
     Twice: [CONV, CONV, CONV],
     Lookalikes: [CONV, POOL],
@@ -432,6 +451,19 @@ def test_sequential_subclass_that_keeps_its_forward_runs_in_stages(stages):
     assert type(fastcnn.unfuse(fused)) is InheritedRow
 
 
+class RowOfItsOwn(nn.Sequential):
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        return x * 2
+
+
+def test_sequential_subclass_with_a_forward_of_its_own_runs_that(stages):
+    model = RowOfItsOwn(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert_runs_alike(fastcnn.fuse(model), model)
+    assert stages == [CONV]
+
+
 def twice(function):
     def call(self, x):
         return function(self, x) * 2
@@ -443,6 +475,11 @@ class Decorated(Layers):
     @twice
     def forward(self, x):
         return F.relu(self.conv1(x))
+
+
+class InheritsDecorated(Decorated):
+    def forward(self, x):
+        return super().forward(x) + 1
 
 
 class Registering(Layers):
@@ -481,6 +518,7 @@ def edited_since():
 
 LEFT = {
     "decorated": (Decorated, "as a decorator makes"),
+    "inheriting a decorated one": (InheritsDecorated, r"calls super\(\).forward, which is not followed: .* decorator"),
     "registering subclasses": (Registering, "__init_subclass__"),
     "looking at its variables": (LooksAtItself, "its forward may look at its own variables, by eval"),
     "without a source": (made_by_exec, "source of its forward is not available"),
