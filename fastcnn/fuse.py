@@ -38,8 +38,10 @@ def fuse(model: nn.Module) -> nn.Module:
     that it reads. A forward whose source cannot be read stays as it is, and the log `fastcnn` says why; at level INFO
     it also tells what was found. `fastcnn.explain` shows both.
 
-    `model` itself is left alone. The two share every layer, parameter, buffer and hook: training either trains both.
-    Names, keys and print stay equal. Where there is nothing to fuse, `model` itself comes back.
+    `model` itself is left alone. The two share layers, parameters and buffers: training either trains both. Names, keys
+    and print stay equal. Where there is nothing to fuse, `model` itself comes back. Use one of the two afterwards:
+    modules that run fused, and what refers to them, have a mode, attributes and hooks of their own. Modules that a
+    closure, or an object other than a list, a dict, a method or the like, refers to stay as they are; the log says so.
 
     Raises TypeError for what is not an `nn.Module`, or is scripted or compiled: fuse first, then compile.
 
