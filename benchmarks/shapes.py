@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import fastcnn
-import fastcnn.functional as FF
 from fastcnn.models import MODELS, ModelEntry
+from fastcnn.models.resnet import BasicBlock
 
 Shape = tuple[int, ...]
 
@@ -192,20 +191,16 @@ def layers(model: str, batch: int) -> tuple[Layer, ...]:
         network = fastcnn.unfuse(entry.build()).eval()
         image = torch.empty(batch, *entry.input_size)
     for name, module in network.named_modules():
-        if not list(module.children()):
+        if not list(module.children()) or isinstance(module, BasicBlock):
             module.register_forward_hook(functools.partial(_note, seen, name))
-    with torch.no_grad(), mock.patch.object(FF, "add_relu", functools.partial(_add_relu, seen)):
+    with torch.no_grad():
         network(image)
     return tuple(seen)
 
 
-def _add_relu(seen: list[Layer], input: Tensor, other: Tensor) -> Tensor:
-    block = seen[-1].name.partition(".shortcut")[0]
-    seen.append(Layer(block, AddReLU(), tuple(input.shape), tuple(input.shape)))
-    return torch.relu(input + other)
-
-
 def _note(seen: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if isinstance(module, BasicBlock):  # which ends with the sum
+        module, inputs = AddReLU(), (output,)
     seen.append(Layer(name, module, tuple(inputs[0].shape), tuple(output.shape)))
 
 

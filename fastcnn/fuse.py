@@ -1,25 +1,23 @@
 """Make an existing network run fused, and back: the same layers and parameters under other containers."""
 
 import logging
-from collections import OrderedDict
-from collections.abc import Callable
-from types import MethodType
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _WrappedHook
 
 from fastcnn.nn import LocalResponseNorm, MaxPool2d, Sequential
 from fastcnn.rewrite.analysis import analyse, role_of, stock_class
 from fastcnn.rewrite.classes import inherits_rewritten, rewritten_class
+from fastcnn.rewrite.references import copies, references
 
 __all__ = ["fuse", "unfuse"]
 
 logger = logging.getLogger("fastcnn")
 
-# Tells the class that a module shall have.
-_ClassOf: TypeAlias = Callable[[nn.Module], type[nn.Module]]
+# Tells the class that a module shall have, given why it must stay as it is or an empty string.
+_ClassOf: TypeAlias = Callable[[nn.Module, str], type[nn.Module]]
 
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Sequential: Sequential,
@@ -40,8 +38,10 @@ def fuse(model: nn.Module) -> nn.Module:
     that it reads. A forward whose source cannot be read stays as it is, and the log `fastcnn` says why; at level INFO
     it also tells what was found. `fastcnn.explain` shows both.
 
-    `model` itself is left alone. The two share every layer, parameter, buffer and hook: training either trains both.
-    Names, keys and print stay equal. Where there is nothing to fuse, `model` itself comes back.
+    `model` itself is left alone. The two share layers, parameters and buffers: training either trains both. Names, keys
+    and print stay equal. Where there is nothing to fuse, `model` itself comes back. Use one of the two afterwards:
+    modules that run fused, and what refers to them, have a mode, attributes and hooks of their own. Modules that a
+    closure, or an object other than a list, a dict, a method or the like, refers to stay as they are; the log says so.
 
     Raises TypeError for what is not an `nn.Module`, or is scripted or compiled: fuse first, then compile.
 
@@ -58,13 +58,13 @@ def fuse(model: nn.Module) -> nn.Module:
     _check(model)
     # The pools and norms of a Sequential run in its stages: they stay the very objects they are.
     kept = {
-        id(child): child
+        child
         for parent in model.modules()
         if type(parent) in (nn.Sequential, Sequential)
         for child in parent.children()
         if type(child) in (nn.MaxPool2d, nn.LocalResponseNorm)
     }
-    return _converted(model, _fused_class, done=dict(kept))
+    return _converted(model, _fused_class, kept)
 
 
 def unfuse(model: nn.Module) -> nn.Module:
@@ -80,7 +80,7 @@ def unfuse(model: nn.Module) -> nn.Module:
         <class 'torch.nn.modules.container.Sequential'>
     """
     _check(model)
-    return _converted(model, _unfused_class, done={})
+    return _converted(model, _unfused_class)
 
 
 def _check(model: object) -> None:
@@ -90,10 +90,10 @@ def _check(model: object) -> None:
         raise TypeError(f"model: expected layers in Python, got a {type(model).__name__}; fuse before scripting")
 
 
-def _fused_class(module: nn.Module) -> type[nn.Module]:
+def _fused_class(module: nn.Module, fixed: str) -> type[nn.Module]:
     kind = type(module)
     if kind in _FUSED:
-        return _FUSED[kind]
+        return _unless(fixed, kind, _FUSED[kind])
     if stock_class(kind) is not kind or inherits_rewritten(kind):  # fused before
         return kind
     analysis = analyse(module)
@@ -101,17 +101,27 @@ def _fused_class(module: nn.Module) -> type[nn.Module]:
         _say_once(f"fuse leaves {_title(kind)} as it is: {analysis.reason}")
     if not analysis.plan:
         return kind
-    stages = "; ".join(stage.source for stage in analysis.found) or "its children in a row"
-    _say_once(f"fuse runs in stages, in {_title(kind)}: {stages}")
-    return rewritten_class(kind, analysis.plan)
+    if not fixed:
+        stages = "; ".join(stage.source for stage in analysis.found) or "its children in a row"
+        _say_once(f"fuse runs in stages, in {_title(kind)}: {stages}")
+    return _unless(fixed, kind, rewritten_class(kind, analysis.plan))
+
+
+def _unless(fixed: str, kind: type[nn.Module], new_class: type[nn.Module]) -> type[nn.Module]:
+    """Return the new class of a module of class `kind`, or `kind` where there is a reason against it."""
+    if fixed and new_class is not kind:
+        _say_once(f"fuse leaves {_title(kind)} as it is: {fixed}")
+        return kind
+    return new_class
 
 
 def _title(kind: type[nn.Module]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _unfused_class(module: nn.Module) -> type[nn.Module]:
-    return _STOCK.get(type(module), stock_class(type(module)))
+def _unfused_class(module: nn.Module, fixed: str) -> type[nn.Module]:
+    kind = type(module)
+    return _unless(fixed, kind, _STOCK.get(kind, stock_class(kind)))
 
 
 _said: set[str] = set()
@@ -123,40 +133,17 @@ def _say_once(message: str) -> None:
         logger.info(message)
 
 
-def _converted(module: nn.Module, class_of: _ClassOf, done: dict[int, nn.Module]) -> nn.Module:
-    """Give `module` under other classes; `done` keeps a module that stands in two places one module."""
-    if id(module) not in done:
-        done[id(module)] = _convert(module, class_of, done)
-    return done[id(module)]
-
-
-def _convert(module: nn.Module, class_of: _ClassOf, done: dict[int, nn.Module]) -> nn.Module:
-    if isinstance(module, torch.jit.ScriptModule):  # its forward is compiled and would not see new children
-        return module
-    children = {name: child and _converted(child, class_of, done) for name, child in module._modules.items()}
-    new_class = class_of(module)
-    if new_class is type(module) and all(child is module._modules[name] for name, child in children.items()):
-        return module
-    return _shell(module, new_class, children)
-
-
-def _shell(module: nn.Module, new_class: type[nn.Module], children: dict[str, nn.Module | None]) -> nn.Module:
-    """Copy `module` shallowly: its own attributes, parameters, buffers and hooks, but other children."""
-    if "_orig_mod" in children or module._compiled_call_impl is not None:
-        raise TypeError(f"model: expected layers not compiled yet, got a compiled {type(module).__name__}")
-    shell = object.__new__(new_class)  # no __init__: it would make new parameters
-    shell.__dict__.update({name: _rebound(value, module, shell) for name, value in module.__dict__.items()})
-    shell._modules = children
-    # These hooks hold a weak reference to their module, and the original may be dropped before the copy is.
-    hooks: dict[int, Any] = module._load_state_dict_pre_hooks
-    shell._load_state_dict_pre_hooks = OrderedDict(
-        (key, _WrappedHook(hook.hook, shell) if hook.with_module else hook) for key, hook in hooks.items()
-    )
-    return shell
-
-
-def _rebound(value: Any, module: nn.Module, shell: nn.Module) -> Any:
-    """Turn a method bound to `module`, kept as an attribute, into the same method of `shell`."""
-    if isinstance(value, MethodType) and value.__self__ is module:
-        return MethodType(value.__func__, shell)
-    return value
+def _converted(model: nn.Module, class_of: _ClassOf, kept: Collection[nn.Module] = ()) -> nn.Module:
+    """Give `model` under other classes, but for the modules in `kept`."""
+    found = references(model)
+    classes: dict[int, type[nn.Module]] = {}
+    for module in model.modules():
+        if (
+            isinstance(module, torch.jit.ScriptModule) or module in kept
+        ):  # a compiled forward would not see new children
+            continue
+        new_class = class_of(module, found.fixed.get(id(module), ""))
+        if new_class is not type(module):
+            classes[id(module)] = new_class
+    converted: nn.Module = copies(found, classes).get(id(model), model)
+    return converted

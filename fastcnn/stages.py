@@ -130,11 +130,6 @@ def _conv_bn_relu_pool(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d, relu: nn
     return _bn_relu_pool(F.conv2d(*conv_arguments(input, conv)), bn, relu, pool)
 
 
-def run_add_relu(input: Any, other: Any) -> Any:
-    """Add and take the ReLU as one."""
-    return F.relu(input + other) if is_recorded(input) else FF.add_relu(input, other)
-
-
 def _sum_relu(input: Any, addition: Any, _relu: Any) -> Any:
     other = addition.other
     if not (isinstance(input, Tensor) and isinstance(other, Tensor)):

@@ -48,6 +48,17 @@ class Statements(Layers):
         return activated  # noqa: RET504
 
 
+class Annotated(Layers):
+    def forward(self, x):
+        y: torch.Tensor = self.conv1(x)
+        z: torch.Tensor = F.relu(y)
+        for layer in self.body:
+            z: torch.Tensor = layer(z)
+        out: torch.Tensor = self.conv2(z)
+        out += z
+        return F.relu(out)
+
+
 class Methods(Layers):
     def forward(self, x):
         return self.conv2(self.conv1(x).relu()).relu_()
@@ -94,6 +105,22 @@ class Branches(Layers):
             x = F.relu(self.conv2(x))
         parts = [F.relu(self.conv2(x)), self.conv2(x)]
         return (x, torch.cat(parts, 1)) if both else torch.cat(parts, 1)
+
+
+class Inherits(Nested):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class InheritsTwice(Inherits):
+    def forward(self, image, scale=2.0):
+        image = F.relu(super().forward(image)) + super().forward(image)
+        return image * scale
+
+
+class InheritsHelper(Helper):
+    def _features(self, x):
+        return super()._features(F.relu(self.conv1(x)))
 
 
 class KeptValue(Layers):
@@ -145,11 +172,15 @@ class Captured(Layers):
 NETWORKS = {
     Nested: [CONV_POOL, CONV_POOL, LINEAR],
     Statements: [CONV_POOL, CONV],
+    Annotated: [CONV, CONV_POOL, "add_relu"],
     Methods: [CONV, CONV],
     Helper: ["local_response_norm_max_pool2d"],
     Loops: [CONV, CONV, CONV, CONV, CONV_POOL],
     Residual: [CONV, "add_relu"],
     Branches: [CONV, CONV, CONV],
+    Inherits: [CONV_POOL, CONV_POOL, LINEAR],
+    InheritsTwice: [CONV_POOL, CONV_POOL, LINEAR] * 2,
+    InheritsHelper: [CONV, "local_response_norm_max_pool2d"],
     KeptValue: [],
     Twice: [CONV, CONV, CONV],
     Lookalikes: [CONV, POOL],
@@ -420,6 +451,19 @@ def test_sequential_subclass_that_keeps_its_forward_runs_in_stages(stages):
     assert type(fastcnn.unfuse(fused)) is InheritedRow
 
 
+class RowOfItsOwn(nn.Sequential):
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        return x * 2
+
+
+def test_sequential_subclass_with_a_forward_of_its_own_runs_that(stages):
+    model = RowOfItsOwn(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert_runs_alike(fastcnn.fuse(model), model)
+    assert stages == [CONV]
+
+
 def twice(function):
     def call(self, x):
         return function(self, x) * 2
@@ -433,12 +477,24 @@ class Decorated(Layers):
         return F.relu(self.conv1(x))
 
 
+class InheritsDecorated(Decorated):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
 class Registering(Layers):
     def __init_subclass__(cls):
         raise AssertionError("no subclass shall be made")
 
     def forward(self, x):
         return F.relu(self.conv1(x))
+
+
+class LooksAtItself(Layers):
+    def forward(self, x):
+        hidden = self.conv1(x)
+        output = F.relu(hidden)
+        return eval("hidden") + output
 
 
 def made_by_exec():
@@ -462,7 +518,9 @@ def edited_since():
 
 LEFT = {
     "decorated": (Decorated, "as a decorator makes"),
+    "inheriting a decorated one": (InheritsDecorated, r"calls super\(\).forward, which is not followed: .* decorator"),
     "registering subclasses": (Registering, "__init_subclass__"),
+    "looking at its variables": (LooksAtItself, "its forward may look at its own variables, by eval"),
     "without a source": (made_by_exec, "source of its forward is not available"),
     "forward on the instance": (with_another_forward, "replaced on the instance"),
     "edited since": (edited_since, "not what its source file says"),
@@ -484,11 +542,27 @@ def test_what_cannot_be_read_stays_as_it_is_and_the_log_says_why(case, caplog, m
     assert re.search(reason, message)
 
 
+class InOneLine(Layers):
+    def forward(self, x):
+        y = F.max_pool2d(F.relu(self.conv1(F.max_pool2d(F.relu(self.conv2(x)), 2))), 2)
+        return F.relu(y + F.max_pool2d(F.relu(self.fc(x)), 2))
+
+
 def test_log_tells_what_was_fused(caplog, monkeypatch):
     monkeypatch.setattr(importlib.import_module("fastcnn.fuse"), "_said", set())
     with caplog.at_level(logging.INFO, "fastcnn"):
         fastcnn.fuse(Statements())
+        fastcnn.fuse(InOneLine())
     assert "self.pool(self.relu(self.conv1(x)))" in caplog.text
+    inner = "F.max_pool2d(F.relu(self.conv2(x)), 2)"
+    assert f"{inner}; F.max_pool2d(F.relu(self.conv1({inner})), 2)" in caplog.text
+    assert "F.relu(y + F.max_pool2d(F.relu(self.fc(x)), 2))" in caplog.text
+    assert "__fastcnn" not in caplog.text
+
+
+def test_values_that_a_forward_looks_up_by_name_are_there():
+    model = LooksAtItself()
+    assert_runs_alike(fastcnn.fuse(model), model)
 
 
 def test_nothing_to_fuse_leaves_the_very_module():

@@ -18,13 +18,13 @@ STEMS = (
 STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linear_relu_dropout")
 GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/
 
-# A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: models -> nn ->
-# stages -> functional -> ops -> backend -> tuning, and explain -> fuse -> rewrite -> nn; shapes, calls, algorithms
-# and available are leaves. The backend finds kernels by name, when first used.
+# A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: nn -> stages ->
+# functional -> ops -> backend -> tuning, and explain and models -> fuse -> rewrite -> nn; shapes, calls, algorithms and
+# available are leaves. The backend finds kernels by name, when first used.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
     "fastcnn": {"available", "backend", "explain", "functional", "fuse", "models", "nn", "optim"},
-    "models": {"models", "nn", "stages"},
+    "models": {"models", "fuse", "nn"},
     "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "backend", "train", "cli_options"},
     "fuse": {"nn", "rewrite"},
     "rewrite": {"rewrite", "nn", "stages", "calls"},

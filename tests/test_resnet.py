@@ -130,6 +130,19 @@ def test_initial_weights_are_the_papers():
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_sums_run_fused_and_unfuse_undoes_it(stages):
+    model, x = fastcnn.resnet_cifar().eval(), torch.randn(2, 3, 16, 16)
+    assert [row.stage for row in fastcnn.explain(model)].count("add+relu") == 6
+    scores = model(x)
+    assert stages.count("add_relu") == 6
+    stages.clear()
+    stock = fastcnn.unfuse(model)
+    torch.testing.assert_close(stock(x), scores)
+    assert stages == []
+    torch.testing.assert_close(torch.jit.script(stock)(x), scores)
+
+
 def test_traced_model_holds_torchs_operators():
     model = fastcnn.resnet_cifar().eval()
     x = torch.randn(2, 3, 16, 16)

@@ -7,7 +7,8 @@ from torch import nn
 
 from fastcnn import nn as fused_nn
 from fastcnn import stages as fused_stages
-from fastcnn.rewrite.analysis import Analysis, analyse, role_of
+from fastcnn.rewrite.analysis import Analysis, analyse, role_of, stock_class
+from fastcnn.rewrite.references import references
 
 _KINDS: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
@@ -57,12 +58,13 @@ def stages(model: nn.Module) -> list[Group]:
     """Return the stages of a fused model in the order of its modules."""
     names = names_of(model)
     groups: list[Group] = []
+    fixed = references(model).fixed
     for module in model.modules():
         if isinstance(module, (fused_nn.MaxPool2d, fused_nn.LocalResponseNorm)):
             if not any(module is each for group in groups for each in group.modules) and _runs(module):
                 groups.append(group_of((module,), names, ("",), (role_of(module) or "",)))
             continue
-        analysis = analyse(module)
+        analysis = _analysis(module, fixed)
         if _is_row(module, analysis):
             groups += _stages_in_a_row(module, names)
         for found in analysis.found:
@@ -79,8 +81,9 @@ def alone(model: nn.Module, fused: set[int]) -> Iterator[tuple[str, nn.Module, s
     """Yield the layers that could be fused and are not: name, layer, reason; `fused` are the ids of those that are."""
     names = names_of(model)
     said: set[int] = set()
+    fixed = references(model).fixed
     for parent in model.modules():
-        analysis = analyse(parent)
+        analysis = _analysis(parent, fixed)
         for child in parent.children():
             if isinstance(child, FUSIBLE) and id(child) not in fused | said:
                 said.add(id(child))
@@ -92,6 +95,14 @@ def alone(model: nn.Module, fused: set[int]) -> Iterator[tuple[str, nn.Module, s
 def names_of(model: nn.Module) -> dict[int, str]:
     """Return the first name of each module."""
     return {id(module): name for name, module in model.named_modules()}
+
+
+def _analysis(module: nn.Module, fixed: dict[int, str]) -> Analysis:
+    """Analyse a module; one that `fuse` had to leave as it is has no stages of its own."""
+    analysis = analyse(module)
+    if id(module) in fixed and stock_class(type(module)) is type(module):
+        return Analysis((), reason=analysis.reason or fixed[id(module)])
+    return analysis
 
 
 def _is_row(module: nn.Module, analysis: Analysis) -> bool:

@@ -1,10 +1,11 @@
 """The small residual network for CIFAR-10: its layer table and its block."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcnn.fuse import fuse
 from fastcnn.nn import Sequential
-from fastcnn.stages import run_add_relu
 
 __all__ = ["ResNetCifar", "resnet_cifar"]
 
@@ -38,7 +39,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x`: (N, in_channels, H, W)."""
-        return run_add_relu(self.layers(x), self.shortcut(x))
+        return F.relu(self.layers(x) + self.shortcut(x))
 
 
 class ResNetCifar(nn.Module):
@@ -62,7 +63,7 @@ class ResNetCifar(nn.Module):
         blocks: list[nn.Module] = []
         for out_channels, stride in STAGES:
             for block in range(BLOCKS):
-                blocks.append(BasicBlock(channels, out_channels, stride if block == 0 else 1))
+                blocks.append(fuse(BasicBlock(channels, out_channels, stride if block == 0 else 1)))
                 channels = out_channels
         self.blocks = Sequential(*blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)

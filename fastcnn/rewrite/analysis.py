@@ -5,7 +5,7 @@ import inspect
 import operator
 from abc import ABCMeta
 from collections.abc import Iterator
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -15,13 +15,28 @@ from fastcnn.calls import FUNCTIONS
 from fastcnn.rewrite.chains import ANY, Callee, Found, Link, Rewriter
 from fastcnn.rewrite.source import Unreadable, definition
 
-# A method's name and what its callees are: all that rewriting it depends on.
-Method = tuple[str, frozenset[tuple[str, Callee]]]
+
+class Method(NamedTuple):
+    """All that rewriting a method depends on."""
+
+    name: str
+    callees: frozenset[tuple[str, Callee]] = frozenset()
+    place: int | None = None  # in the class's __mro__, of whose method it is where `super` finds it
+    inherited: frozenset[tuple[str, str]] = frozenset()  # the attribute that stands for each ``super().<name>``
+
+    @property
+    def attribute(self) -> str:
+        """The name under which the rewritten method is found."""
+        return self.name if self.place is None else f"_fastcnn_{self.place}_{self.name}"
+
+
 Plan = tuple[Method, ...]
 
-SEQUENTIAL: Method = ("forward", frozenset({("self", Callee("layers", None))}))  # the forward of nn.Sequential
+SEQUENTIAL = Method("forward", frozenset({("", Callee("layers", None))}))  # what nn.Sequential inherits to others
+_OURS = ("torch.nn.", "fastcnn.nn")  # modules whose forwards are known
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
+_LOOK_AT_VARIABLES = frozenset({"locals", "vars", "eval", "exec", "dir", "_getframe", "currentframe"})
 _ROWS = (nn.Sequential, nn.ModuleList)
 
 
@@ -47,28 +62,45 @@ def stock_class(kind: type[nn.Module]) -> type[nn.Module]:
 def analyse(module: nn.Module) -> Analysis:
     """Find the stages in what a module's forward calls; the module is only looked at."""
     kind = stock_class(type(module))
-    if (kind.forward.__module__ or "").startswith(("torch.nn.", "fastcnn.nn")):
+    if (kind.forward.__module__ or "").startswith(_OURS):
         inherited = issubclass(kind, nn.Sequential) and kind.forward is nn.Sequential.forward
         return Analysis((SEQUENTIAL,) if inherited and _has_stage(tuple(module.children())) else ())
     if reason := _left_alone(module, kind):
         return Analysis((), reason=reason)
-    plan: list[Method] = []
+    methods: list[Method] = []
+    staged: set[str] = set()
+    reasons: list[str] = []
     found: list[Found] = []
     chains: list[tuple[str, ...]] = []
     layers: dict[str, nn.Module] = {}
     try:
-        for name, function, node in _methods(module, kind):
+        for method, function, node in _methods(module, kind, reasons):
             callees, values = _callees(function, node, module)
             layers |= values
             rewriter = rewriter_of(function, node, callees)
             rewriter.rewritten()
             chains += [tuple(link.text for link in chain) for chain in rewriter.chains]
+            methods.append(method._replace(callees=frozenset(callees.items())))
             if rewriter.found:
-                plan.append((name, frozenset(callees.items())))
+                staged.add(method.attribute)
                 found += rewriter.found
     except Unreadable as error:
         return Analysis((), reason=str(error))
-    return Analysis(tuple(plan), tuple(found), tuple(chains), layers=layers)
+    plan = _needed(methods, staged)
+    return Analysis(plan, tuple(found), tuple(chains), "" if plan else "; ".join(reasons), layers)
+
+
+def _needed(methods: list[Method], staged: set[str]) -> Plan:
+    """Return the methods in which there are stages, and those that call them by `super`."""
+    needed, more = set[str](), staged
+    while more:
+        needed |= more
+        more = {each.attribute for each in methods if needed.intersection(dict(each.inherited).values())} - needed
+    return tuple(
+        each._replace(inherited=frozenset(pair for pair in each.inherited if pair[1] in needed))
+        for each in methods
+        if each.attribute in needed
+    )
 
 
 def _left_alone(module: nn.Module, kind: type[nn.Module]) -> str:
@@ -84,26 +116,74 @@ def _left_alone(module: nn.Module, kind: type[nn.Module]) -> str:
     return ""
 
 
-def _methods(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, Any, ast.FunctionDef]]:
-    """Yield forward, and the methods that it calls on the module, and so on, as far as they can be read."""
-    waiting, seen = ["forward"], set()
+def _methods(
+    module: nn.Module, kind: type[nn.Module], reasons: list[str]
+) -> Iterator[tuple[Method, Any, ast.FunctionDef]]:
+    """Yield forward, and the methods that it calls on the module or inherits, and so on, as far as they can be read."""
+    waiting, seen = [Method("forward")], set()
     while waiting:
-        name = waiting.pop(0)
-        function = inspect.getattr_static(kind, name, None)
-        if name in seen or name in module.__dict__ or not callable(function) or isinstance(function, type):
+        method = waiting.pop(0)
+        function = function_of(kind, method)
+        if method in seen or not callable(function) or isinstance(function, type):
             continue
-        seen.add(name)
+        if method.place is None and method.name in module.__dict__:
+            continue
+        seen.add(method)
         try:
-            node, _ = definition(function)
-            if node.name != name:
-                raise Unreadable(f"its {name} is a function named {node.name}, as a decorator makes")
-        except Unreadable:
-            if name == "forward":
+            node = _readable(function, method.name)
+        except Unreadable as error:
+            if method == Method("forward"):
                 raise
+            if method.place is not None:
+                reasons.append(f"it calls super().{method.name}, which is not followed: {error}")
             continue
-        owner = _own_name(node)
-        waiting += [each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and _is(each.value, owner)]
-        yield name, function, node
+        owner = own_name(node)
+        called = [each for each in ast.walk(node) if isinstance(each, ast.Attribute)]
+        waiting += [Method(each.attr) for each in called if _is(each.value, owner)]
+        inherited = [Method(each.attr, place=_place(kind, function, each.attr)) for each in called if is_super(each)]
+        inherited = [each for each in inherited if each.place is not None]
+        waiting += inherited
+        yield method._replace(inherited=frozenset((each.name, each.attribute) for each in inherited)), function, node
+
+
+def function_of(kind: type[nn.Module], method: Method) -> Any:
+    """Return the function that a method is in a class, or None."""
+    if method.place is None:
+        return inspect.getattr_static(kind, method.name, None)
+    return vars(kind.__mro__[method.place])[method.name]
+
+
+def _readable(function: Any, name: str) -> ast.FunctionDef:
+    node, _ = definition(function)
+    if node.name != name:
+        raise Unreadable(f"its {name} is a function named {node.name}, as a decorator makes")
+    if looks := _names_of(function.__code__) & _LOOK_AT_VARIABLES:
+        raise Unreadable(f"its {name} may look at its own variables, by {min(looks)}")
+    return node
+
+
+def is_super(node: ast.Attribute) -> bool:
+    """Whether an attribute is ``super().<name>``."""
+    called = node.value
+    return isinstance(called, ast.Call) and _is(called.func, "super") and not (called.args or called.keywords)
+
+
+def _place(kind: type[nn.Module], function: FunctionType, name: str) -> int | None:
+    """Return the place of the class whose method ``super().<name>`` is, but for torch's own and ours."""
+    around = _variables_around(function)
+    order, owner = kind.__mro__, around.get("__class__")
+    if owner not in order or "super" in around or "super" in function.__code__.co_varnames:
+        return None
+    for i in range(order.index(owner) + 1, len(order)):
+        if name in vars(order[i]):
+            return None if order[i].__module__.startswith(_OURS) else i
+    return None
+
+
+def _names_of(code: CodeType) -> set[str]:
+    """Return the globals and attributes that a function uses, with those of the functions in it."""
+    inner = [_names_of(each) for each in code.co_consts if isinstance(each, CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _is(node: ast.expr, name: str) -> bool:
@@ -141,7 +221,8 @@ def _has_stage(layers: tuple[nn.Module, ...]) -> bool:
     return any(fused_stages.stage_at(roles, start) for start in range(len(roles)))
 
 
-def _own_name(node: ast.FunctionDef) -> str:
+def own_name(node: ast.FunctionDef) -> str:
+    """Return what a method calls the module."""
     arguments = [*node.args.posonlyargs, *node.args.args]
     if not arguments:
         raise Unreadable("its forward takes no self")
@@ -154,7 +235,7 @@ def _callees(
     """Return what the callees and the iterables of a function stand for, as far as the module alone tells, and which
     of them are modules.
     """
-    owner = _own_name(node)
+    owner = own_name(node)
     if any(isinstance(n, ast.Name) and n.id == owner and not isinstance(n.ctx, ast.Load) for n in ast.walk(node)):
         raise Unreadable(f"its forward changes {owner}")
     known = {owner: module} | _variables_around(function)

@@ -38,9 +38,9 @@ class Link(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A statement ``target = chain``, ``return chain`` or ``target += …``."""
+    """A statement ``target = chain``, with or without an annotation, ``return chain`` or ``target += …``."""
 
-    statement: ast.Assign | ast.Return | ast.AugAssign
+    statement: ast.Assign | ast.AnnAssign | ast.Return | ast.AugAssign
     target: str | None
     head: ast.expr
     links: list[Link]
@@ -53,6 +53,14 @@ class Found(NamedTuple):
     texts: tuple[str, ...]  # of the callees
     roles: tuple[str, ...]
     source: str
+
+
+class Part(NamedTuple):
+    """Links that run as one stage, or one link by itself: then `roles` is None."""
+
+    links: list[Link]
+    roles: tuple[str, ...] | None
+    source: str  # of the stage
 
 
 # Gives roles that begin at a place of a row, where they can form a stage; ANY stands for each role.
@@ -122,16 +130,15 @@ class Rewriter:
         return steps
 
     def _step(self, statement: ast.stmt) -> Step | None:
-        target = None
         if isinstance(statement, ast.AugAssign):
             return self._added_to(statement)
-        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-            if not isinstance(statement.targets[0], ast.Name):
-                return None
-            target = statement.targets[0].id
-        elif not isinstance(statement, ast.Return) or statement.value is None:
+        if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.Return)) or statement.value is None:
             return None
-        head, links = self._chain(statement.value)  # type: ignore[arg-type]
+        targets = _targets(statement)
+        if len(targets) > 1 or not all(isinstance(each, ast.Name) for each in targets):
+            return None
+        head, links = self._chain(statement.value)
+        target = targets[0].id if targets else None  # type: ignore[attr-defined]
         return Step(statement, target, head, links) if links else None
 
     def _added_to(self, statement: ast.AugAssign) -> Step | None:
@@ -149,7 +156,7 @@ class Rewriter:
         name = statement.target.id
         for each in reversed(before):
             if any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(each)):
-                step = self._step(each) if isinstance(each, ast.Assign) else None
+                step = self._step(each) if isinstance(each, (ast.Assign, ast.AnnAssign)) else None
                 made = step is not None and step.target == name and step.links[-1].role in MAKERS
                 return step.links[-1].item if step and made else None
         return None
@@ -200,10 +207,12 @@ class Rewriter:
         """Rewrite the chains anywhere in an expression."""
         head, links = self._chain(expression)
         if links:
-            self.chains.append(links)
+            parts = self._parts(head, links, {})
             inner = self._expression(head)
             self._visit_operands(links)
-            return self._joined(inner, links)
+            for part in parts:
+                inner = self._joined(inner, part)
+            return inner
         for name, value in ast.iter_fields(expression):
             if isinstance(value, ast.expr):
                 setattr(expression, name, self._expression(value))
@@ -217,14 +226,29 @@ class Rewriter:
             return value
         return self._expression(value) if isinstance(value, ast.expr) else value
 
-    def _joined(self, inner: ast.expr, links: list[Link]) -> ast.expr:
-        start = 0
+    def _parts(self, head: ast.expr, links: list[Link], ends: dict[int, Step]) -> list[Part]:
+        """Divide a chain into stages and calls by themselves, before anything in it changes."""
+        self.chains.append(links)
+        parts: list[Part] = []
+        inner, start = head, 0
         while start < len(links):
             roles = self.match(links, start)
-            end = start + len(roles or "1")
-            inner = self._stage(inner, links[start:end], roles) if roles else _applied(links[start], inner)
-            start = end
-        return inner
+            span = links[start : start + len(roles or "1")]
+            for link in span:
+                inner = _applied(link, inner)
+            parts.append(Part(span, roles, ast.unparse(inner) if roles else ""))
+            start += len(span)
+            if step := ends.get(id(span[-1])):
+                inner = ast.Name(step.target or "", ast.Load())
+        return parts
+
+    def _joined(self, inner: ast.expr, part: Part) -> ast.expr:
+        """Return the call of a part on its input."""
+        if part.roles is None:
+            return _applied(part.links[0], inner)
+        first, last = part.links[0].node, part.links[-1].node
+        self.found.append(Found(first.lineno, tuple(link.text for link in part.links), part.roles, part.source))
+        return _placed(_call(RUN, [inner, *(link.item for link in part.links)]), last)
 
     def _visit_operands(self, links: list[Link]) -> None:
         """Rewrite the right sides of sums, where a chain of their own may stand."""
@@ -234,28 +258,17 @@ class Rewriter:
             elif isinstance(link.node, ast.AugAssign):
                 link.node.value = link.item.args[1] = self._expression(link.node.value)  # type: ignore[attr-defined]
 
-    def _stage(self, inner: ast.expr, links: list[Link], roles: tuple[str, ...]) -> ast.expr:
-        last = links[-1].node
-        source = inner
-        for link in links:
-            source = _applied(link, source)
-        self.found.append(Found(links[0].node.lineno, tuple(link.text for link in links), roles, ast.unparse(source)))
-        return _placed(_call(RUN, [inner, *(link.item for link in links)]), last)
-
     def _run(self, steps: list[Step]) -> list[ast.stmt]:
         """Rewrite statements that hand one value on; those inside a stage go away."""
         links = [link for step in steps for link in step.links]
-        self.chains.append(links)
         ends = {id(step.links[-1]): step for step in steps}
         written: list[ast.stmt] = []
-        inner, start = self._expression(steps[0].head), 0
+        parts = self._parts(steps[0].head, links, ends)
+        inner = self._expression(steps[0].head)
         self._visit_operands(links)
-        while start < len(links):
-            roles = self.match(links, start)
-            end = start + len(roles or "1")
-            inner = self._stage(inner, links[start:end], roles) if roles else _applied(links[start], inner)
-            start = end
-            if step := ends.get(id(links[end - 1])):
+        for part in parts:
+            inner = self._joined(inner, part)
+            if step := ends.get(id(part.links[-1])):
                 if not isinstance(step.statement, ast.AugAssign):
                     step.statement.value = inner
                 written.append(step.statement)
@@ -275,10 +288,16 @@ class Rewriter:
         if self.loads[name] != 1 or step.target in {n.id for n in ast.walk(loop.iter) if isinstance(n, ast.Name)}:
             return None
         self.found.append(Found(loop.lineno, (text,), (), ast.unparse(loop)))
-        assert isinstance(step.statement, ast.Assign)
+        assert isinstance(step.statement, (ast.Assign, ast.AnnAssign))
         layers = ast.Starred(loop.iter, ast.Load())
-        step.statement.value = _placed(_call(RUN, [step.head, layers]), step.statement.value)
+        step.statement.value = _placed(_call(RUN, [step.head, layers]), step.statement.value or loop)
         return step.statement
+
+
+def _targets(statement: ast.Assign | ast.AnnAssign | ast.Return) -> list[ast.expr]:
+    if isinstance(statement, ast.AnnAssign):
+        return [statement.target]
+    return statement.targets if isinstance(statement, ast.Assign) else []
 
 
 def _augments(node: ast.AST) -> bool:
@@ -305,7 +324,7 @@ def _simple(node: ast.expr) -> bool:
     return isinstance(node, ast.UnaryOp) and _simple(node.operand)
 
 
-def _loaded(statement: ast.Assign | ast.Return | ast.AugAssign) -> list[ast.AST]:
+def _loaded(statement: ast.Assign | ast.AnnAssign | ast.Return | ast.AugAssign) -> list[ast.AST]:
     return list(ast.walk(statement if isinstance(statement, ast.AugAssign) else statement.value or statement))
 
 

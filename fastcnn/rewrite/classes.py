@@ -1,5 +1,6 @@
 """Classes whose forward is rewritten: subclasses of the network's own, in name and print the same."""
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ from torch import nn
 
 from fastcnn import stages as fused_stages
 from fastcnn.calls import Call, add, add_to, call, method
-from fastcnn.rewrite.analysis import SEQUENTIAL, STOCK, Method, Plan, rewriter_of
+from fastcnn.rewrite.analysis import SEQUENTIAL, STOCK, Method, Plan, function_of, is_super, own_name, rewriter_of
 from fastcnn.rewrite.chains import ADD, ADD_TO, CALL, MAKERS, METHOD, RUN
 from fastcnn.rewrite.source import Unreadable, build, definition
 
@@ -50,7 +51,7 @@ def _make(stock: type[nn.Module], plan: Plan) -> type[nn.Module]:
         "__reduce_ex__": reduce,
         STOCK: stock,
     }
-    methods = {name: _rewritten(stock, (name, known)) for name, known in plan}
+    methods = {method.attribute: _rewritten(stock, method) for method in plan}
     metaclass: Any = type(stock)
     made: type[nn.Module] = metaclass(stock.__name__, (stock,), body | methods)
     return made
@@ -59,10 +60,15 @@ def _make(stock: type[nn.Module], plan: Plan) -> type[nn.Module]:
 def _rewritten(stock: type[nn.Module], planned: Method) -> Callable[..., Any]:
     if planned == SEQUENTIAL:
         return _sequential_forward
-    name, callees = planned
-    function = getattr(stock, name)
+    function = function_of(stock, planned)
     node, place = definition(function)
-    return build(function, rewriter_of(function, node, dict(callees)).rewritten(), place, _HELPERS)
+    tree = rewriter_of(function, node, dict(planned.callees)).rewritten()
+    inherited = dict(planned.inherited)
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Attribute) and is_super(each) and each.attr in inherited:
+            each.value = ast.copy_location(ast.Name(own_name(tree), ast.Load()), each.value)
+            each.attr = inherited[each.attr]
+    return build(function, tree, place, _HELPERS)
 
 
 def _sequential_forward(self: nn.Sequential, input: Any) -> Any:
