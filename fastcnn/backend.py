@@ -179,6 +179,17 @@ def planned(op: str, function: str, arguments: tuple[Any, ...], measured: str = 
     return STOCK if winner.backend == "torch" else winner
 
 
+def tabled(op: str, arguments: tuple[Any, ...]) -> tuning.Winner | None:
+    """Return what runs a call of an op that `auto` takes by a tuning table alone; as `planned`, but silent."""
+    name = _choice.backend
+    if name != "auto":
+        return STOCK if name == "torch" else None
+    if _choice.problem:
+        return None
+    winner = tuning.winner(op, arguments, _unusable)
+    return STOCK if winner is None or winner.backend == "torch" else winner
+
+
 def _unusable(name: str, algorithm: str | None) -> str:
     try:
         _validate(name, algorithm)
