@@ -10,14 +10,16 @@ Every configuration is compiled, in bfloat16 and in float32; where it is named a
 sm_120, whose programs have least shared memory, gets those that are picked, and float16 sm_90 and one of each kernel.
 """
 
+import functools
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import limits
@@ -276,14 +278,34 @@ def compile_all() -> Iterator[dict[str, Any]]:
         for name, value in vars(module).copy().items():
             if name.endswith("_kernel"):
                 setattr(module, name, Compiler(value, driver))
-    for case, stem, operator, arguments in (*layers(), *hopper_layers()):
-        Compiler.case = case
-        getattr(modules[stem], operator)(*arguments)
-        for kernel, architecture, binary, seconds in Compiler.compiled:
-            row = {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
-            needs = (row["warps"], row["registers"], row["shared"])
-            yield row | {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": seconds}
-        Compiler.compiled.clear()
+    cases = [
+        (case, getattr(modules[stem], operator), each) for case, stem, operator, each in (*layers(), *hopper_layers())
+    ]
+    _todo.extend(functools.partial(_compile, *each) for each in cases)
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        for rows in pool.imap(_run, range(len(_todo))):
+            yield from rows
+
+
+_todo: list[
+    Callable[[], list[dict[str, Any]]]
+] = []  # which processes inherit, as tensors of the meta device cannot be sent
+
+
+def _run(number: int) -> list[dict[str, Any]]:
+    return _todo[number]()
+
+
+def _compile(case: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+    Compiler.case = case
+    Compiler.compiled.clear()
+    operator(*arguments)
+    rows = []
+    for kernel, architecture, binary, seconds in Compiler.compiled:
+        row = {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
+        needs = (row["warps"], row["registers"], row["shared"])
+        rows.append(row | {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": seconds})
+    return rows
 
 
 def resources(binary: Any) -> dict[str, Any]:
