@@ -231,11 +231,11 @@ def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
             yield f"{case}, {algorithm}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, algorithm, *pool2)
         for case, arguments in plain.items():
             yield f"{case}, {algorithm}", "conv_relu", "conv_relu", (*arguments, algorithm)
-        for dtype, name in ((torch.bfloat16, ""), (torch.float16, "fp16 ")):
+        for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
             arguments = convolution(64, 512, 14, 3, 512, dtype)
             for config in configs:
                 how = f"{algorithm}:{config.name}"
-                yield f"{name}{how}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
+                yield f"{name} {how}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
 
 
 def first_layers(

@@ -30,6 +30,11 @@ COPY = 4.3e12
 PRODUCTS = {2: 790e12, 4: 395e12}
 
 
+def program_memory(architecture: int) -> int:
+    """Return the bytes of shared memory that one program may have."""
+    return MULTIPROCESSORS[architecture].shared - RESERVED
+
+
 def blocks_at_once(architecture: int, warps: int, registers: int, shared: int) -> int:
     """Return how many blocks run side by side on one multiprocessor."""
     holds = MULTIPROCESSORS[architecture]
