@@ -24,6 +24,7 @@ CONFIGS = {
     "dgrad": dgrad.CONFIGS,
     "wgrad": wgrad.CONFIGS,
 }
+NARROW = {"dgrad": dgrad.CONFIGS[-2:], "wgrad": wgrad.CONFIGS[-2:]}  # what gradients in NCHW take
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_every_kernel_is_compiled(rows: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "configs"),
-    [("bf16", CONFIGS | HOPPER), ("fp32", CONFIGS), ("fp16", HOPPER)],
+    [("bf16", CONFIGS | HOPPER), ("fp32", CONFIGS | NARROW), ("fp16", HOPPER)],
     ids=["bf16", "fp32", "fp16"],
 )
 def test_every_configuration_is_compiled(rows: list[dict[str, Any]], dtype: str, configs: dict[str, Any]) -> None:
