@@ -6,8 +6,8 @@
 Runs the launchers on tensors of the meta device, with Triton's own specialisation but a driver that only names its
 GPU. Must run without TRITON_INTERPRET.
 
-Every configuration is compiled, in bfloat16 and in float32; where it is named after a colon, as one that is asked for.
-sm_120, whose programs have least shared memory, gets those that are picked, and float16 sm_90 and one of each kernel.
+Every configuration is compiled, in bfloat16 and for sm_90 in float32: named after a colon, as one that is asked for.
+sm_120, whose programs have least shared memory, gets those that are picked; float16 is compiled for sm_90 alone.
 """
 
 import functools
@@ -92,10 +92,10 @@ class Compiler:
 
 def architectures(kernel: str, case: str) -> tuple[int, ...]:
     """Return those that a kernel is compiled for in a case."""
-    if "fp16" in case:
+    if "fp16" in case or ("fp32" in case and ":" in case):
         return (90,)
     able = ONLY.get(kernel, ARCHITECTURES)
-    return able[:3] if ":" in case else able
+    return able[:3] if ":" in case or "**" in case else able
 
 
 def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
