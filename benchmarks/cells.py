@@ -15,7 +15,10 @@ GROUPS = {
     "small": ("mnist_cnn", "convnet", "resnet_cifar"),
 }
 BATCHES = (1, 32, 128, 512)
-CONVOLUTIONS = ("conv_relu", "conv_relu_pool")
+CONVOLUTIONS = ("conv_relu", "conv_relu_pool", "normalize_conv_relu", "normalize_conv_relu_pool")
+# Ops with kernels in Triton alone; of the last two, which are no part of a stage, the other backends run torch's.
+ON_GPUS = ("linear_relu_dropout", "normalize_conv_relu", "normalize_conv_relu_pool", "normalize", "sgd")
+ALONE = ("normalize", "sgd")
 # Backends and, for convolutions, their algorithms, as `fastcnn.use_backend` takes them.
 FORCED = {
     "cuda": (
@@ -206,14 +209,17 @@ def forced(device: str, convolutions: bool, training: bool = True) -> dict[str, 
 def op_cells(stem: str, device: str) -> Iterator[Cell]:
     """Give the rows of an op: each distinct stage of the models in its modes, dtypes, layouts and methods."""
     profile = PROFILES[device]
+    if device == "cpu" and stem in ON_GPUS:
+        return
+    modes = {"normalize": ("forward",), "sgd": ("step",)}.get(stem, ("forward", "forward+backward"))
     for stage in distinct(profile.op_batches, stem):
         headline = (stem, stage.model, stage.layers[0].name) in profile.op_headlines and not stage.frozen
-        flat = len(stage.input) == 2
+        flat = len(stage.input) <= 2
         for number, variant in enumerate(profile.op_variants):
             if not variant.everywhere and (flat or not headline):
                 continue
             layout = "contiguous" if flat else variant.layout
-            for mode in ("forward", "forward+backward"):
+            for mode in modes:
                 for method in _op_methods(stem, device, mode, headline, main=number == 0):
                     due = _due(headline, number == 0, method)
                     row = (stem, stage.case, mode, variant.dtype, layout, method, (stage,), stage.input[0])
@@ -221,16 +227,18 @@ def op_cells(stem: str, device: str) -> Iterator[Cell]:
 
 
 def _op_methods(stem: str, device: str, mode: str, headline: bool, main: bool) -> list[str]:
-    cudnn = stem in CONVOLUTIONS and device == "cuda" and mode == "forward"
+    cudnn = stem in CONVOLUTIONS and not stem.startswith("normalize") and device == "cuda" and mode == "forward"
     compiled = "compile max-autotune" if headline and device == "cuda" else "compile"
+    choices = forced(device, stem in CONVOLUTIONS, training=mode == "forward+backward")
     wanted = {
         "eager": True,
         "eager again": headline and main,
         "copy": True,
         "cudnn fused": cudnn,
+        "fused": stem == "sgd",
         "fastcnn": True,
-        **dict.fromkeys(forced(device, stem in CONVOLUTIONS, training=mode != "forward"), True),
-        compiled: main and (headline or device == "cuda"),
+        **{name: stem not in ALONE or backend == "triton" for name, (backend, _) in choices.items()},
+        compiled: main and (headline or device == "cuda") and stem != "sgd",
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]
 

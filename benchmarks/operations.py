@@ -33,7 +33,7 @@ def op_work(op: Op, cell: Cell, device: torch.device) -> Iterator[Work]:
     item = roofline.ITEM_SIZE[cell.dtype]
     size = roofline.least_bytes([stage], item, training=cell.training)
     if cell.method == "copy":
-        yield _copy(size, device)
+        yield copy(size, device)
         return
     function, choice = _method(op, stage, cell.method, device.type)
     tensors = rotated(lambda: _tensors(stage, cell, device), size, device)
@@ -63,6 +63,13 @@ def _tensors(stage: Stage, cell: Cell, device: torch.device) -> tuple[Tensor, ..
             values = values.contiguous(memory_format=memory_format(cell.layout))
         return values.requires_grad_(grad and cell.training)
 
+    if stage.bytes:
+        pixels = torch.randint(256, stage.input, dtype=torch.uint8, device=device)
+        constants = (torch.full(stage.input[1:2], value, device=device) for value in (0.5, 0.25))
+        images = pixels.contiguous(memory_format=memory_format(cell.layout)), *constants
+        if stage.weight is None:
+            return *images, torch.empty(0, dtype=getattr(torch, cell.dtype), device=device)  # the output's dtype
+        return *images, *_parameters(stage, draw)
     input = draw(stage.input, 1.0, grad=not stage.first)
     if stage.stem == "add_relu":
         return input, draw(stage.input, 1.0, grad=True)
@@ -73,8 +80,13 @@ def _tensors(stage: Stage, cell: Cell, device: torch.device) -> tuple[Tensor, ..
         return input, *running, *parameters
     if stage.weight is None:
         return (input,)
+    return input, *_parameters(stage, draw)
+
+
+def _parameters(stage: Stage, draw: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    assert stage.weight
     fan_in = torch.Size(stage.weight[1:]).numel()
-    return input, draw(stage.weight, fan_in**-0.5, grad=True), draw(stage.weight[:1], 1.0, grad=True)
+    return draw(stage.weight, fan_in**-0.5, grad=True), draw(stage.weight[:1], 1.0, grad=True)
 
 
 def _backward(function: Run, tensors: Iterator[tuple[Tensor, ...]]) -> Work:
@@ -90,7 +102,7 @@ def _backward(function: Run, tensors: Iterator[tuple[Tensor, ...]]) -> Work:
     return step
 
 
-def _copy(size: int, device: torch.device) -> Work:
+def copy(size: int, device: torch.device) -> Work:
     """Return a copy that reads half of `size` bytes and writes as many."""
 
     def pair() -> tuple[Tensor, Tensor]:

@@ -6,8 +6,9 @@ its pooled output and, where gradients are asked for, one byte a pooled value; i
 unpools the gradient (and sums the bias gradient on the way), then the two convolutions of the gradient. A batch norm
 in training adds one pass forward (its statistics come from the convolution's own pass) and two backward, as it needs
 sums before it can give a gradient; in evaluation it is folded into the convolution. By itself it takes a pass for its
-statistics, too; where these are the running ones, neither that nor the second pass backward. Optimizer, loss, dropout
-and the casts of autocast are left out.
+statistics, too; where these are the running ones, neither that nor the second pass backward. Images that a stage
+normalises are read as bytes, and dropout costs nothing beside the ReLU before it. Of whole models, optimizer, loss and
+the casts of autocast are left out.
 """
 
 import math
@@ -49,13 +50,17 @@ class _Sizes(NamedTuple):
         # Every weight meets every place of its channel's output once: 2 FLOPs each, per image and pixel.
         flops = 2 * weight * math.prod(stage.activation) // stage.weight[0] if stage.weight else 0
         codes = output if stage.pool else 0
-        return cls(math.prod(stage.input) * item, weight * item, activation * item, output * item, codes, flops)
+        read = math.prod(stage.input) * (1 if stage.bytes else item)
+        return cls(read, weight * item, activation * item, output * item, codes, flops)
 
 
 def forward(stage: Stage, item: int, *, training: bool) -> list[Kernel]:
     """Return the kernels of a forward pass; `item`: bytes of an element."""
     s = _Sizes.of(stage, item)
     codes = s.codes if training else 0
+    if stage.stem == "sgd":  # master and momentum are read and written; a float32 parameter is its own master
+        parameters = s.input // item
+        return [Kernel(0, parameters * (4 * 4 + item + (item if item < 4 else 0)))]
     if stage.stem == "add_relu":
         return [Kernel(0, 2 * s.input + s.output)]
     if stage.batch_norm:

@@ -56,6 +56,11 @@ class Stage(NamedTuple):
         return tuple(layer.weight.shape) if isinstance(layer, (nn.Conv2d, nn.Linear)) else None
 
     @property
+    def bytes(self) -> bool:
+        """Whether its input is images of one byte a value, to be normalised."""
+        return self.stem.startswith("normalize")
+
+    @property
     def convolution(self) -> dict[str, Any]:
         """The keywords of a convolution, as `torch.nn.functional.conv2d` names them; empty where there is none."""
         conv = self.layers[0].module
@@ -105,6 +110,8 @@ class Stage(NamedTuple):
             parts.append(
                 _times((self.weight or ())[2:]) + _unless(self.convolution, stride="/", padding=" pad ", groups=" g ")
             )
+        if self.bytes:
+            parts.append("bytes")
         if self.norm:
             parts.append(f"lrn {self.norm['size']}")
         if self.frozen:
@@ -142,6 +149,7 @@ ROLES: dict[type[nn.Module], str] = {
     nn.MaxPool2d: "pool",
     nn.LocalResponseNorm: "lrn",
     nn.Linear: "linear",
+    nn.Dropout: "dropout",
 }
 # Of two that match, the longer stands first. What is in none of them (dropout, the averages before the classifier,
 # which leave 224x224 images as they are) costs next to nothing and is not counted.
@@ -161,7 +169,8 @@ STAGES: dict[tuple[str, ...], str] = {
 # The layers that an op can serve by itself, also where a model would run them within a longer stage.
 _SINGLE: dict[tuple[str, ...], str] = {("lrn",): "lrn", ("pool",): "max_pool"}
 _NORMS: dict[tuple[str, ...], str] = {("norm", "relu", "pool"): "bn_relu_pool", ("norm", "relu"): "bn_relu"}
-TABLES = {stem: table for table in (_SINGLE, _NORMS) for stem in table.values()}
+_DROPOUTS: dict[tuple[str, ...], str] = {("linear", "relu", "dropout"): "linear_relu_dropout"}
+TABLES = {stem: table for table in (_SINGLE, _NORMS, _DROPOUTS) for stem in table.values()}
 
 
 def tiny() -> nn.Sequential:
@@ -227,12 +236,29 @@ def _found(model: str, run: tuple[Layer, ...], table: Mapping[tuple[str, ...], s
 def distinct(batches: Mapping[str, int], stem: str) -> list[Stage]:
     """Return the stages of one stem in the models, each at its model's batch; equal work counts once.
 
-    Those of a batch norm come with the statistics of the batch, and with the running ones.
+    Those of a batch norm come with the statistics of the batch, and with the running ones. A stem that begins with
+    `normalize` is what a model does to bytes: by itself, or with its first convolution. `sgd` is AlexNet's parameters.
     """
     found: dict[Any, Stage] = {}
     for model, batch in batches.items():
-        for stage in stages(model, batch, TABLES.get(stem, STAGES)):
+        for stage in _of_stem(model, batch, stem):
             for frozen in (False, True) if stage.batch_norm else (False,):
                 variant = stage._replace(frozen=frozen)
                 found.setdefault(variant.key, variant)
     return [stage for stage in found.values() if stage.stem == stem]
+
+
+def _of_stem(model: str, batch: int, stem: str) -> Iterator[Stage]:
+    """Give stages of a model, those of this stem among them."""
+    whole, after = nn.Identity(), stem.removeprefix("normalize_")
+    if stem == "normalize":
+        images = layers(model, batch)[0].input
+        yield Stage(stem, model, (Layer("images", whole, images, images),), first=True)
+    elif stem == "sgd" and model == "alexnet":
+        with torch.device("meta"):
+            count = (sum(parameter.numel() for parameter in ENTRIES[model].build().parameters()),)
+        yield Stage(stem, model, (Layer("parameters", whole, count, count),))
+    elif after != stem:
+        yield from (each._replace(stem=stem) for each in stages(model, batch) if each.first and each.stem == after)
+    else:
+        yield from stages(model, batch, TABLES.get(stem, STAGES))

@@ -10,6 +10,8 @@ ALGORITHMS = {
     "packed": ("triton",),
     "space_to_depth": ("triton",),
 }
+# Those that normalise images on their way.
+JOINED = {"packed": ("triton",), "space_to_depth": ("triton",)}
 # The convolution's own gradients that may be ours too: named after the algorithm and a plus, else they are torch's.
 GRADIENTS = {"dgrad": ("triton",), "wgrad": ("triton",)}
 # Algorithms and gradients with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.

@@ -18,6 +18,7 @@ from fastcnn.available import BACKENDS, MISSING, RUNS_ON
 logger = logging.getLogger("fastcnn")
 
 _KERNELS = BACKENDS[2:]
+_HAVE = ALGORITHMS | GRADIENTS  # the backends
 # Ops that not every backend has kernels of. The other backends run torch's operations, as they do for any layer that is
 # no stage.
 _ONLY = {"normalize": ("triton",), "linear_relu_dropout": ("triton",)}
@@ -80,12 +81,12 @@ class use_backend:
             then one pass of ours), ``implicit_gemm`` (the convolution is ours too), ``direct`` or ``packed`` (ours, for
             up to four input channels), ``space_to_depth`` (ours, for strided convolutions), ``tma`` or
             ``warp_specialized`` (ours, fed by the copy engine of Hopper GPUs: stride 1, 16-bit types). ``None`` leaves
-            the choice to the backend. An algorithm with several configurations takes one of them by name:
-            ``implicit_gemm:128x64x32w8s3``. Gradients of the convolution that shall be ours rather than torch's
-            follow after a plus: ``epilogue+dgrad+wgrad`` (input and weight).
+            the choice to the backend, as one must under ``auto`` and ``torch``. An algorithm with several
+            configurations takes one of them by name: ``implicit_gemm:128x64x32w8s3``. Gradients of the convolution
+            that shall be ours rather than torch's follow after a plus: ``epilogue+dgrad+wgrad`` (input and weight).
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or an algorithm that the backend does not have.
         RuntimeError: a backend that is not available here; the message says why.
 
     Example:
@@ -121,6 +122,12 @@ def _validate(name: str, algorithm: str | None) -> None:
         if name in _KERNELS and name not in known[bare]:
             able = ", ".join(repr(each) for each, backends in known.items() if name in backends) or "no gradients"
             raise ValueError(f"algorithm: backend {name!r} has {able}{what and f' {what}'}, got {algorithm!r}")
+    if parts and name not in _KERNELS:
+        able = ", ".join(repr(each) for each in _KERNELS if all(each in _HAVE[bare] for bare, _, _ in parts))
+        wanted = f"one of {able}" if able else "and none has all of it"
+        got = f"{name!r}, which {'chooses algorithms itself' if name == 'auto' else 'has none'}"
+        needs = f"needs its backend named, {wanted} (use_backend, FASTCNN_BACKEND)"
+        raise ValueError(f"algorithm: {algorithm!r} {needs}; got backend {got}")
     if reason := MISSING[name]():
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
     for bare, colon, configuration in parts:
@@ -166,10 +173,21 @@ def planned(op: str, function: str, arguments: tuple[Any, ...], measured: str = 
         return STOCK if name == "torch" else None
     if _choice.problem or not isinstance(arguments[0], Tensor):
         return None
-    winner = None if _choice.algorithm else tuning.winner(op, arguments, _unusable)
+    winner = tuning.winner(op, arguments, _unusable)
     if winner is None:
         return STOCK if _is_slower(measured or op, function, arguments[0]) else None
     return STOCK if winner.backend == "torch" else winner
+
+
+def tabled(op: str, arguments: tuple[Any, ...]) -> tuning.Winner | None:
+    """Return what runs a call of an op that `auto` takes by a tuning table alone; as `planned`, but silent."""
+    name = _choice.backend
+    if name != "auto":
+        return STOCK if name == "torch" else None
+    if _choice.problem:
+        return None
+    winner = tuning.winner(op, arguments, _unusable)
+    return STOCK if winner is None or winner.backend == "torch" else winner
 
 
 def _unusable(name: str, algorithm: str | None) -> str:
@@ -256,7 +274,7 @@ def _fastest(
         reason = _wrong_device(winner.backend, input) or _wrong_precision(*winner, input) or reason
     else:
         entry = FASTEST[device_type(input), op]
-        fastest = tuning.Winner(entry.backend, _choice.algorithm)
+        fastest = tuning.Winner(entry.backend, None)
         if input.dtype not in entry.dtypes:  # autocast has changed it
             reason = _unmeasured(input.dtype)
     if not reason:

@@ -12,8 +12,8 @@ from fastcnn.calls import Call
 from fastcnn.normalization import Normalize, is_recorded
 from fastcnn.ops.folding import folded, folds
 from fastcnn.ops.gradients import only_reader
-from fastcnn.ops.normalize_conv_relu import normalize_conv_relu
-from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool
+from fastcnn.ops.normalize_conv_relu import normalize_conv_relu as join_relu
+from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool as join_relu_pool
 
 # Captured at import, so that a class whose forward somebody patches later no longer counts as stock.
 STOCK_CALL = nn.Module.__call__
@@ -57,21 +57,62 @@ def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxP
     return FF.conv2d_relu_max_pool2d(*conv_arguments(input, conv), **_pool_keywords(pool))
 
 
+def normalize_conv_relu(
+    input: Any,
+    mean: Any,
+    std: Any,
+    dtype: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> Any:
+    """Normalise images, convolve and take the ReLU: as one where a kernel does, else one after another."""
+    images, settings = (input, mean, std, dtype), (weight, bias, stride, padding, dilation, groups)
+    fused = join_relu(images, *settings)
+    return FF.conv2d_relu(FF.normalize(*images), *settings) if fused is None else fused
+
+
+def normalize_conv_relu_pool(
+    input: Any,
+    mean: Any,
+    std: Any,
+    dtype: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    *,
+    pool_size: Any,
+    pool_stride: Any,
+    pool_padding: Any,
+    pool_ceil_mode: Any,
+) -> Any:
+    """Do the same, and max-pool."""
+    images, settings = (input, mean, std, dtype), (weight, bias, stride, padding, dilation, groups)
+    fused = join_relu_pool(images, *settings, pool_size, pool_stride, pool_padding, pool_ceil_mode)
+    pool = {"pool_size": pool_size, "pool_stride": pool_stride}
+    pool |= {"pool_padding": pool_padding, "pool_ceil_mode": pool_ceil_mode}
+    return FF.conv2d_relu_max_pool2d(FF.normalize(*images), *settings, **pool) if fused is None else fused
+
+
 def _normalize_conv_relu(input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module) -> Any:
-    fused = None
-    if conv.padding_mode == "zeros":  # else what is normalised is padded next
-        fused = normalize_conv_relu(normalize.arguments(input), *conv_arguments(input, conv)[1:])
-    return run_conv_relu(normalize(input), conv, relu) if fused is None else fused
+    if conv.padding_mode != "zeros":  # what is normalised is padded next
+        return run_conv_relu(normalize(input), conv, relu)
+    return normalize_conv_relu(*normalize.arguments(input), *conv_arguments(input, conv)[1:])
 
 
 def _normalize_conv_relu_pool(
     input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module, pool: nn.MaxPool2d
 ) -> Any:
-    fused = None
-    if conv.padding_mode == "zeros":
-        settings = *conv_arguments(input, conv)[1:], *_pool_keywords(pool).values()
-        fused = normalize_conv_relu_pool(normalize.arguments(input), *settings)
-    return _conv_relu_pool(normalize(input), conv, relu, pool) if fused is None else fused
+    if conv.padding_mode != "zeros":
+        return _conv_relu_pool(normalize(input), conv, relu, pool)
+    settings = conv_arguments(input, conv)[1:]
+    return normalize_conv_relu_pool(*normalize.arguments(input), *settings, **_pool_keywords(pool))
 
 
 def _bn_arguments(bn: nn.BatchNorm2d) -> tuple[Any, ...]:

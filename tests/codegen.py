@@ -5,16 +5,21 @@
 
 Runs the launchers on tensors of the meta device, with Triton's own specialisation but a driver that only names its
 GPU. Must run without TRITON_INTERPRET.
+
+Every configuration is compiled, in bfloat16 and for sm_90 in float32: named after a colon, as one that is asked for.
+sm_120, whose programs have least shared memory, gets those that are picked; float16 is compiled for sm_90 alone.
 """
 
+import functools
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import limits
@@ -25,17 +30,23 @@ from triton.backends.compiler import GPUTarget
 from fastcnn.triton import hopper
 
 CONFIGS = {
-    stem: [config.name for config in importlib.import_module(f"fastcnn.triton.{stem}").CONFIGS]
-    for stem in ("dgrad", "wgrad")
+    name: [f"{name}:{config.name}" for config in importlib.import_module(f"fastcnn.triton.{stem}").CONFIGS]
+    for name, stem in {
+        "implicit_gemm": "conv_relu",
+        "packed": "first_layers",
+        "space_to_depth": "conv_relu",
+        "dgrad": "dgrad",
+        "wgrad": "wgrad",
+    }.items()
 }
 STEMS = (
     *("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad"),
     *("tma", "warp_specialized", "bn_statistics", "bn_relu", "bn_relu_pool", "add_relu"),
 )
 STEMS += ("first_layers", "normalize", "normalize_conv_relu", "linear_relu_dropout", "sgd")
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 LOAD = r"ld\.global(?:\.[a-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)"
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
 
@@ -59,9 +70,10 @@ class Driver:
 
 
 class Compiler:
-    """Stands in for a kernel: what would launch it compiles it, for every architecture."""
+    """Stands in for a kernel: what would launch it compiles it, for every architecture that the case is for."""
 
     compiled: ClassVar[list[tuple[str, int, Any, float]]] = []
+    case: ClassVar[str] = ""
 
     def __init__(self, kernel: Any, driver: Driver) -> None:
         self.kernel, self.driver = kernel, driver
@@ -70,20 +82,36 @@ class Compiler:
         def launch(*args: Any, **kwargs: Any) -> None:
             name = self.kernel.__name__
             seconds = limits.least_seconds(name, dict(zip(self.kernel.arg_names, args)) | kwargs)
-            for self.driver.architecture in ONLY.get(name, ARCHITECTURES):
+            for architecture in architectures(name, self.case):
+                self.driver.architecture = architecture
                 binary = self.kernel.warmup(*args, grid=grid, **kwargs)
-                self.compiled.append((name, self.driver.architecture, binary, seconds))
+                self.compiled.append((name, architecture, binary, seconds))
 
         return launch
 
 
+def architectures(kernel: str, case: str) -> tuple[int, ...]:
+    """Return those that a kernel is compiled for in a case."""
+    if "fp16" in case or ("fp32" in case and ":" in case):
+        return (90,)
+    able = ONLY.get(kernel, ARCHITECTURES)
+    return able[:3] if ":" in case or "**" in case else able
+
+
 def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
-    """Yield (case, stem, operator, arguments) for layers of AlexNet and VGG in both layouts and two dtypes."""
+    """Yield (case, stem, operator, arguments) for layers of AlexNet and VGG in both layouts and all dtypes."""
     pool3 = ([3, 3], [2, 2], [0, 0], [1, 1], False)
     pool2 = ([2, 2], [2, 2], [0, 0], [1, 1], False)
     odd = ([3, 2], [2, 1], [1, 1], [2, 3], True)
     norm = (5, 1e-4, 0.75, 2.0)
-    for dtype, format in ((torch.bfloat16, torch.channels_last), (torch.float32, torch.contiguous_format)):
+    for dtype, format in (
+        (torch.bfloat16, torch.channels_last),
+        (torch.float32, torch.contiguous_format),
+        (torch.float16, torch.channels_last),
+    ):
+        configs = CONFIGS if dtype != torch.float16 else {name: [] for name in CONFIGS}
+        if dtype == torch.float32:  # in NCHW, which the larger tiles do not take
+            configs = configs | {name: configs[name][-2:] for name in ("dgrad", "wgrad")}
 
         def new(*shape: int, dtype: torch.dtype = dtype, format: Any = format) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="meta", memory_format=format)
@@ -122,7 +150,9 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
             "conv_relu",
             (new(100, 1, 28, 28), mnist, None, *same, "implicit_gemm"),
         )
-        yield from first_layers(name, new, bias)
+        for config in configs["implicit_gemm"]:
+            yield f"{name} 3x3, {config}", "conv_relu", "conv_relu", (vgg, weight, bias, *same, config)
+        yield from first_layers(name, new, bias, configs)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool_codes", (vgg, weight, bias, *same, None, *pool2)
         yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool", (vgg, weight, bias, *same, None, *pool2)
         half, half_codes = new(16, 64, 112, 112), codes(16, 64, 112, 112)
@@ -153,23 +183,23 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         )
         yield f"{name} same shape", "add_relu", "add_relu", (vgg, vgg)
         yield f"{name} same shape", "add_relu", "add_relu_backward", (vgg, vgg)
-        wide = new(1, 64, 8192, 8192)
-        yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, *pool2)
-        yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")
-        image = new(128, 3, 224, 224)
-        # every configuration in the type and layout that it is for, on the gradient that takes most registers
-        configs = CONFIGS if format == torch.channels_last else {"dgrad": [None], "wgrad": [None]}
-        for config in configs["dgrad"]:
-            case = f"{name} 3x3, pooled {config or ''}"
+        # on the gradient that takes most registers
+        for config in (None, *configs["dgrad"]):
+            case, config = f"{name} 3x3, pooled {config or ''}", config and config.partition(":")[2]
             yield case, "dgrad", "dgrad", (half, half_codes, vgg, weight, True, True, config, *same, *pool2)
-        for config in configs["wgrad"]:
-            case = f"{name} 3x3, pooled {config or ''}"
+        for config in (None, *configs["wgrad"]):
+            case, config = f"{name} 3x3, pooled {config or ''}", config and config.partition(":")[2]
             yield case, "wgrad", "wgrad", (half, half_codes, vgg, weight, True, config, *same, *pool2)
         yield f"{name} 3x3, masked", "dgrad", "dgrad", (vgg, vgg, vgg, weight, True, True, None, *same)
         yield f"{name} 3x3, masked", "wgrad", "wgrad", (vgg, vgg, vgg, weight, True, None, *same)
-        alexnet_first = (new(128, 64, 27, 27), codes(128, 64, 27, 27), image, first)
+        alexnet_first = (new(128, 64, 27, 27), codes(128, 64, 27, 27), new(128, 3, 224, 224), first)
         yield f"{name} 11x11/4, pooled", "wgrad", "wgrad", (*alexnet_first, True, None, *valid, *pool3)
         yield f"{name} 11x11/4, pooled", "dgrad", "dgrad", (*alexnet_first, False, False, None, *valid, *pool3)
+        if dtype == torch.float16:
+            continue
+        wide = new(1, 64, 8192, 8192)
+        yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, *pool2)
+        yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")
         yield f"{name} 2**32 elements", "dgrad", "dgrad", (wide, wide, wide, weight, True, True, None, *same)
         yield f"{name} 2**32 elements", "wgrad", "wgrad", (wide, wide, wide, weight, True, None, *same)
 
@@ -178,13 +208,14 @@ def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
     """Yield the same for the Hopper convolutions: each network's boxes, then every configuration."""
     pool2 = ([2, 2], [2, 2], [0, 0], [1, 1], False)
 
-    def convolution(images: int, channels: int, size: int, kernel: int, outputs: int) -> tuple[Any, ...]:
+    def convolution(
+        images: int, channels: int, size: int, kernel: int, outputs: int, dtype: torch.dtype = torch.bfloat16
+    ) -> tuple[Any, ...]:
         shapes = ((images, channels, size, size), (outputs, channels, kernel, kernel))
         x, weight = (
-            torch.empty(shape, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
-            for shape in shapes
+            torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last) for shape in shapes
         )
-        bias = torch.empty(outputs, dtype=torch.bfloat16, device="meta")
+        bias = torch.empty(outputs, dtype=dtype, device="meta")
         return x, weight, bias, [1, 1], [kernel // 2, kernel // 2], [1, 1], 1
 
     pooled = {
@@ -202,38 +233,35 @@ def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
             yield f"{case}, {algorithm}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, algorithm, *pool2)
         for case, arguments in plain.items():
             yield f"{case}, {algorithm}", "conv_relu", "conv_relu", (*arguments, algorithm)
-        for config in configs:
-            how = f"{algorithm}:{config.name}"
-            arguments = pooled["vgg conv5_3, pool"]
-            yield how, "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
+        for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+            arguments = convolution(64, 512, 14, 3, 512, dtype)
+            for config in configs:
+                how = f"{algorithm}:{config.name}"
+                yield f"{name} {how}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
 
 
-def first_layers(name: str, new: Any, bias: torch.Tensor) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+def first_layers(
+    name: str, new: Any, bias: torch.Tensor, configs: dict[str, list[str]]
+) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
     """Yield the first layers of VGG and AlexNet, on bytes and on floats, and what else begins or ends a network."""
     same, strided = ([1, 1], [1, 1], [1, 1], 1), ([4, 4], [2, 2], [1, 1], 1)
     mean, seed = torch.empty(3, device="meta"), torch.empty(1, dtype=torch.int64, device="meta")
     floats, vgg, alexnet = new(64, 3, 224, 224), new(64, 3, 3, 3), new(64, 3, 11, 11)
     pictures = new(64, 3, 224, 224, dtype=torch.uint8)
     yield f"{name} bytes", "normalize", "normalize", (pictures, mean, mean, bias.dtype)
-    for config in importlib.import_module("fastcnn.triton.first_layers").CONFIGS:
-        each = f"packed:{config.name}"
-        yield f"{name} {each}", "conv_relu", "conv_relu", (floats, vgg, bias, *same, each)
-        yield (
-            f"{name} bytes, {each}",
-            "normalize_conv_relu",
-            "normalize_conv_relu",
-            (pictures, mean, mean, vgg, bias, *same, each),
-        )
-    large = new(1, 3, 32768, 32768)
-    yield f"{name} 2**31 elements, packed", "conv_relu", "conv_relu", (large, vgg, bias, *same, "packed")
-    yield f"{name} 11x11/4, packed", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "packed")
-    yield f"{name} space_to_depth", "conv_relu", "conv_relu", (floats, alexnet, bias, *strided, "space_to_depth")
-    yield (
-        f"{name} bytes, space_to_depth",
-        "normalize_conv_relu",
-        "normalize_conv_relu",
-        (pictures, mean, mean, alexnet, bias, *strided, "space_to_depth"),
-    )
+    convolutions = [
+        *((each, vgg, same) for each in ("packed", *configs["packed"])),
+        *((each, alexnet, strided) for each in ("packed", "space_to_depth", *configs["space_to_depth"])),
+    ]
+    for each, weight, settings in convolutions:
+        case = f"{name} {weight.shape[2]}x{weight.shape[3]}, {each}"
+        yield case, "conv_relu", "conv_relu", (floats, weight, bias, *settings, each)
+        if not each.startswith("space_to_depth:"):  # whose product is the same
+            joined = (pictures, mean, mean, weight, bias, *settings, each)
+            yield f"{case}, bytes", "normalize_conv_relu", "normalize_conv_relu", joined
+    if bias.dtype != torch.float16:
+        large = new(1, 3, 32768, 32768)
+        yield f"{name} 2**31 elements, packed", "conv_relu", "conv_relu", (large, vgg, bias, *same, "packed")
     rows, matrix = (torch.empty(shape, dtype=bias.dtype, device="meta") for shape in ((128, 9216), (4096, 9216)))
     y = torch.empty(128, 4096, dtype=bias.dtype, device="meta")
     yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout", (rows, matrix, None, seed, 0.5)
@@ -252,13 +280,34 @@ def compile_all() -> Iterator[dict[str, Any]]:
         for name, value in vars(module).copy().items():
             if name.endswith("_kernel"):
                 setattr(module, name, Compiler(value, driver))
-    for case, stem, operator, arguments in (*layers(), *hopper_layers()):
-        getattr(modules[stem], operator)(*arguments)
-        for kernel, architecture, binary, seconds in Compiler.compiled:
-            row = {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
-            needs = (row["warps"], row["registers"], row["shared"])
-            yield row | {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": seconds}
-        Compiler.compiled.clear()
+    cases = [
+        (case, getattr(modules[stem], operator), each) for case, stem, operator, each in (*layers(), *hopper_layers())
+    ]
+    _todo.extend(functools.partial(_compile, *each) for each in cases)
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        for rows in pool.imap(_run, range(len(_todo))):
+            yield from rows
+
+
+_todo: list[
+    Callable[[], list[dict[str, Any]]]
+] = []  # which processes inherit, as tensors of the meta device cannot be sent
+
+
+def _run(number: int) -> list[dict[str, Any]]:
+    return _todo[number]()
+
+
+def _compile(case: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+    Compiler.case = case
+    Compiler.compiled.clear()
+    operator(*arguments)
+    rows = []
+    for kernel, architecture, binary, seconds in Compiler.compiled:
+        row = {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
+        needs = (row["warps"], row["registers"], row["shared"])
+        rows.append(row | {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": seconds})
+    return rows
 
 
 def resources(binary: Any) -> dict[str, Any]:

@@ -15,11 +15,12 @@ class Multiprocessor(NamedTuple):
     shared: int  # bytes
 
 
-# By compute capability: A100, H200, B200.
+# By compute capability: A100, H200, B200, RTX 50 and RTX PRO.
 MULTIPROCESSORS = {
     80: Multiprocessor(64, 32, 65536, 164 * 1024),
     90: Multiprocessor(64, 32, 65536, 228 * 1024),
     100: Multiprocessor(64, 32, 65536, 228 * 1024),
+    120: Multiprocessor(48, 24, 65536, 100 * 1024),
 }
 RESERVED = 1024  # bytes of shared memory that the driver takes for each block
 REGISTERS_AT_ONCE = 256  # registers are given to a warp in steps of so many
@@ -27,6 +28,11 @@ REGISTERS_AT_ONCE = 256  # registers are given to a warp in steps of so many
 # An H200's ceilings, measured: 16-bit matrix products, TF32 at half their rate, and bytes copied (read plus written).
 COPY = 4.3e12
 PRODUCTS = {2: 790e12, 4: 395e12}
+
+
+def program_memory(architecture: int) -> int:
+    """Return the bytes of shared memory that one program may have."""
+    return MULTIPROCESSORS[architecture].shared - RESERVED
 
 
 def blocks_at_once(architecture: int, warps: int, registers: int, shared: int) -> int:

@@ -105,6 +105,25 @@ def test_algorithm_is_scoped_with_the_backend():
         assert algorithm() is None
 
 
+@pytest.mark.parametrize(
+    ("backend", "algorithm", "able", "why"),
+    [
+        ("auto", "tma", "one of 'triton'", "chooses algorithms itself"),
+        ("auto", "implicit_gemm:128x64x32w8s3", "one of 'triton', 'cuda'", "chooses algorithms itself"),
+        ("torch", "epilogue", "one of 'triton', 'cuda', 'cpu'", "has none"),
+        ("torch", "epilogue+wgrad", "one of 'triton'", "has none"),
+        ("auto", "direct+wgrad", "and none has all of it", "chooses algorithms itself"),
+    ],
+)
+def test_an_algorithm_needs_its_backend_named(backend, algorithm, able, why):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        fastcnn.use_backend(backend, algorithm=algorithm)
+    assert str(caught.value) == (
+        f"algorithm: {algorithm!r} needs its backend named, {able} (use_backend, FASTCNN_BACKEND); "
+        f"got backend {backend!r}, which {why}"
+    )
+
+
 def test_worker_threads_see_the_backend():
     seen = []
     with fastcnn.use_backend("triton"):
@@ -189,8 +208,9 @@ BAD_ENVIRONMENTS = pytest.mark.parametrize(
         ({"FASTCNN_BACKEND": "cudnn"}, ("FASTCNN_BACKEND", "cudnn", "expected one of")),
         ({"FASTCNN_BACKEND": "triton", **CPU_ONLY}, ("FASTCNN_BACKEND", "triton", "no CUDA device")),
         ({"FASTCNN_ALGORITHM": "winograd"}, ("FASTCNN_ALGORITHM", "winograd", "expected one of")),
+        ({"FASTCNN_ALGORITHM": "tma"}, ("'tma'", "one of 'triton' (use_backend, FASTCNN_BACKEND)", "'auto'")),
     ],
-    ids=["unknown", "unavailable", "algorithm"],
+    ids=["unknown", "unavailable", "algorithm", "no backend"],
 )
 
 

@@ -14,13 +14,14 @@ import pytest
 pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
 
 import torch
+from tables import operators
 from torch import nn
 
 import fastcnn
 import fastcnn.functional as FF
-from benchmarks import cells, networks, operations, roofline
+from benchmarks import bench_sgd, cells, networks, operations, roofline
 from benchmarks.results import ROW_KEY
-from benchmarks.shapes import ENTRIES, distinct, stages
+from benchmarks.shapes import ENTRIES, distinct, stages, tiny
 from benchmarks.summary import table
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ FUNCTIONS = {
     "linear_relu_dropout": "linear_relu",
     "add_relu": "add_relu",
 }
-STEMS = (*dict.fromkeys(FUNCTIONS.values()), "bn_relu", "bn_relu_pool")
+STEMS = (*dict.fromkeys(FUNCTIONS.values()), "bn_relu", "bn_relu_pool", *cells.ON_GPUS)
 RUN_KEYS = "kind id device driver torch triton cuda fastcnn commit tuning python threads tf32 ceilings"
 ROW_KEYS = (
     "kind run group subject case mode dtype layout method seconds iterations rounds peak_bytes floor_seconds error"
@@ -264,12 +265,14 @@ def test_stages_of_a_residual_network():
     assert found[-2:] == [("add_relu", "blocks.5"), ("linear", "fc")]
 
 
+@pytest.mark.parametrize("stem", ["bn_relu", "bn_relu_pool", "add_relu", *cells.ON_GPUS[:-1]])
 @pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-@pytest.mark.parametrize("stem", ["bn_relu", "bn_relu_pool", "add_relu"])
 def test_methods_do_the_same_work(stem, mode):
-    """Stock and ours give equal results on equal tensors, and equal running statistics."""
+    """Stock and ours give equal results on equal tensors, with equal random numbers, and equal running statistics."""
+    if (stem, mode) == ("normalize", "forward+backward"):
+        pytest.skip("bytes have no gradient")
     op = importlib.import_module(f"benchmarks.bench_{stem}").OP
-    for stage in distinct({"resnet_cifar": 2, "convnet": 2}, stem)[:2]:
+    for stage in distinct({"resnet_cifar": 2, "convnet": 2, "mnist_cnn": 2, "alexnet": 1, "vgg16": 1}, stem)[:2]:
         row = (stem, stage.case, mode, "float32", "nchw", "eager", (stage,), 2, False, 0)
         outcomes = []
         for run in (op.stock(stage), op.fused(stage)):
@@ -279,10 +282,69 @@ def test_methods_do_the_same_work(stem, mode):
                 output = run(*tensors)
             leaves = [tensor for tensor in tensors if tensor.requires_grad]
             assert bool(leaves) == (mode != "forward")
-            gradients = torch.autograd.grad(output.square().sum(), leaves) if leaves else ()
+            gradients = torch.autograd.grad(output.mean(), leaves) if leaves else ()
             outcomes.append([output, *(each for each in tensors if not each.requires_grad), *gradients])
         for mine, theirs in zip(*outcomes, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs Triton's interpreter")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_joined_kernel_is_what_a_forced_algorithm_runs(dtype):
+    op = importlib.import_module("benchmarks.bench_normalize_conv_relu_pool").OP
+    (stage,) = distinct({"mnist_cnn": 1}, op.stem)
+    row = (op.stem, stage.case, "forward", dtype, "nchw", "fastcnn", (stage,), 1, False, 0)
+    work = operations.op_work(op, cells.Cell(*row), torch.device("cpu"))
+    with work as run, fastcnn.use_backend("triton", algorithm="packed"):
+        ran = operators(run)
+    assert list(ran) == ["fastcnn.normalize_conv_relu_pool.triton"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_optimizers_do_the_same_step(dtype, monkeypatch):
+    monkeypatch.setitem(bench_sgd.SETTINGS, "lr", 0.1)
+    (stage,) = distinct({"alexnet": 1}, "sgd")
+    outcomes = {}
+    for method in ("eager", "fused", "fastcnn"):
+        torch.manual_seed(0)
+        network = tiny()
+        monkeypatch.setitem(ENTRIES, "tiny", ENTRIES["tiny"]._replace(build=lambda it=network: it))
+        row = ("sgd", stage.case, "step", dtype, "contiguous", method, (stage._replace(model="tiny"),), 1, False, 0)
+        with bench_sgd.sgd_work(cells.Cell(*row), torch.device("cpu")) as step:
+            step()
+            step()
+        outcomes[method] = list(network.parameters())
+    torch.manual_seed(0)
+    before = tiny().to(getattr(torch, dtype)).parameters()
+    assert not any(torch.equal(mine, first) for mine, first in zip(outcomes["eager"], before, strict=True))
+    for method in ("fused", "fastcnn"):
+        torch.testing.assert_close(outcomes[method], outcomes["eager"])
+
+
+def test_bytes_dropout_and_optimizers_have_floors():
+    batches = {"alexnet": 128}
+    images = 128 * 3 * 224 * 224
+    (normalize,), (sgd,) = distinct(batches, "normalize"), distinct(batches, "sgd")
+    assert (normalize.case, sgd.input) == ("alexnet images 128x3x224x224, bytes", (61100840,))
+    assert roofline.least_bytes([normalize], 2, training=False) == 3 * images
+    assert [roofline.least_bytes([sgd], item, training=False) for item in (4, 2)] == [20 * 61100840] * 2
+    (joined,), conv = distinct(batches, "normalize_conv_relu_pool"), distinct(batches, "conv_relu_pool")[0]
+    both = [roofline.least_bytes([each], 2, training=False) for each in (conv, joined)]
+    assert both[0] - both[1] == images
+    (dropout,), (linear, _) = distinct(batches, "linear_relu_dropout"), distinct(batches, "linear_relu")
+    assert dropout.case.startswith("alexnet classifier.1 128x9216")
+    both = [roofline.least_bytes([each], 2, training=True) for each in (linear, dropout)]
+    assert both[0] == both[1]
+
+
+def test_kernels_of_triton_alone_are_timed_on_gpus(every_backend):
+    found = {stem: {cell.method for cell in cells.op_cells(stem, "cuda")} for stem in cells.ON_GPUS}
+    assert all(found[stem] >= {"eager", "copy", "fastcnn"} for stem in found)
+    assert {"fastcnn triton-packed", "fastcnn triton-space_to_depth"} <= found["normalize_conv_relu_pool"]
+    assert "fastcnn triton" in found["linear_relu_dropout"]
+    assert found["sgd"] == {"eager", "copy", "fused", "fastcnn", "fastcnn triton"}
+    assert found["normalize"] == {"eager", "copy", "compile", "fastcnn", "fastcnn triton"}
+    assert not any(list(cells.op_cells(stem, "cpu")) for stem in cells.ON_GPUS)
 
 
 def test_equal_work_is_measured_once():

@@ -119,8 +119,20 @@ def test_every_tile_of_dgrad(config: str) -> None:
 
 @pytest.mark.parametrize("config", fastcnn.backend.configurations("triton", "wgrad"))
 def test_every_tile_of_wgrad(config: str) -> None:
-    tensors = given((5, 18, 9, 7), (70, 18, 3, 3), torch.bfloat16, torch.channels_last)
+    tensors = given((5, 24, 9, 7), (70, 24, 3, 3), torch.bfloat16, torch.channels_last)
     assert_parity(*plain.both(padding=1), tensors, ("triton", f"epilogue+wgrad:{config}"))
+
+
+@pytest.mark.parametrize("kind", ["dgrad", "wgrad"])
+def test_large_tiles_refuse_what_is_read_value_by_value(kind: str) -> None:
+    *large, small, smallest = fastcnn.backend.configurations("triton", kind)
+    x, w, b = (each.requires_grad_() for each in given((2, 8, 6, 5), (8, 8, 3, 3), torch.float32, FORMATS["nchw"]))
+    for config in large:
+        with fastcnn.use_backend("triton", algorithm=f"epilogue+{kind}:{config}"):
+            y = FF.conv2d_relu(x, w, b, padding=1)
+            expected = f"backend 'triton' takes argument 'algorithm' .* {small}, {smallest} .*, got '{config}'"
+            with pytest.raises(RuntimeError, match=expected):
+                torch.autograd.grad(y.sum(), [x, w])
 
 
 @each_format

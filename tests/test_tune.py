@@ -344,6 +344,16 @@ def test_real_times_give_a_table_that_auto_reads(monkeypatch, capsys):
     assert bool(ran) == (first["backend"] == "cpu")
 
 
+def test_the_command_tunes_what_begins_with_bytes(monkeypatch, capsys):
+    stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
+    command = "tune mnist_cnn --batch-size 4 --inference --device cpu --dtype bfloat16 --bytes"
+    assert main(command.split()) == 0
+    assert "normalize_conv_relu_pool 4x1x28x28 * 32x1x3x3, bytes" in " ".join(capsys.readouterr().out.split())
+    keys = [each["key"] for each in table.read(table.user_path(NAME), NAME).values()]
+    (key,) = (each for each in keys if each["op"] == "normalize_conv_relu_pool")
+    assert (key["dtype"], key["images"], key["layout"]) == ("bfloat16", "uint8", "nchw")
+
+
 MISTAKES = {
     "no batch size": ("tune mnist_cnn", 2, "--batch-size"),
     "unknown model": ("tune vgg61 --batch-size 2", 1, "no model is named 'vgg61'"),
@@ -380,3 +390,58 @@ def test_table_says_what_failed():
     assert "0.42" in text
     assert "error 9" in " ".join(text.split())
     assert "1 candidates FAILED" in " ".join(report.summary(results))
+
+
+def bytes_model(pool):
+    layers = [fastcnn.nn.Normalize([0.5, 0.25, 0.75], 0.25), nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()]
+    model = fastcnn.nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+    return model, torch.randint(256, (2, 3, 6, 8), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
+def test_what_normalises_bytes_and_convolves_is_a_stage(pool, monkeypatch):
+    """Its candidates are the kernels that do both; auto follows the table, by this stage's own entry alone."""
+    stem = "normalize_conv_relu_pool" if pool else "normalize_conv_relu"
+    monkeypatch.setitem(candidates.ON, "cpu", ("triton",))
+    model, x = bytes_model(pool)
+    joined, conv = tuner.stages_of(model, x)
+    assert [joined.op, conv.op, str(joined)] == [stem, stem.removeprefix("normalize_"), "2x3x6x8 * 6x3x3x3, bytes"]
+    offered = [str(each) for each in candidates.candidates(joined.op, CPU)]
+    assert {each.partition(":")[0] for each in offered} == {"torch", "triton packed", "triton space_to_depth"}
+    packed = Winner("triton", "packed:64x16x32w4s1")
+    monkeypatch.setattr(run, "candidates", lambda op, device, only: [STOCK, packed])
+    stub_timer(monkeypatch, {"torch": 2.0, "triton": 1.0})
+
+    def ran():
+        return {name for name in operators(lambda: model(x)) if "normalize" in name}
+
+    assert [result.mode for result in tuner.tune([conv], CPU)] == ["inference", "training"]
+    assert not ran()
+    results = list(tuner.tune([joined], CPU))
+    assert [(result.mode, str(result.winner.candidate)) for result in results] == [
+        (mode, str(packed)) for mode in run.MODES
+    ]
+    assert ran() == {f"fastcnn.{stem}{'_codes' if pool else ''}.triton"}
+    with torch.no_grad():
+        assert ran() == {f"fastcnn.{stem}.triton"}
+        model[1].bfloat16(), setattr(model[0], "dtype", torch.bfloat16)
+        assert not ran()
+
+
+@pytest.mark.parametrize("wrong", ["mean", "std"])
+def test_a_kernel_that_normalises_wrongly_is_refused(wrong, monkeypatch):
+    monkeypatch.setattr(tuner.Stage, "call", wrong_constants(wrong))
+    stub_timer(monkeypatch, {"torch": 2.0, "triton": 1.0})
+    monkeypatch.setattr(run, "candidates", lambda op, device, only: [STOCK, Winner("triton", "packed")])
+    (result, *_) = tuner.tune(tuner.stages_of(*bytes_model(pool=True))[:1], CPU)
+    assert "output: error" in result.trials[1].refused
+
+
+def wrong_constants(name):
+    call_stage = tuner.Stage.call
+
+    def call(self, tensors):
+        ours = bool(operators(lambda: FF.normalize(torch.zeros(1, 1, 2, 2), 0.5, 0.5)))
+        return call_stage(self, tensors | {name: tensors[name] * 1.05} if ours else tensors)
+
+    return call

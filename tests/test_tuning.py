@@ -209,7 +209,7 @@ def test_a_configuration_can_be_forced():
         ("triton", "implicit_gemm:7x7", "one of 128x64x32w8s3, "),
         ("triton", "epilogue:128x64x32w8s3", "has no configurations"),
         ("cpu", "epilogue:", "has no configurations"),
-        ("auto", "implicit_gemm:128x64x32w8s3", "has no configurations"),
+        ("auto", "implicit_gemm:7x7", "one of 'triton', 'cuda'"),
         ("triton", "winograd:1", "expected one of epilogue"),
     ],
 )

@@ -1,7 +1,8 @@
 """Normalisation joined with the convolution that follows and its ReLU: ``normalize_conv_relu``, and autograd.
 
 Only some algorithms read images that are not normalised yet (`JOINED`); for every other way to run the convolution
-there is nothing here, and the two functions run one after another.
+there is nothing here, and the two functions run one after another; so they do under `auto`, but for what a tuning table
+has measured.
 """
 
 from typing import Any, NamedTuple
@@ -9,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
+from fastcnn.algorithms import JOINED
+from fastcnn.backend import STOCK, choose, tabled
 from fastcnn.ops import autograd, checks, normalize
 from fastcnn.ops.conv_relu import _backward
 from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepare
 from fastcnn.ops.library import define
 from fastcnn.shapes import Size, conv_memory_format
 
-JOINED = (("triton", "packed"), ("triton", "space_to_depth"))
 NORMALIZED_CONVOLUTION = (
     "Tensor input, Tensor mean, Tensor std, Tensor weight, Tensor? bias, int[] convolution, str? algorithm"
 )
@@ -105,11 +106,11 @@ def image_gradients(
 _apply = autograd.applier(NormalizeConvReLU)
 
 
-def joined(op: str, function: str, norm_arguments: tuple[Any, ...], arguments: tuple[Any, ...]) -> Joined | None:
+def joined(stem: str, function: str, norm_arguments: tuple[Any, ...], arguments: tuple[Any, ...]) -> Joined | None:
     """Return a call that one kernel can run, or None where normalisation and convolution are to run by themselves.
 
     Args:
-        op: the stem of the stage that begins with the convolution.
+        stem: of the joined stage.
         function: the public function's name, for messages.
         norm_arguments: of `normalize`, the images first.
         arguments: of the stage, but for its input.
@@ -118,13 +119,13 @@ def joined(op: str, function: str, norm_arguments: tuple[Any, ...], arguments: t
     mean, std, dtype = normalize.prepare(function, input, *constants)
     if torch._C._are_functorch_transforms_active() or normalize.refuse(input, mean, std, dtype):
         return None
-    like = torch.empty_like(input, dtype=dtype)  # what the stage would get; nobody fills it
-    winner = planned(op, function, (like, *arguments))
+    winner = tabled(stem, (*norm_arguments, *arguments))
     if winner is STOCK:
         return None
+    like = torch.empty_like(input, dtype=dtype)  # what the stage would get; nobody fills it
     prepared, weight, bias, settings = prepare(function, like, *arguments[:6])
-    backend, algorithm = choose(op, function, prepared, lambda: checks.refuse_dtype(prepared), winner)
-    if algorithm is None or "+" in algorithm or (backend, algorithm.partition(":")[0]) not in JOINED:
+    backend, algorithm = choose(stem, function, prepared, lambda: checks.refuse_dtype(prepared), winner)
+    if algorithm is None or "+" in algorithm or backend not in JOINED.get(algorithm.partition(":")[0], ()):
         return None  # nor where gradients are to be ours, which read images that are normalised
     if prepared.shape != like.shape or prepared.dtype != like.dtype:  # padded by hand, or cast: not by the kernel
         return None
@@ -133,7 +134,7 @@ def joined(op: str, function: str, norm_arguments: tuple[Any, ...], arguments: t
 
 def normalize_conv_relu(norm_arguments: tuple[Any, ...], *arguments: Any) -> Tensor | None:
     """Run `normalize` on the arguments of one and `conv_relu` on the result and the others, or return None."""
-    call = joined("conv_relu", _NAME, norm_arguments, arguments)
+    call = joined(_STEM, _NAME, norm_arguments, arguments)
     return None if call is None else autograd.with_batch(_run, *call)
 
 

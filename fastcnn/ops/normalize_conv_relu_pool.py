@@ -96,7 +96,7 @@ _apply = autograd.applier(NormalizeConvReLUPool)
 
 def normalize_conv_relu_pool(norm_arguments: tuple[Any, ...], *arguments: Any) -> Tensor | None:
     """Run `normalize` on the arguments of one and `conv_relu_pool` on the result and the others, or return None."""
-    call = joined("conv_relu_pool", _NAME, norm_arguments, arguments)
+    call = joined(_STEM, _NAME, norm_arguments, arguments)
     if call is None:
         return None
     size, stride, padding, ceil_mode = arguments[6:]

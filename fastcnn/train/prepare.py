@@ -153,8 +153,10 @@ def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, 
             raise UserError(f"{name} does not take images of {size}: {reason}") from error
 
 
-def normalize_first(model: nn.Module, statistics: Statistics) -> None:
+def normalize_first(model: nn.Module, statistics: Statistics, dtype: torch.dtype | None = None) -> None:
     """Let a network of ``fastcnn.models`` take bytes: its first layers begin with their normalisation, keys unchanged.
+
+    `dtype` is what they become; None leaves it to autocast, or float32.
 
     Example:
         >>> import fastcnn
@@ -166,7 +168,7 @@ def normalize_first(model: nn.Module, statistics: Statistics) -> None:
         torch.Size([1, 10])
     """
     name, first = next(model.named_children())
-    layers = {"normalize": fastcnn.nn.Normalize(*statistics), **dict(first.named_children())}
+    layers = {"normalize": fastcnn.nn.Normalize(*statistics, dtype), **dict(first.named_children())}
     setattr(model, name, fastcnn.nn.Sequential(OrderedDict(layers)))
 
 

@@ -49,19 +49,19 @@ def statistics_kernel(
     x_ptr += n * C * P
     mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    count = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    count = tl.zeros((BLOCK_P,), tl.float32)  # of pixels: the same for all channels
     for i in range(REPEAT):
         p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
         mask = (p < P)[:, None] & (c < C)[None, :]
         x = tl.load(x_ptr + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST), mask=mask, other=0.0).to(tl.float32)
         off = tl.where(mask, x - origin[None, :] - mean, 0.0)
-        count += tl.where(mask, 1.0, 0.0)
-        mean += off / tl.maximum(count, 1.0)
+        count += tl.where(p < P, 1.0, 0.0)
+        mean += off / tl.maximum(count, 1.0)[:, None]
         squares += tl.where(mask, off * (x - origin[None, :] - mean), 0.0)
     total = tl.maximum(tl.sum(count, axis=0), 1.0)
-    merged = tl.sum((count * mean).to(tl.float64), axis=0) / total
+    merged = tl.sum((count[:, None] * mean).to(tl.float64), axis=0) / total
     off = mean - merged[None, :]
-    squares = tl.sum(squares + count * off * off, axis=0)
+    squares = tl.sum(squares + count[:, None] * off * off, axis=0)
     at = partial_ptr + (n * BLOCKS_P + block_p) * C + c
     tl.store(at, merged, mask=c < C)
     tl.store(at + ROWS * C, squares, mask=c < C)

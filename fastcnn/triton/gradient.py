@@ -86,11 +86,21 @@ def pick(
 
     `narrow`: one of the last two, for offsets that are many (NCHW, and few channels, are read value by value) or long
     (64 bits), as they take the registers.
+
+    Raises:
+        RuntimeError: another one was asked for, which would spill.
     """
+    able = configs[-2:] if narrow else configs
     if name:
-        return {config.name: config for config in configs}[name]
+        named = {config.name: config for config in able}
+        if name not in named:
+            expected = f"with a configuration among {', '.join(named)} for what is read value by value"
+            raise RuntimeError(
+                f"backend 'triton' takes argument 'algorithm' {expected} (NCHW, few channels), got {name!r}"
+            )
+        return named[name]
     most_rows, most_columns = triton.next_power_of_2(rows), triton.next_power_of_2(columns)
-    for config in configs[-2:] if narrow else configs:
+    for config in able:
         if config.block_m <= max(most_rows, 64) and config.block_n <= most_columns:
             buffers = config.num_stages * config.block_k * (2 * config.block_m + config.block_n) * item_size
             if buffers <= SHARED_MEMORY:

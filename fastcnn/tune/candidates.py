@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from fastcnn.algorithms import ALGORITHMS, GRADIENTS
+from fastcnn.algorithms import ALGORITHMS, GRADIENTS, JOINED
 from fastcnn.available import backends
 from fastcnn.backend import configurations
 from fastcnn.tuning import Winner
@@ -31,14 +31,15 @@ def candidates(op: str, device: torch.device, only: str | None = None) -> list[W
 
 
 def _algorithms(op: str, name: str) -> list[str | None]:
-    if not op.startswith("conv"):
+    joined = op.startswith("normalize")
+    if not (joined or op.startswith("conv")):
         return [None]
     found: list[str | None] = []
-    for algorithm, able in ALGORITHMS.items():
+    for algorithm, able in (JOINED if joined else ALGORITHMS).items():
         if name in able:
             held = configurations(name, algorithm)
             found += [f"{algorithm}:{each}" for each in held] or [algorithm]
-    return [*found, *_with_gradients(name)]
+    return found if joined else [*found, *_with_gradients(name)]
 
 
 def _with_gradients(name: str) -> Iterator[str]:

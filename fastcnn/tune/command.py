@@ -12,6 +12,8 @@ from fastcnn.available import BACKENDS, backends
 from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.train.build import build_model, default_input_size
 from fastcnn.train.errors import UserError
+from fastcnn.train.folder import STATISTICS
+from fastcnn.train.prepare import normalize_first
 from fastcnn.tune.candidates import ON
 from fastcnn.tune.report import summary, table
 from fastcnn.tune.run import MODES, Result
@@ -36,6 +38,7 @@ def tune(
     option: Options = None,
     dtype: Annotated[DtypeName, typer.Option(help="Of layers and images, or that of autocast.")] = DtypeName.float32,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Lay out layers and images so.")] = False,
+    bytes: Annotated[bool, typer.Option("--bytes", help="Images are bytes, which the network normalises.")] = False,
     backend: Annotated[str | None, typer.Option(help="Time this one alone against stock torch.")] = None,
     train: Annotated[
         bool | None, typer.Option("--train/--inference", help="Forward and backward, or forward.", show_default="both")
@@ -65,8 +68,11 @@ def tune(
         images = torch.randn(batch_size, *size)
     format = torch.channels_last if channels_last else torch.contiguous_format
     kind: torch.dtype = getattr(torch, dtype)
+    if bytes:
+        normalize_first(network, STATISTICS[size[0]], kind)
+    images = images.to(torch.uint8 if bytes else kind, memory_format=format)
     try:
-        stages = stages_of(network.to(kind).to(memory_format=format), images.to(kind).to(memory_format=format))
+        stages = stages_of(network.to(place, kind).to(memory_format=format), images)
     except (RuntimeError, ValueError) as error:
         shape = "x".join(map(str, (batch_size, *size)))
         raise UserError(f"{model} does not run in {dtype} on an input of {shape}: {error}") from error

@@ -56,7 +56,7 @@ class Reference:
             cotangent[rows] = torch.randn_like(output[rows]).mul(4).round().clamp(-8, 8) / 4
         stock = _run(stage, tensors, cotangent)
         some = {name: each[rows] if name in ACTIVATIONS else each for name, each in tensors.items()}
-        wide = {name: each.detach().double().requires_grad_(each.requires_grad) for name, each in some.items()}
+        wide = {name: _widened(each) for name, each in some.items()}
         exact = _run(stage, wide, None if cotangent is None else cotangent[rows].double())
         return Expected(tensors, cotangent, rows, stock, exact)
 
@@ -77,9 +77,16 @@ class Reference:
         return worst, "; ".join(dict.fromkeys(problems))
 
 
+def _widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64; bytes, which mean 0 to 1, stay."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+
 def _in_tf32(stage: Stage, device: torch.device) -> bool:
     """Whether float32 is multiplied in TF32, to which an algorithm may round values in more than one way."""
-    return stage.tensors["input"].dtype == torch.float32 and setting_of(stage.op, device.type) == "tf32"
+    return stage.dtype == torch.float32 and setting_of(stage.op, device.type) == "tf32"
 
 
 def _run(stage: Stage, tensors: dict[str, Tensor], cotangent: Tensor | None) -> Results:

@@ -175,7 +175,7 @@ def _step(stage: Stage, mode: str, tensors: dict[str, Tensor]) -> timing.Run:
     """Return one call of a stage, with its backward in training; the input is another one at each turn."""
     first = tensors["input"]
     count = timing.copies(first.numel() * first.element_size(), first.device)
-    inputs = [first, *(torch.randn_like(first, requires_grad=first.requires_grad) for _ in range(count - 1))]
+    inputs = [first, *(stage.another(first) for _ in range(count - 1))]
     draws = [tensors | {"input": each} for each in inputs]
     leaves = [[each for each in draw.values() if each.requires_grad] for draw in draws]
     with torch.no_grad():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn import functional as FF
+from fastcnn import stages as joined_stages
 from fastcnn.backend import use_backend
 from fastcnn.tuning.call import Operand, call_of, describe, setting_of
 
@@ -26,15 +27,17 @@ OPS = {  # by the name of the function
     "local_response_norm_max_pool2d": "lrn_pool",
     "max_pool2d": "max_pool",
 }
+JOINED = ("normalize_conv_relu", "normalize_conv_relu_pool")  # functions of `fastcnn.stages`, by the name of the op
 RUNNING = ("running_mean", "running_var")  # which a call in training updates
 ACTIVATIONS = ("input", "other")
-TENSORS = (*ACTIVATIONS, "weight", "bias", *RUNNING)
+CONSTANTS = {"mean": 0.5, "std": 0.25}  # by which black and white get on the grid
+TENSORS = (*ACTIVATIONS, "weight", "bias", *RUNNING, *CONSTANTS)
 GRID = 16  # inputs on the grid are multiples of one 16th, parameters of one 64th
 COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no two results differ by a rounding
 
 
 class Stage(NamedTuple):
-    """A call of a function of ``fastcnn.functional``.
+    """A call of a function of ``fastcnn.functional``, or of `JOINED`.
 
     `tensors` are those of the recorded call, without their data.
     """
@@ -46,8 +49,15 @@ class Stage(NamedTuple):
 
     def call(self, tensors: dict[str, Tensor]) -> Tensor:
         """Run the stage on these tensors, with the backend that is chosen."""
-        function: Callable[..., Tensor] = getattr(FF, self.function)
-        return function(**tensors, **self.settings)
+        settings = self.settings
+        if self.op in JOINED:  # what comes out of the normalisation is what the weight takes
+            settings = {**settings, "dtype": tensors["weight"].dtype}
+        return _function(self.function)(**tensors, **settings)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype that it computes in: that of its input, or for images that it normalises the weight's."""
+        return self.tensors["weight" if self.op in JOINED else "input"].dtype
 
     @property
     def trains(self) -> bool:
@@ -72,19 +82,29 @@ class Stage(NamedTuple):
 
     def _draw(self, name: str, like: Operand, generator: torch.Generator, rounded: bool) -> Tensor:
         values = torch.randn(like.shape, device=generator.device, generator=generator)
-        if name in RUNNING:
+        if name in CONSTANTS:
+            values = torch.full_like(values, CONSTANTS[name])
+        elif like.dtype == torch.uint8:
+            values = (values > 0) * 255.0 if rounded else values.mul(64).add(128).clamp(0, 255)
+        elif name in RUNNING:
             values = values.abs() + 0.5
         elif name not in ACTIVATIONS:
             values /= max(math.prod(like.shape[1:]), 16) ** 0.5
-        if rounded:
+        if rounded and like.dtype != torch.uint8:
             step = (COARSE if self.op.startswith("lrn") else GRID) * (1 if name in ACTIVATIONS else 4)
             values = (values * step).round().clamp(-4 * step, 4 * step) / step
         placed = torch.empty_strided(like.shape, like.strides, dtype=like.dtype, device=values.device).copy_(values)
         return placed.requires_grad_(like.requires_grad)
 
+    def another(self, input: Tensor) -> Tensor:
+        """Return other random values like an input's."""
+        if input.dtype == torch.uint8:
+            return torch.randint_like(input, 256)
+        return torch.randn_like(input, requires_grad=input.requires_grad)
+
     def key(self, tensors: dict[str, Tensor], *, training: bool) -> dict[str, Any]:
         """Return the key of the entry of a call with these tensors."""
-        order = inspect.signature(getattr(FF, self.function)).parameters
+        order = inspect.signature(_function(self.function)).parameters
         arguments = tuple(tensors[name] if name in tensors else self.settings[name] for name in order)
         with torch.set_grad_enabled(training):
             return describe(call_of(self.op, arguments, setting_of(self.op, tensors["input"].device.type)))
@@ -97,7 +117,13 @@ class Stage(NamedTuple):
         shapes = ["x".join(map(str, self.tensors["input"].shape))]
         if "weight" in self.tensors and not self.op.startswith("bn"):
             shapes.append("x".join(map(str, self.tensors["weight"].shape)))
-        return " * ".join(shapes) + (", running statistics" if self.settings.get("training") is False else "")
+        frozen, bytes = self.settings.get("training") is False, self.tensors["input"].dtype == torch.uint8
+        return " * ".join(shapes) + (", running statistics" if frozen else "") + (", bytes" if bytes else "")
+
+
+def _function(name: str) -> Callable[..., Tensor]:
+    function: Callable[..., Tensor] = getattr(joined_stages if name in JOINED else FF, name)
+    return function
 
 
 def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
@@ -139,9 +165,9 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
 def _recorder(seen: dict[str, Stage]) -> Iterator[None]:
     """Note each call of a public function, by name as a stage looks it up or from another function of its file."""
     with ExitStack() as stack:
-        for name, op in OPS.items():
-            function = getattr(FF, name)
-            for module in (FF, sys.modules[function.__module__]):
+        for name, op in {**OPS, **{each: each for each in JOINED}}.items():
+            function = _function(name)
+            for module in {joined_stages if name in JOINED else FF, sys.modules[function.__module__]}:
                 stack.enter_context(patch.object(module, name, _recording(op, name, function, seen)))
         yield
 

@@ -11,6 +11,7 @@ from fastcnn.tuning.device import versions
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _POOL = ("pool_size", "pool_stride", "pool_padding", "pool_ceil_mode")
+_NORMALIZED = ("input", "mean", "std", "dtype", *_CONV[1:])
 _LRN = ("input", "size", "alpha", "beta", "k")
 _BN = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 # The arguments of an op's function in fastcnn/ops, in order.
@@ -23,12 +24,16 @@ ARGUMENTS = {
     "linear_relu": ("input", "weight", "bias"),
     "lrn": _LRN,
     "lrn_pool": (*_LRN, *_POOL),
+    "normalize_conv_relu": _NORMALIZED,
+    "normalize_conv_relu_pool": (*_NORMALIZED, *_POOL),
     "max_pool": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
 }
-_MULTIPLIES = ("conv_relu", "conv_relu_pool", "linear_relu")  # torch casts their arguments under autocast
+_CONVOLVES = ("conv_relu", "conv_relu_pool", "normalize_conv_relu", "normalize_conv_relu_pool")
+_MULTIPLIES = (*_CONVOLVES, "linear_relu")  # torch casts their arguments under autocast
 _OPERANDS = ("input", "other", "weight", "bias")
 _GIVEN_OR_NOT = ("bias", "running_mean", "running_var")  # tensors whose shape follows from the others'
-_NO_MATTER = ("alpha", "k", "momentum", "eps")  # constants that no time depends on
+# Constants that no time depends on, and the dtype of normalised images, which is the weight's.
+_NO_MATTER = ("alpha", "k", "momentum", "eps", "mean", "std", "dtype")
 _PAIRS = ("stride", "padding", "dilation", "kernel_size", "pool_size", "pool_stride", "pool_padding")
 _STRIDE_OF = {"stride": "kernel_size", "pool_stride": "pool_size"}  # None means the window's size
 
@@ -106,7 +111,11 @@ def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
         if stride in key and key[stride] is None:
             key[stride] = key[size]
     training = call.transformed or (call.grad and any(each.requires_grad for each in operands.values()))
-    key |= {"dtype": _dtype(call, operands["input"].dtype), "layout": _layout(operands)}
+    of = "input"
+    if call.op.startswith("normalize"):
+        of = "weight"
+        key["images"] = str(operands["input"].dtype).removeprefix("torch.")
+    key |= {"dtype": _dtype(call, operands[of].dtype), "layout": _layout(operands)}
     key["mode"] = "training" if training else "inference"
     if call.device.type == "cpu":
         key["threads"] = call.setting
