@@ -1,12 +1,15 @@
 """Tuning for `make gpu`, without typer and rich: `check 1/8`, the second of eight shares, or `time FOLDER`."""
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from benchmarks.results import folder_name
 from fastcnn.train.build import build_model, default_input_size
+from fastcnn.train.folder import STATISTICS
+from fastcnn.train.prepare import normalize_first
 from fastcnn.tune import Result, stages_of
 from fastcnn.tune.attempts import Attempts
 from fastcnn.tune.candidates import candidates
@@ -22,17 +25,20 @@ DEVICE = torch.device("cuda", 0)
 
 
 def stages() -> list[Stage]:
-    """Return the stages of all models, each once."""
+    """Return the stages of all models, on numbers and on bytes, each once."""
     found: dict[str, Stage] = {}
-    for dtype in DTYPES:
-        for name, batch in MODELS.items():
-            with DEVICE:
-                model, images = build_model(name), torch.randn(batch, *default_input_size(name))
-            layout = {"dtype": dtype, "memory_format": torch.channels_last}
-            for stage in stages_of(model.to(**layout), images.to(**layout)):
-                found.setdefault(repr(stage), stage)
-            del model, images
-            torch.cuda.empty_cache()
+    for dtype, of_bytes, (name, batch) in product(DTYPES, (False, True), MODELS.items()):
+        size = default_input_size(name)
+        with DEVICE:
+            model, images = build_model(name), torch.randn(batch, *size)
+        if of_bytes:
+            normalize_first(model, STATISTICS[size[0]], dtype)
+        model = model.to(DEVICE, dtype).to(memory_format=torch.channels_last)
+        images = images.to(torch.uint8 if of_bytes else dtype, memory_format=torch.channels_last)
+        for stage in stages_of(model, images):
+            found.setdefault(repr(stage), stage)
+        del model, images
+        torch.cuda.empty_cache()
     return list(found.values())
 
 
@@ -62,7 +68,7 @@ def time_all(results: Path) -> None:
 def lines(result: Result) -> list[str]:
     """Return a result as text: the stage, then its candidates from the fastest on."""
     stage = result.stage
-    dtype = str(stage.tensors["input"].dtype).removeprefix("torch.")
+    dtype = str(stage.tensors.get("weight", stage.tensors["input"]).dtype).removeprefix("torch.")
     won = f"{result.winner.candidate}, {result.speedup:.2f}x, noise {result.noise:.1%}"
     head = f"{stage.op} {stage} {dtype} {result.mode}: {won}"
     trials = sorted(result.trials, key=lambda trial: trial.seconds or float("inf"))
