@@ -128,11 +128,16 @@ inline void check_window(Sizes numbers) {
   }
 }
 
+inline Window any_window(Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
+  return {{size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
+}
+
+// The window of a pool.
 inline Window make_window(Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
   for (Sizes numbers : {size, stride, padding, dilation}) {
     check_window(numbers);
   }
-  return {{size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
+  return any_window(size, stride, padding, dilation, ceil_mode);
 }
 
 inline Plane make_plane(const Window& window, int64_t height, int64_t width) {
