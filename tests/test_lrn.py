@@ -157,10 +157,12 @@ def test_views(view: Any, backend: Any) -> None:
 
 
 @each_backend
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_shape(data: Any, backend: Any) -> None:
-    shape = [data.draw(st.integers(1, high), "shape") for high in (2, 9, 4, 3)]
+    torch.manual_seed(0)  # each example anew, else a failure could not be found again
+    # so many pixels that stock's largest error is no matter of chance
+    shape = [data.draw(st.integers(*limits), "shape") for limits in ((1, 2), (1, 9), (3, 5), (29, 45))]
     settings = {
         "size": data.draw(st.integers(1, 7), "size"),
         "alpha": data.draw(st.floats(0, 4, width=32), "alpha"),
