@@ -27,6 +27,7 @@ from benchmarks import cells, measure, roofline
 from benchmarks.cells import GROUPS, PROFILES, Cell
 from benchmarks.results import RESULTS, Results, folder_name, surroundings
 from benchmarks.summary import table
+from fastcnn.tune.attempts import is_lost
 
 STARTED = "FASTCNN_BENCH_STARTED"  # when a run began that had to start its process anew
 QUICK_MINUTES = 4.5
@@ -141,7 +142,7 @@ def row(benchmark: Any, cell: Cell, pytestconfig: pytest.Config) -> Callable[[An
             pytest.skip(error)
         session.results.add(session.group(cell), cell, outcome)
         if error:  # failed outside the except block: a traceback would keep the tensors of its frames
-            session.lost = _is_lost(session.device)
+            session.lost = is_lost(session.device)
             pytest.fail(error, pytrace=False)
 
     return measured
@@ -211,16 +212,6 @@ def _is_refusal(cell: Cell, device: torch.device, error: str) -> bool:
     """Whether a forced backend said that it does not serve this work, which is no failure."""
     choice = cells.forced(device.type, convolutions=True).get(cell.method) or ("",)
     return f"backend '{choice[0]}'" in error
-
-
-def _is_lost(device: torch.device) -> bool:
-    """Whether an error has left the GPU unusable for this process."""
-    try:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

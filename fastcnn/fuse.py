@@ -138,9 +138,8 @@ def _converted(model: nn.Module, class_of: _ClassOf, kept: Collection[nn.Module]
     found = references(model)
     classes: dict[int, type[nn.Module]] = {}
     for module in model.modules():
-        if (
-            isinstance(module, torch.jit.ScriptModule) or module in kept
-        ):  # a compiled forward would not see new children
+        scripted = isinstance(module, torch.jit.ScriptModule)  # its forward is compiled and would not see new children
+        if scripted or module in kept:
             continue
         new_class = class_of(module, found.fixed.get(id(module), ""))
         if new_class is not type(module):

@@ -260,7 +260,7 @@ def test_a_candidate_that_loses_the_gpu_is_left_out_the_next_time(phase, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr(tuner.Stage, "call", fail)
-        patched.setattr(attempts.Attempts, "_is_lost", lambda self: True)
+        patched.setattr(attempts, "is_lost", lambda device: True)
         with pytest.raises(attempts.Lost, match=r"cpu left the GPU unusable \(an illegal memory access"):
             list(tuner.tune(stages, CPU, modes=["inference"]))
     notes = list(attempts.Attempts(table.user_path(NAME), CPU).folder.iterdir())

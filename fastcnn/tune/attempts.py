@@ -19,6 +19,21 @@ class Lost(UserError):
     """A candidate has left the GPU unusable for this process."""
 
 
+def is_lost(device: torch.device) -> bool:
+    """Whether an error has left a GPU unusable for this process.
+
+    Example:
+        >>> is_lost(torch.device("cpu"))
+        False
+    """
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 class Attempts:
     """Notes in a folder beside a table, each there while its candidate runs; what stays behind ended its process.
 
@@ -56,7 +71,7 @@ class Attempts:
         try:
             yield
         except Exception as error:
-            lost = self._is_lost()
+            lost = is_lost(self._device)
             if lost:
                 raise Lost(f"{candidate} left the GPU unusable ({error}): go on without it by --resume") from error
             raise
@@ -69,11 +84,3 @@ class Attempts:
         operands = {name: (each.shape, str(each.dtype), each.strides) for name, each in stage.tensors.items()}
         what = f"{stage.op} {operands} {stage.settings} {candidate}"
         return self.folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.txt"
-
-    def _is_lost(self) -> bool:
-        try:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-        except RuntimeError:
-            return True
-        return False
