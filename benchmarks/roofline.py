@@ -58,9 +58,9 @@ def forward(stage: Stage, item: int, *, training: bool) -> list[Kernel]:
     """Return the kernels of a forward pass; `item`: bytes of an element."""
     s = _Sizes.of(stage, item)
     codes = s.codes if training else 0
-    if stage.stem == "sgd":  # master and momentum are read and written; a float32 parameter is its own master
+    if stage.stem == "sgd":  # all but the gradient is read and written; a float32 parameter is its own master
         parameters = s.input // item
-        return [Kernel(0, parameters * (4 * 4 + item + (item if item < 4 else 0)))]
+        return [Kernel(0, parameters * (4 * 4 + item + (2 * item if item < 4 else 0)))]
     if stage.stem == "add_relu":
         return [Kernel(0, 2 * s.input + s.output)]
     if stage.batch_norm:

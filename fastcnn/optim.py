@@ -17,13 +17,16 @@ _NAME = "SGD"
 class SGD(torch.optim.Optimizer):
     """Stochastic gradient descent as `torch.optim.SGD`, with float32 master weights of parameters in half precision.
 
-    Each parameter in bfloat16 or float16 is the shadow of a float32 master, which is updated with a float32 momentum
-    and rounded into the parameter. Float32 parameters are their own masters. Master and momentum are in the state dict
-    as `master` and `momentum_buffer`.
+    Each parameter in bfloat16 or float16 has a float32 master, which is updated with a float32 momentum and rounded
+    into the parameter. Float32 parameters are their own masters. Master and momentum are in the state dict as `master`
+    and `momentum_buffer`.
 
-    Under `fastcnn.use_backend("triton")` a parameter takes one kernel, which reads gradient, master and momentum and
-    writes the latter two and the parameter; nobody has timed it on a GPU yet. Under the other backends torch's foreach
-    operations run, as they do for parameters that are not dense.
+    The parameter decides: wherever an element of it is no longer its master rounded (`load_state_dict`, `clamp_`, a
+    re-initialization between two steps), the master first takes the parameter's value.
+
+    Under `fastcnn.use_backend("triton")` each parameter is updated by one kernel, which reads gradient, parameter,
+    master and momentum and writes the last three; it has not been timed on a GPU yet. Under the other backends, and
+    for parameters that are not dense, torch's foreach operations run.
 
     Args:
         params: parameters or groups of them, in float32, bfloat16 or float16.
@@ -91,6 +94,14 @@ class SGD(torch.optim.Optimizer):
             state["master"] = weight.detach().to(torch.float32, memory_format=torch.preserve_format)
         return state["master"]
 
+    def _current_master(self, weight: Tensor) -> Tensor:
+        """Return the master, with the parameter's value wherever that is no longer the master rounded."""
+        master = self._master(weight)
+        if master is not weight:
+            kept = weight == master.to(weight.dtype)
+            master.copy_(torch.where(kept, master, weight.float()))
+        return master
+
     def _step_fused(self, weight: Tensor, settings: dict[str, Any]) -> None:
         choose("sgd", _NAME, weight, str, None)  # raises where the kernel cannot run
         grad = weight.grad
@@ -118,7 +129,7 @@ class SGD(torch.optim.Optimizer):
     ) -> None:
         if not weights:
             return
-        masters = [self._master(weight) for weight in weights]
+        masters = [self._current_master(weight) for weight in weights]
         grads = [weight.grad.float() for weight in weights]  # type: ignore[union-attr]
         if maximize:
             grads = list(torch._foreach_neg(grads))

@@ -327,7 +327,7 @@ def test_bytes_dropout_and_optimizers_have_floors():
     (normalize,), (sgd,) = distinct(batches, "normalize"), distinct(batches, "sgd")
     assert (normalize.case, sgd.input) == ("alexnet images 128x3x224x224, bytes", (61100840,))
     assert roofline.least_bytes([normalize], 2, training=False) == 3 * images
-    assert [roofline.least_bytes([sgd], item, training=False) for item in (4, 2)] == [20 * 61100840] * 2
+    assert [roofline.least_bytes([sgd], item, training=False) for item in (4, 2)] == [20 * 61100840, 22 * 61100840]
     (joined,), conv = distinct(batches, "normalize_conv_relu_pool"), distinct(batches, "conv_relu_pool")[0]
     both = [roofline.least_bytes([each], 2, training=False) for each in (conv, joined)]
     assert both[0] - both[1] == images

@@ -78,6 +78,57 @@ def test_small_updates_are_not_lost(backend: str) -> None:
     torch.testing.assert_close(weight.float(), torch.full((8,), 0.99, device=DEVICE), rtol=4e-3, atol=0)
 
 
+def load_best(model: torch.nn.Module, best: dict[str, Any]) -> None:
+    model.load_state_dict(best)
+
+
+def clamp(model: torch.nn.Module, best: dict[str, Any]) -> None:
+    for parameter in model.parameters():
+        parameter.data.clamp_(-0.1, 0.1)
+
+
+def set_to_zero(model: torch.nn.Module, best: dict[str, Any]) -> None:
+    torch.nn.init.zeros_(model.weight)
+
+
+SET = {"load_state_dict": load_best, "clamp_": clamp, "init": set_to_zero}
+
+
+@each_backend
+@each_case(SET)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("moved", [False, True], ids=["", "optimizer through a checkpoint"])
+def test_weights_set_between_steps_are_kept(case: Any, dtype: torch.dtype, backend: str, moved: bool) -> None:
+    model = torch.nn.Linear(4, 3).to(DEVICE, dtype)
+    best = copy.deepcopy(model.state_dict())
+    optimizer: Any = fastcnn.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (model(torch.randn(8, 4, device=DEVICE, dtype=dtype)).float() - 5).square().mean().backward()
+        optimizer.step()
+
+    with fastcnn.use_backend(backend):
+        for _ in range(5):
+            step()
+        untouched = copy.deepcopy(model.state_dict())
+        case(model, best)
+        if moved:
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = fastcnn.optim.SGD(model.parameters(), lr=0.1)
+            optimizer.load_state_dict(state)
+        wanted = copy.deepcopy(model.state_dict())
+        optimizer.param_groups[0]["lr"] = 0.0
+        masters = {id(p): optimizer.state[p].get("master", p).clone() for p in model.parameters()}
+        step()
+    for name, parameter in model.named_parameters():
+        assert parameter.equal(wanted[name])
+        left_alone = wanted[name].eq(untouched[name])  # these keep the digits that the rounded weight has lost
+        master = optimizer.state[parameter].get("master", parameter)
+        assert master[left_alone].equal(masters[id(parameter)][left_alone])
+        assert master[~left_alone].equal(wanted[name][~left_alone].float())
+
+
 @each_backend
 def test_state_dict_goes_there_and_back(backend: str) -> None:
     def advance(optimizer: Any, params: list[torch.Tensor], steps: range) -> None:
@@ -91,7 +142,7 @@ def test_state_dict_goes_there_and_back(backend: str) -> None:
         params = weights(torch.bfloat16)
         through = fastcnn.optim.SGD(params, **settings)
         advance(through, params, range(2))
-        resumed = [p.detach().clone(memory_format=torch.preserve_format).requires_grad_() for p in params]
+        resumed = [copy.deepcopy(p.detach()).requires_grad_() for p in params]  # strides too: each takes its kernel
         other = fastcnn.optim.SGD(resumed, lr=1.0)
         other.load_state_dict(copy.deepcopy(through.state_dict()))
         assert all(value.dtype == torch.float32 for state in other.state.values() for value in state.values())

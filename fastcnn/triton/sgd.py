@@ -1,4 +1,4 @@
-"""One step of SGD with momentum in Triton: gradient, master weight and momentum in, the latter two and a shadow out."""
+"""One step of SGD with momentum in Triton: gradient, parameter, master and momentum in, the last three out."""
 
 import torch
 import triton
@@ -33,6 +33,7 @@ def sgd_kernel(
 ):
     """Update master and buffer in float32, and shadow, the weight that the model computes with; BLOCK a program.
 
+    Where the shadow is not the master rounded, somebody has set it since the last step: the master takes its value.
     On the FIRST step the buffer is the gradient. Without a SHADOW the master is the model's weight itself.
     """
     block = tl.program_id(0)
@@ -43,6 +44,9 @@ def sgd_kernel(
     rate = tl.load(lr_ptr).to(tl.float32) if LR_TENSOR else lr
     grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
     weight = tl.load(master_ptr + at, mask=mask, other=0.0)
+    if SHADOW:
+        shadow = tl.load(shadow_ptr + at, mask=mask, other=0.0)
+        weight = tl.where(shadow == weight.to(shadow.dtype), weight, shadow.to(tl.float32))
     if MAXIMIZE:
         grad = -grad
     grad += weight * weight_decay
