@@ -16,11 +16,11 @@ JOINED = {"packed": ("triton",), "space_to_depth": ("triton",)}
 GRADIENTS = {"dgrad": ("triton",), "wgrad": ("triton",)}
 # Algorithms and gradients with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.
 CONFIGURED = {
-    ("triton", "implicit_gemm"): ("conv_relu", "CONFIGS"),
-    ("triton", "packed"): ("first_layers", "CONFIGS"),
-    ("triton", "space_to_depth"): ("conv_relu", "CONFIGS"),
-    ("triton", "dgrad"): ("dgrad", "CONFIGS"),
-    ("triton", "wgrad"): ("wgrad", "CONFIGS"),
-    ("triton", "tma"): ("hopper", "TMA"),
-    ("triton", "warp_specialized"): ("hopper", "WARP_SPECIALIZED"),
+    ("triton", "implicit_gemm"): ("convolution.implicit_gemm", "CONFIGS"),
+    ("triton", "packed"): ("convolution.first_layers", "CONFIGS"),
+    ("triton", "space_to_depth"): ("convolution.implicit_gemm", "CONFIGS"),
+    ("triton", "dgrad"): ("convolution.dgrad", "CONFIGS"),
+    ("triton", "wgrad"): ("convolution.wgrad", "CONFIGS"),
+    ("triton", "tma"): ("convolution.hopper", "TMA"),
+    ("triton", "warp_specialized"): ("convolution.hopper", "WARP_SPECIALIZED"),
 }

@@ -27,23 +27,23 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from fastcnn.triton import hopper
+from fastcnn.triton.convolution import hopper
 
 CONFIGS = {
-    name: [f"{name}:{config.name}" for config in importlib.import_module(f"fastcnn.triton.{stem}").CONFIGS]
+    name: [f"{name}:{config.name}" for config in importlib.import_module(f"fastcnn.triton.convolution.{stem}").CONFIGS]
     for name, stem in {
-        "implicit_gemm": "conv_relu",
+        "implicit_gemm": "implicit_gemm",
         "packed": "first_layers",
-        "space_to_depth": "conv_relu",
+        "space_to_depth": "implicit_gemm",
         "dgrad": "dgrad",
         "wgrad": "wgrad",
     }.items()
 }
 STEMS = (
-    *("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "dgrad", "wgrad"),
-    *("tma", "warp_specialized", "bn_statistics", "bn_relu", "bn_relu_pool", "add_relu"),
+    *("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "normalize", "normalize_conv_relu"),
+    *("bn_statistics", "bn_relu", "bn_relu_pool", "add_relu", "linear_relu_dropout", "sgd"),
 )
-STEMS += ("first_layers", "normalize", "normalize_conv_relu", "linear_relu_dropout", "sgd")
+CONVOLUTIONS = ("implicit_gemm", "first_layers", "dgrad", "wgrad", "tma", "warp_specialized")
 ARCHITECTURES = (80, 90, 100, 120)
 ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -275,7 +275,8 @@ def compile_all() -> Iterator[dict[str, Any]]:
     """Run the launchers of every layer with compilers in the kernels' place; yield what each kernel needs."""
     driver = Driver()
     triton.runtime.driver.set_active(driver)
-    modules = {stem: importlib.import_module(f"fastcnn.triton.{stem}") for stem in STEMS}
+    paths = (*STEMS, *(f"convolution.{stem}" for stem in CONVOLUTIONS))
+    modules = {path.rpartition(".")[2]: importlib.import_module(f"fastcnn.triton.{path}") for path in paths}
     for module in modules.values():
         for name, value in vars(module).copy().items():
             if name.endswith("_kernel"):

@@ -1,6 +1,6 @@
 """Play the Gluon kernel on the CPU from its own source: its warps as threads, barriers and copies in the worst order.
 
-Gluon has no interpreter. Here the functions of fastcnn/triton/warp_specialized.py run as plain Python over tensors.
+Gluon has no interpreter. Here the functions of triton/convolution/warp_specialized.py run as plain Python over tensors.
 Matrix products and copies out read shared memory as late as the kernel's waits allow, copies in write it as early as
 its barriers allow: a place that is freed too soon, a phase that is off by one or a missing wait gives wrong results or
 stands still. Layouts, and fences between the proxies of memory, are not played: the compiler and a GPU see those.
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fastcnn.shapes import RELU_OFF
-from fastcnn.triton import hopper, warp_specialized
-from fastcnn.triton.hopper import Boxed
+from fastcnn.triton.convolution import hopper, warp_specialized
+from fastcnn.triton.convolution.hopper import Boxed
 
 STANDSTILL = 20.0  # seconds
 KERNEL = {name: getattr(warp_specialized, name) for name in ("copy_warp", "matrix_warps", "warp_specialized_kernel")}

@@ -12,19 +12,20 @@ from parity import DEVICE, FORMATS, assert_parity, each_dtype, each_format, last
 import fastcnn
 import fastcnn.functional as FF
 from fastcnn.shapes import Window
-from fastcnn.triton import conv_relu, tiles
+from fastcnn.triton import tiles
+from fastcnn.triton.convolution import implicit_gemm
 
 
 @each_dtype
-@pytest.mark.parametrize("config", conv_relu.CONFIGS, ids=str)
+@pytest.mark.parametrize("config", implicit_gemm.CONFIGS, ids=str)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_every_tile_of_the_implicit_gemm(groups: int, config: conv_relu.Config, dtype: torch.dtype) -> None:
+def test_every_tile_of_the_implicit_gemm(groups: int, config: implicit_gemm.Config, dtype: torch.dtype) -> None:
     format = FORMATS["channels_last"] if groups == 1 else FORMATS["nchw"]
     x = new(3, 10, 7, 6, dtype=dtype, format=format)
     weight = new(22, 10 // groups, 3, 2, dtype=dtype, format=format) / 8
     bias = new(22, dtype=dtype)
     window = Window((3, 2), (2, 1), (1, 1), (1, 2), False)
-    ours = conv_relu.implicit_gemm(x, weight, bias, window, groups, relu=True, config=config)
+    ours = implicit_gemm.implicit_gemm(x, weight, bias, window, groups, relu=True, config=config)
     settings = (window.stride, window.padding, window.dilation, groups)
     exact = F.relu(F.conv2d(x.double(), weight.double(), bias.double(), *settings))
     stock = F.relu(F.conv2d(x, weight, bias, *settings))
@@ -76,9 +77,9 @@ def test_float32_products_obey_torchs_setting() -> None:
     try:
         for setting in ("tf32", "ieee"):
             convolutions.fp32_precision = setting
-            assert conv_relu.dot_precision(torch.float32) == setting
+            assert implicit_gemm.dot_precision(torch.float32) == setting
         convolutions.fp32_precision = "tf32"
-        assert conv_relu.dot_precision(torch.bfloat16) == "ieee"  # only float32 has the choice
+        assert implicit_gemm.dot_precision(torch.bfloat16) == "ieee"  # only float32 has the choice
     finally:
         convolutions.fp32_precision = before
 

@@ -12,7 +12,9 @@ from parity import DEVICE, FORMATS, assert_parity, assert_same, each_dtype, each
 import fastcnn
 import fastcnn.functional as FF
 from fastcnn.shapes import Window
-from fastcnn.triton import conv_relu, first_layers, tiles
+from fastcnn.triton import tiles
+from fastcnn.triton.convolution import first_layers
+from fastcnn.triton.convolution.implicit_gemm import Config
 
 PACKED, DEEP = ("triton", "packed"), ("triton", "space_to_depth")
 
@@ -142,7 +144,7 @@ def test_refused_by_name(case: Any) -> None:
 
 @pytest.mark.parametrize("config", first_layers.CONFIGS, ids=str)
 @each_dtype
-def test_every_tile_of_packed(config: conv_relu.Config, dtype: torch.dtype) -> None:
+def test_every_tile_of_packed(config: Config, dtype: torch.dtype) -> None:
     x, weight, bias = new(2, 3, 9, 8, dtype=dtype), new(22, 3, 4, 3, dtype=dtype) / 6, new(22, dtype=dtype)
     window = Window((4, 3), (2, 1), (1, 1), (1, 2), False)
     ours = first_layers.packed(x, weight, bias, window, 1, True, config)

@@ -1,6 +1,7 @@
 """Who may import whom, and that one stem names one op in every folder (CONTRIBUTING.md tells the reasons)."""
 
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ STEMS = (
     *("bn_relu", "bn_relu_pool", "add_relu"),
 )
 STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linear_relu_dropout")
-GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/
+GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/convolution/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: nn -> stages ->
 # functional -> ops -> backend -> tuning, and explain and models -> fuse -> rewrite -> nn; shapes, calls, algorithms and
@@ -159,6 +160,26 @@ def test_only_the_triton_folder_imports_triton():
         if any(name.split(".")[0] == "triton" for name in imported(ast.parse(path.read_text())))
     }
     assert importers == {"triton"}
+
+
+def test_triton_modules_import_each_other_in_no_circle():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in python_files(PACKAGE / "triton")
+    }
+    law = {}
+    for module, path in modules.items():
+        names = {f"{name}." for name in imported(ast.parse(path.read_text()))}
+        law[module] = {other for other in modules if any(name.startswith(f"{other}.") for name in names)}
+    order = list(graphlib.TopologicalSorter(law).static_order())  # raises where there is one
+    assert order.index("fastcnn.triton.tiles") < order.index("fastcnn.triton.conv_relu")
+
+
+def test_convolutions_know_nothing_of_their_stages():
+    for path in python_files(PACKAGE / "triton" / "convolution"):
+        own = {
+            name.split(".")[2] for name in imported(ast.parse(path.read_text())) if name.startswith("fastcnn.triton.")
+        }
+        assert own <= {"convolution", "tiles", "normalize", "max_pool"}, name_of(path)
 
 
 @pytest.mark.parametrize("path", [*python_files(ROOT / "tests"), *python_files(ROOT / "examples")], ids=name_of)

@@ -17,8 +17,8 @@ from parity import DEVICE, FORMATS, assert_parity, assert_same, each_case, new, 
 import fastcnn
 import fastcnn.functional as FF
 from fastcnn.shapes import RELU_OFF, Window
-from fastcnn.triton import hopper, tma
-from fastcnn.triton.hopper import BOXES, TMA, Box, Config, Output
+from fastcnn.triton.convolution import hopper, tma
+from fastcnn.triton.convolution.hopper import BOXES, TMA, Box, Config, Output
 
 pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and torch.cuda.get_device_capability()[0] not in tma.CAPABILITIES,

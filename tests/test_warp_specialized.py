@@ -17,8 +17,8 @@ from test_tma import BFLOAT16, CASES, FLOAT16, POOLED, TWO_BY_TWO, force, one_pr
 import fastcnn
 import fastcnn.functional as FF
 from fastcnn.shapes import Window
-from fastcnn.triton import hopper, warp_specialized
-from fastcnn.triton.hopper import BOXES, WARP_SPECIALIZED, Config
+from fastcnn.triton.convolution import hopper, warp_specialized
+from fastcnn.triton.convolution.hopper import BOXES, WARP_SPECIALIZED, Config
 
 pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and torch.cuda.get_device_capability() != (9, 0),

@@ -61,14 +61,14 @@ def _fake_wgrad(
 _SOURCE = "Tensor grad, Tensor? mask, Tensor input, Tensor weight"
 _SETTINGS = "str? config, int[] convolution, int[] pool"
 _dgrad = define(
-    "dgrad",
+    "convolution.dgrad",
     "dgrad",
     f"({_SOURCE}, bool mask_input, bool bias_grad, {_SETTINGS}) -> (Tensor grad_input, Tensor grad_input_bias)",
     _fake_dgrad,
     backends=("triton",),
 )
 _wgrad = define(
-    "wgrad",
+    "convolution.wgrad",
     "wgrad",
     f"({_SOURCE}, bool bias_grad, {_SETTINGS}) -> (Tensor grad_weight, Tensor grad_bias)",
     _fake_wgrad,

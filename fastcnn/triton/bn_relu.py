@@ -22,6 +22,7 @@ from fastcnn.triton.tiles import (
     offset,
     tile_position,
     tiling,
+    vector,
 )
 
 
@@ -235,7 +236,7 @@ class Norm(NamedTuple):
     def of(cls, *numbers) -> "Norm":
         """Return the numbers of an operator's arguments without gaps."""
         mean, variance, *parameters = numbers[:4]
-        weight, bias = (None if each is None else each.contiguous() for each in parameters)
+        weight, bias = map(vector, parameters)
         return cls(mean.contiguous(), variance.contiguous(), weight, bias, numbers[4])
 
     def flags(self) -> dict[str, bool]:

@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.conv_relu import EPILOGUE, asked, asked_hopper, bare_convolution, conv_window, own_convolution
-from fastcnn.triton.hopper import pools_pairs
+from fastcnn.triton.conv_relu import EPILOGUE, asked_hopper, bare_convolution, own_convolution
+from fastcnn.triton.convolution.hopper import pools_pairs
+from fastcnn.triton.convolution.implicit_gemm import asked, conv_window
 from fastcnn.triton.max_pool import pool, pool_backward
 
 

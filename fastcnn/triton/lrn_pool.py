@@ -184,7 +184,7 @@ def lrn_pool_backward(
     if dx.numel():
         tiles = tiling(height * width, channels, channels_last, elements=256)
         lrn_pool_backward_kernel[tiles.grid(images)](
-            grad.contiguous(memory_format=format), codes, x, dx,
+            grad.contiguous(memory_format=format), codes.contiguous(memory_format=format), x, dx,
             channels, height, width, codes.shape[2], codes.shape[3], tiles.blocks_p, tiles.blocks_c,
             norm.alpha, beta, k, SIZE=norm.size, KIND=power_kind(beta), WINDOW=pool,
             CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,

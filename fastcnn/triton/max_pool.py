@@ -20,6 +20,7 @@ from fastcnn.triton.tiles import (
     sum_pixels,
     tile_position,
     tiling,
+    vector,
 )
 
 OFF = tl.constexpr(RELU_OFF)
@@ -188,7 +189,7 @@ def pool(input: Tensor, bias: Tensor | None, window: Window, relu: bool, codes: 
         return y, code
     tiles = tiling(out_height * out_width, channels, channels_last, elements=1024 if channels_last else 512)
     max_pool_kernel[tiles.grid(images)](
-        x, bias, y, code, channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
+        x, vector(bias), y, code, channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
         WINDOW=window,
         HAS_BIAS=bias is not None, RELU=relu, CODES=codes, CHANNELS_LAST=channels_last, WIDE=is_wide(x, y),
         BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
@@ -200,7 +201,7 @@ def pool_backward(
     grad: Tensor, codes: Tensor, height: int, width: int, window: Window, bias_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Launch the backward kernel: the gradients of the pool's input and of the bias (without elements if not asked)."""
-    format = memory_format(codes)
+    codes, format = dense(codes), memory_format(codes)
     images, channels, out_height, out_width = codes.shape
     channels_last = is_channels_last(codes)
     dx = torch.empty((images, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=format)

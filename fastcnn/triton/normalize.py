@@ -52,8 +52,8 @@ def normalize_kernel(
 
 
 def per_channel(values: Tensor, channels: int) -> Tensor:
-    """Return one constant a channel where one may stand for all."""
-    return values if values.numel() == channels else values.expand(channels).contiguous()
+    """Return one constant a channel, without gaps, where one may stand for all."""
+    return values.expand(channels).contiguous()
 
 
 def is_wide_as_a_whole(*tensors: Tensor) -> bool:

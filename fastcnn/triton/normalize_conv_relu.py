@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcnn.triton.conv_relu import asked, conv_window
-from fastcnn.triton.first_layers import ALGORITHMS, Norm
+from fastcnn.triton.convolution.first_layers import ALGORITHMS, Norm
+from fastcnn.triton.convolution.implicit_gemm import asked, conv_window
 
 
 def normalized_convolution(

@@ -104,6 +104,11 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=memory_format(tensor))
 
 
+def vector(values: Tensor | None) -> Tensor | None:
+    """Return a channel's numbers, if there are any, without the gaps of a view."""
+    return None if values is None else values.contiguous()
+
+
 def is_wide(*tensors: Tensor) -> bool:
     """Whether one image of any of these has too many elements for int32 offsets."""
     return any(t.numel() // max(t.shape[0], 1) >= WIDE_FROM for t in tensors)

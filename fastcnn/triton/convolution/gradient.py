@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcnn.shapes import Window
 from fastcnn.triton import tiles
-from fastcnn.triton.conv_relu import Config
+from fastcnn.triton.convolution.implicit_gemm import Config
 from fastcnn.triton.max_pool import unpool
 from fastcnn.triton.tiles import dense, is_channels_last, is_wide, offset
 

@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.conv_relu import Config, conv_window, dot_precision
-from fastcnn.triton.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
+from fastcnn.triton.convolution.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
+from fastcnn.triton.convolution.implicit_gemm import Config, conv_window, dot_precision
 from fastcnn.triton.tiles import dense, is_channels_last, multiply_add, sum_pixels
 
 # BLOCK_M output channels by BLOCK_N columns of the weight, BLOCK_K pixels at a time.

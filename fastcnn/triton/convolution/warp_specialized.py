@@ -18,8 +18,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fastcnn.shapes import Window
-from fastcnn.triton import hopper
-from fastcnn.triton.hopper import Boxed
+from fastcnn.triton.convolution import hopper
+from fastcnn.triton.convolution.hopper import Boxed
+from fastcnn.triton.tiles import vector
 
 CAPABILITIES = (9,)
 COPY_REGISTERS = 24  # of a thread of the copying warp
@@ -236,14 +237,14 @@ def convolution(
     pool: bool = False,
     codes: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Launch the kernel; arguments as in `fastcnn.triton.tma.convolution`."""
+    """Launch the kernel; arguments as in `fastcnn.triton.convolution.tma.convolution`."""
     hopper.refuse("warp_specialized", CAPABILITIES, input, weight, window, groups)
     call = hopper.make_call(hopper.WARP_SPECIALIZED, algorithm, input, weight, window, pool, codes)
     if call.plan.tiles:
         box, tile = call.plan.box, call.plan.config
         programs = hopper.multiprocessors(input.device) * RESIDENT[tile.num_warps]
         warp_specialized_kernel[(min(call.plan.tiles, programs),)](
-            descriptor(call.x), descriptor(call.w), bias, descriptor(call.y), descriptor(call.code),
+            descriptor(call.x), descriptor(call.w), vector(bias), descriptor(call.y), descriptor(call.code),
             *call.numbers(), call.plan.tiles,
             WINDOW=window, HAS_BIAS=bias is not None, RELU=relu, POOL=pool, CODES=codes,
             ROWS=box.rows, COLUMNS=box.columns, IMAGES=box.images, BLOCK_CO=tile.block_co, BLOCK_CI=tile.block_ci,

@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.conv_relu import Config, dot_precision, implicit_gemm
+from fastcnn.triton.convolution.implicit_gemm import Config, dot_precision, implicit_gemm
 from fastcnn.triton.normalize import is_wide_as_a_whole, per_channel, shift_and_scale
-from fastcnn.triton.tiles import dense, is_channels_last, is_wide, multiply_add, offset
+from fastcnn.triton.tiles import dense, is_channels_last, is_wide, multiply_add, offset, vector
 
 MOST_CHANNELS = 4  # of a packed convolution
 CHANNEL_MULTIPLE = 16  # of what space_to_depth makes: 32 bytes, a whole step of a matrix instruction
@@ -206,7 +206,7 @@ def packed(
     pixels = images * shape[2] * shape[3]
     blocks_n = triton.cdiv(out_channels, config.block_n)
     packed_kernel[(triton.cdiv(pixels, config.block_m) * blocks_n,)](
-        x, *_constants(norm, channels), w, bias, y, pixels, height, width, out_channels, *shape[2:], blocks_n,
+        x, *_constants(norm, channels), w, vector(bias), y, pixels, height, width, out_channels, *shape[2:], blocks_n,
         C=channels, WINDOW=window, NORMALIZE=norm is not None, BYTES=x.dtype == torch.uint8,
         HAS_BIAS=bias is not None, RELU=relu, X_CHANNELS_LAST=is_channels_last(x),
         W_CHANNELS_LAST=is_channels_last(w), Y_CHANNELS_LAST=is_channels_last(y),

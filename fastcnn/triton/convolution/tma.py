@@ -9,9 +9,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcnn.shapes import Window
-from fastcnn.triton import hopper
-from fastcnn.triton.hopper import Boxed, finish_pool, inside, tile_start
-from fastcnn.triton.tiles import multiply_add
+from fastcnn.triton.convolution import hopper
+from fastcnn.triton.convolution.hopper import Boxed, finish_pool, inside, tile_start
+from fastcnn.triton.tiles import multiply_add, vector
 
 CAPABILITIES = (0, 9, 10)
 
@@ -112,7 +112,7 @@ def convolution(
     if call.plan.tiles:
         box, tile = call.plan.box, call.plan.config
         tma_kernel[(call.plan.tiles,)](
-            descriptor(call.x), descriptor(call.w), bias, descriptor(call.y), descriptor(call.code),
+            descriptor(call.x), descriptor(call.w), vector(bias), descriptor(call.y), descriptor(call.code),
             *call.numbers(),
             WINDOW=window, HAS_BIAS=bias is not None, RELU=relu, POOL=pool, CODES=codes,
             ROWS=box.rows, COLUMNS=box.columns, IMAGES=box.images,
