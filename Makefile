@@ -9,7 +9,7 @@ JOBS ?= 2
 
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 # The architectures whose code the tests look at; warnings are errors.
-export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0a;10.0
+export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0;10.0
 export NVCC_APPEND_FLAGS ?= -Werror=all-warnings
 
 .PHONY: demo test zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean

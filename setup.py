@@ -1,6 +1,7 @@
 """Build fastcnn._C, the compiled kernels: for the CPU where torch and a C++ compiler are, for CUDA where nvcc is too.
 
-FASTCNN_BUILD_CUDA=auto|0|1: whether CUDA is built; TORCH_CUDA_ARCH_LIST: for which GPUs; MAX_JOBS: how much at once.
+FASTCNN_BUILD_CUDA=auto|0|1: whether CUDA is built; TORCH_CUDA_ARCH_LIST: for which GPUs, the machine's own unless set;
+MAX_JOBS: how much at once.
 One build serves Python >= 3.11 (limited API) and torch >= 2.11 (ABI-stable LibTorch).
 """
 
@@ -12,12 +13,16 @@ import subprocess
 import sys
 from glob import glob
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 TORCH = (2, 11)
-CUDA = (12, 8)
-ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
+OLDEST_CUDA = (12, 8)
+OLDEST_GPU = (8, 0)  # the compute capability that the kernels need
+ARCHITECTURES = ("8.0", "9.0", "10.0+PTX", "12.0")  # where no GPU is; later ones compile the PTX
+FAMILIES = {"Ampere": "8.0;8.6", "Ampere+Tegra": "8.7", "Ada": "8.9", "Hopper": "9.0", "Blackwell": "10.0;12.0"}
 FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]
 CPU_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unused-parameter"),  # torch has them
@@ -26,9 +31,24 @@ CPU_FLAGS = [
 CUDA_FLAGS = ["-O3", "-std=c++20", "-Xcompiler=-fvisibility=hidden"]
 
 
-def say(what: str, reason: str) -> None:
-    """Tell in one line what the build leaves out, and why."""
-    print(f"fastcnn: {what} left out: {reason}", file=sys.stderr)
+def say(what: str) -> None:
+    """Tell something in one line, which pip shows under -v."""
+    print(f"fastcnn: {what}", file=sys.stderr)
+
+
+def choice() -> str:
+    """Return whether CUDA shall be built: auto, 0 or 1."""
+    chosen = os.environ.get("FASTCNN_BUILD_CUDA", "auto")
+    if chosen not in ("auto", "0", "1"):
+        raise SystemExit(f"fastcnn: FASTCNN_BUILD_CUDA: expected auto, 0 or 1, got {chosen!r}")
+    return chosen
+
+
+def leave_out(what: str, reason: str) -> None:
+    """Say what the build leaves out, and why; fail where CUDA must be built."""
+    if choice() == "1":
+        raise SystemExit(f"fastcnn: FASTCNN_BUILD_CUDA=1, but {reason}")
+    say(f"{what} left out: {reason}")
 
 
 def missing() -> str:
@@ -54,15 +74,19 @@ def find_toolkit() -> Path | None:
     return found[0] if found else None
 
 
+def ask(toolkit: Path, *options: str) -> str:
+    """Return what nvcc answers."""
+    return subprocess.run([toolkit / "bin/nvcc", *options], capture_output=True, text=True, check=True).stdout
+
+
 def toolkit_version(toolkit: Path) -> tuple[int, int]:
     """Return nvcc's (major, minor)."""
-    said = subprocess.run([toolkit / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    major, minor = re.search(r"release (\d+)\.(\d+)", said).groups()
+    major, minor = re.search(r"release (\d+)\.(\d+)", ask(toolkit, "--version")).groups()
     return int(major), int(minor)
 
 
-def no_cuda(toolkit: Path | None) -> str:
-    """Say why CUDA cannot be built, and what to install, or return an empty string."""
+def no_toolkit(toolkit: Path | None) -> str:
+    """Say what is wrong with the toolkit, and what to install, or return an empty string."""
     import torch
 
     if torch.version.cuda is None:
@@ -71,8 +95,8 @@ def no_cuda(toolkit: Path | None) -> str:
     if toolkit is None:
         return f"no nvcc: install the CUDA {wanted} toolkit, or set CUDA_HOME to where its include/cuda_runtime.h is"
     version = toolkit_version(toolkit)
-    if version < CUDA:
-        return f"nvcc {version[0]}.{version[1]} is too old: install CUDA {CUDA[0]}.{CUDA[1]} or later"
+    if version < OLDEST_CUDA:
+        return f"nvcc {version[0]}.{version[1]} is too old: install CUDA {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]} or later"
     if version[0] != int(wanted):
         return (
             f"nvcc is of CUDA {version[0]}, torch of CUDA {wanted}: install the CUDA {wanted} toolkit, or set CUDA_HOME"
@@ -80,29 +104,88 @@ def no_cuda(toolkit: Path | None) -> str:
     return ""
 
 
-def chosen_toolkit() -> Path | None:
-    """Return the toolkit to build CUDA with, or None to build without, as FASTCNN_BUILD_CUDA says."""
-    choice = os.environ.get("FASTCNN_BUILD_CUDA", "auto")
-    if choice not in ("auto", "0", "1"):
-        raise SystemExit(f"fastcnn: FASTCNN_BUILD_CUDA: expected auto, 0 or 1, got {choice!r}")
-    if choice == "0":
+def can_build(architecture: str, toolkit: Path) -> bool:
+    """Tell whether the kernels can be built for 9.0, 9.0+PTX, 9.0a or the like."""
+    found = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", architecture)
+    return (
+        found is not None
+        and (int(found[1]), int(found[2])) >= OLDEST_GPU
+        and f"compute_{found[1]}{found[2]}" in ask(toolkit, "--list-gpu-arch").split()
+    )
+
+
+def own_architectures() -> set[str]:
+    """Return those of this machine's GPUs."""
+    import torch
+
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    return {f"{major}.{minor}" for major, minor in capabilities}
+
+
+def choose_architectures(toolkit: Path) -> list[str]:
+    """Return the GPUs to build for: of TORCH_CUDA_ARCH_LIST what can be built, else this machine's, else all."""
+    listed = re.split("[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace("native", ""))
+    asked = [each for entry in listed if entry for each in FAMILIES.get(entry.removesuffix("+PTX"), entry).split(";")]
+    left = [each for each in asked if not can_build(each, toolkit)]
+    if left:
+        say(
+            f"{', '.join(left)} of TORCH_CUDA_ARCH_LIST left out: expected GPUs from 8.0 up that nvcc knows, as 9.0+PTX"
+        )
+    if asked:
+        return [each for each in dict.fromkeys(asked) if each not in left]
+    return [each for each in sorted(own_architectures()) if can_build(each, toolkit)] or list(ARCHITECTURES)
+
+
+def gencode(architecture: str) -> list[str]:
+    """Return nvcc's flags that build for an architecture."""
+    number = architecture.removesuffix("+PTX").replace(".", "")
+    images = [f"sm_{number}", f"compute_{number}"][: 2 if architecture.endswith("+PTX") else 1]
+    return [f"-gencode=arch=compute_{number},code={image}" for image in images]
+
+
+def refused(toolkit: Path, architectures: list[str]) -> str:
+    """Say why nvcc cannot compile an empty kernel, as with too new a host compiler, or return an empty string."""
+    if not architectures:
+        return "TORCH_CUDA_ARCH_LIST holds no GPU that they can be built for: set it to 8.0 or above, or unset it"
+    flags = [flag for each in architectures for flag in gencode(each)]
+    host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []  # as torch's build does
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "empty.cu"
+        source.write_text("__global__ void empty() {}\n")
+        command = [toolkit / "bin/nvcc", *CUDA_FLAGS, *flags, *host, "-c", source, "-o", f"{source}.o"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if re.search("error|fatal", line)]
+    return (
+        f"nvcc cannot compile ({lines[0] if lines else 'it does not say why'}): set CC and CXX to a compiler it takes"
+    )
+
+
+class CUDA(NamedTuple):
+    """With which toolkit, and for which GPUs."""
+
+    toolkit: Path
+    architectures: list[str]
+
+
+def choose_cuda() -> CUDA | None:
+    """Return what to build CUDA with, or None to build without, as FASTCNN_BUILD_CUDA says."""
+    if choice() == "0":
         return None
-    toolkit = find_toolkit()
-    reason = no_cuda(toolkit)
-    if reason and choice == "1":
-        raise SystemExit(f"fastcnn: FASTCNN_BUILD_CUDA=1, but {reason}")
+    toolkit, architectures = find_toolkit(), []
+    reason = no_toolkit(toolkit)
+    if toolkit and not reason:
+        architectures = choose_architectures(toolkit)
+        reason = refused(toolkit, architectures)
     if reason:
-        say("the CUDA kernels are", reason)
-    return None if reason else toolkit
+        leave_out("the CUDA kernels are", reason)
+    return CUDA(toolkit, architectures) if toolkit and not reason else None
 
 
-def extension() -> dict[str, object]:
-    """Return setup's arguments that build the extension."""
-    toolkit = chosen_toolkit()
-    if toolkit:
-        os.environ["CUDA_HOME"] = str(toolkit)  # torch looks for it when the next line runs
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+def kernels(cuda: CUDA | None) -> Extension:
+    """Return the extension fastcnn._C."""
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     define = [
         ("FASTCNN_TORCH", f"{TORCH[0]}.{TORCH[1]}"),
@@ -110,26 +193,50 @@ def extension() -> dict[str, object]:
         ("TORCH_STABLE_ONLY", None),
     ]
     sources = ["csrc/module.cpp", "csrc/ops.cpp", *glob("csrc/cpu/*.cpp")]
-    if toolkit:
-        architectures = ":".join(re.split("[; ]+", os.environ["TORCH_CUDA_ARCH_LIST"]))  # nvcc splits at commas
-        version = ".".join(map(str, toolkit_version(toolkit)))
-        define += [("USE_CUDA", None), ("FASTCNN_CUDA", version), ("FASTCNN_ARCHITECTURES", architectures)]
+    flags = {"cxx": FLAGS + CPU_FLAGS}
+    if cuda:
+        version = ".".join(map(str, toolkit_version(cuda.toolkit)))
+        define += [("USE_CUDA", None), ("FASTCNN_CUDA", version)]
+        define += [("FASTCNN_ARCHITECTURES", ":".join(cuda.architectures))]  # nvcc splits at commas
         sources += glob("csrc/cuda/*.cu")
-    module = (CUDAExtension if toolkit else CppExtension)(
+        flags["nvcc"] = CUDA_FLAGS + [flag for each in cuda.architectures for flag in gencode(each)]
+    return (CUDAExtension if cuda else CppExtension)(
         "fastcnn._C",
         sorted(sources),
         depends=glob("csrc/**/*.*h", recursive=True),
         define_macros=define,
-        extra_compile_args={"cxx": FLAGS + CPU_FLAGS, "nvcc": CUDA_FLAGS},
+        extra_compile_args=flags,
         py_limited_api=True,
     )
+
+
+def build_command(cuda: CUDA | None) -> type:
+    """Return torch's build command, which also says how many files it compiles, and where it is."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        def build_extension(self, extension: Extension) -> None:
+            gpus = f", CUDA for {', '.join(cuda.architectures)}" if cuda else ""
+            say(f"{extension.name}: {len(extension.sources)} files to compile{gpus}")
+            os.environ.setdefault("NINJA_STATUS", "fastcnn: file %s of %t, after %e s: ")
+            super().build_extension(extension)
+
+    return Build
+
+
+def extensions() -> dict[str, object]:
+    """Return setup's arguments that build the extensions."""
+    if reason := missing():
+        leave_out("the compiled kernels (fastcnn._C) are", reason)
+        return {}
+    cuda = choose_cuda()
+    if cuda:
+        os.environ["CUDA_HOME"] = str(cuda.toolkit)  # torch looks for it when its build is imported
     return {
-        "ext_modules": [module],
-        "cmdclass": {"build_ext": BuildExtension},
+        "ext_modules": [kernels(cuda)],
+        "cmdclass": {"build_ext": build_command(cuda)},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 
 
-if reason := missing():
-    say("the compiled kernels (fastcnn._C) are", reason)
-setup(**({} if reason else extension()))
+setup(**extensions())

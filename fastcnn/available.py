@@ -1,9 +1,11 @@
 """Which backends there are, and why one cannot run here."""
 
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +77,61 @@ def _cuda_missing() -> str:
         return "" if _PLAYED else _EXTENSION_PROBLEM
     if not _built_with()["cuda"]:
         return f"the compiled extension fastcnn._C holds no CUDA kernels; with the CUDA toolkit (nvcc): {_BUILD}"
-    return "" if torch.cuda.is_available() else "no CUDA device"
+    return _unserved() if torch.cuda.is_available() else "no CUDA device"
+
+
+def _unserved() -> str:
+    """Say which GPUs are here if the build has kernels for none of them, or return an empty string."""
+    left = _left_out()
+    if not left or len(left) < len(_gpus()):
+        return ""
+    if all(gpu < _OLDEST_GPU for gpu in left):
+        return f"the CUDA kernels need a GPU of compute capability 8.0 or later; here is {_listed(left)}"
+    own = ";".join(f"{major}.{minor}" for major, minor in left)
+    held = f"the compiled extension fastcnn._C holds CUDA kernels for {', '.join(_images())}, not for {_listed(left)}"
+    return f"{held}; build it again: TORCH_CUDA_ARCH_LIST='{own}' {_BUILD}"
+
+
+def _left_out() -> dict[tuple[int, int], str]:
+    """Return the GPUs that are here and run no image of the build."""
+    return {gpu: name for gpu, name in _gpus().items() if not any(serves(image, gpu) for image in _images())}
+
+
+def _listed(gpus: dict[tuple[int, int], str]) -> str:
+    return ", ".join(f"{name} ({major}.{minor})" for (major, minor), name in gpus.items())
+
+
+def _images() -> list[str]:
+    return (_built_with()["architectures"] or "").split(":")
+
+
+_OLDEST_GPU = (8, 0)
+
+
+def serves(image: str, gpu: tuple[int, int]) -> bool:
+    """Tell whether a GPU of a compute capability runs what was built for an architecture, as setup.py names it.
+
+    Example:
+        >>> serves("8.0", (8, 6)), serves("9.0", (10, 0)), serves("9.0+PTX", (10, 0)), serves("9.0a", (9, 0))
+        (True, False, True, True)
+    """
+    found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", image)
+    if found is None:
+        return False
+    built = int(found[1]), int(found[2])
+    if found[3] == "a":  # for no other GPU
+        return gpu == built
+    return gpu >= built and (gpu[0] == built[0] or (found[3] == "" and found[4] is not None))
+
+
+@functools.cache
+def _gpus() -> dict[tuple[int, int], str]:
+    """Return the name of a GPU of each compute capability that is here."""
+    try:
+        numbers = range(torch.cuda.device_count())
+        return {torch.cuda.get_device_capability(i): torch.cuda.get_device_name(i) for i in numbers}
+    except RuntimeError:  # as in a forked process, where nobody can ask
+        return {}
 
 
 def _built_with() -> dict[str, str | None]:
@@ -119,6 +175,7 @@ def _build(name: str) -> str:
     if name == "cpu" and held:
         return f"{held['compiler']}, torch {held['torch']} or later"
     if name == "cuda" and held.get("cuda"):
-        architectures = (held["architectures"] or "").replace(":", ", ")
-        return f"CUDA {held['cuda']} for {architectures}, torch {held['torch']} or later"
+        left = _left_out() if torch.cuda.is_available() else {}
+        gpus = ", ".join(_images()) + (f", not for {_listed(left)}" if left else "")
+        return f"CUDA {held['cuda']} for {gpus}; torch {held['torch']} or later"
     return ""

@@ -273,6 +273,18 @@ def test_a_candidate_that_loses_the_gpu_is_left_out_the_next_time(phase, monkeyp
     assert not list(notes[0].parent.iterdir())
 
 
+@pytest.mark.parametrize(("errors", "lost"), [(0, False), (1, False), (9, True)], ids=["well", "left behind", "lost"])
+def test_an_error_that_a_failed_launch_left_behind_loses_no_gpu(monkeypatch, errors, lost):
+    left = ["an error"] * errors
+
+    def synchronize(device):
+        if left:
+            raise RuntimeError(left.pop())
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert attempts.is_lost(torch.device("cuda")) is lost
+
+
 def test_a_process_that_ends_leaves_the_note_of_its_candidate(tmp_path):
     tried = attempts.Attempts(tmp_path / "table.json", CPU)
     stage = small_stages()[1]

@@ -89,6 +89,9 @@ inline int multiprocessors() {
   int device = 0, count = 0;
   const bool known = cudaGetDevice(&device) == cudaSuccess &&
                      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+  if (!known) {
+    static_cast<void>(cudaGetLastError());  // else the runtime keeps it for the next call that asks
+  }
   return known ? count : 1;
 }
 

@@ -17,6 +17,16 @@ namespace fastcnn::cuda {
 
 #ifdef __CUDACC__
 
+// Raise what a call of the CUDA runtime returned. The runtime keeps an error too, and the next innocent call that asks
+// for one would raise it: cleared, as torch's own checks do.
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    const char* hint = error == cudaErrorNoKernelImageForDevice ? " (fastcnn doctor tells for which GPUs they are)" : "";
+    STD_TORCH_CHECK(false, "fastcnn: a CUDA kernel could not be started: ", cudaGetErrorString(error), hint);
+  }
+}
+
 // Makes the tensor's device the current one for as long as it lives; kernels go to torch's current stream.
 class Device {
  public:
@@ -52,10 +62,6 @@ class Device {
   }
 
  private:
-  static void check(cudaError_t error) {
-    STD_TORCH_CHECK(error == cudaSuccess, "fastcnn: a CUDA kernel could not be started: ", cudaGetErrorString(error));
-  }
-
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };

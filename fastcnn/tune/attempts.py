@@ -22,16 +22,21 @@ class Lost(UserError):
 def is_lost(device: torch.device) -> bool:
     """Whether an error has left a GPU unusable for this process.
 
+    Asked twice: a launch that failed may have left its error in the runtime, which the first question clears.
+
     Example:
         >>> is_lost(torch.device("cpu"))
         False
     """
+    return device.type == "cuda" and not (_answers(device) or _answers(device))
+
+
+def _answers(device: torch.device) -> bool:
     try:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)
     except RuntimeError:
-        return True
-    return False
+        return False
+    return True
 
 
 class Attempts:

@@ -80,10 +80,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def is_lost() -> bool:
-    """Whether an error has left the GPU unusable for this process."""
+    """Whether the GPU is unusable for this process after an error; that of a failed launch goes when it is asked."""
+    return torch.cuda.is_available() and not (answers() or answers())
+
+
+def answers() -> bool:
+    """Whether the GPU does what is asked, and nothing before has failed."""
     try:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
     except RuntimeError:
-        return True
-    return False
+        return False
+    return True

@@ -83,7 +83,7 @@ def build(run: Run) -> None:
         return
     major, minor = torch.cuda.get_device_capability()
     environment = {
-        "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}{'a' * (major == 9)}",
+        "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}",
         "FASTCNN_BUILD_CUDA": "1",
         "NVCC_APPEND_FLAGS": "",  # a warning of another nvcc is no error here
     }
