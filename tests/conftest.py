@@ -1,6 +1,7 @@
 """What holds for every test: the interpreter where there is no GPU, poisoned memory, the default backend."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,10 @@ if not torch.cuda.is_available():
 
 # The user's tuning tables stay out of the tests.
 os.environ["FASTCNN_CACHE"] = os.devnull
+
+# Inductor keeps its code for the widest vectors that it met, and would run it where ATEN_CPU_CAPABILITY narrows them.
+_capability = torch.backends.cpu.get_cpu_capability()
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/fastcnn-tests-inductor-{_capability}")
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,6 @@ from fastcnn.cli import AmpName, OptimizerName, app, main
 from fastcnn.models import MODELS
 from fastcnn.train import checkpoint, lane, recipes
 
-STOP_WITHIN_SECONDS = 60
-
 
 def write_digits(folder: Path, count: int = 40) -> Path:
     """Write 28x28 images whose bright rows tell the class, as MNIST's four files."""
@@ -233,11 +231,10 @@ def test_ctrl_c_leaves_a_complete_checkpoint_to_go_on_from(
     )
     try:
         file = tmp_path / "cut" / "checkpoint.pt"
-        deadline = time.monotonic() + STOP_WITHIN_SECONDS
-        while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not file.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=STOP_WITHIN_SECONDS)
+        _, error = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 130

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def a_run(folder, seconds):
-    return run.Run(seconds / 60, folder / "state", folder / "results")
+def a_run(folder):
+    return run.Run(600, folder / "state", folder / "results")  # minutes that no test needs
 
 
 def ran(folder):
@@ -55,7 +56,7 @@ def ran(folder):
 
 
 def test_each_test_runs_once_and_one_that_crashes_fails_alone(folder, capsys):
-    found = a_run(folder, 120)
+    found = a_run(folder)
     run.parity(found, {"some": 2}, 2)
     assert ran(folder) == list("012345")
     assert "parity: 3 passed, 1 skipped, 2 failed" in capsys.readouterr().out
@@ -64,21 +65,37 @@ def test_each_test_runs_once_and_one_that_crashes_fails_alone(folder, capsys):
         "tests/test_some.py::test_some[3]: it ended the process, or hung",
     ]
     assert not found.left
-    run.parity(a_run(folder, 120), {"some": 2}, 2)
+    run.parity(a_run(folder), {"some": 2}, 2)
     assert ran(folder) == list("012345")  # nothing ran again
 
 
+class UntilTheThirdTest(subprocess.Popen):
+    """A process whose time is up once test 2 has begun."""
+
+    def wait(self, timeout=None):
+        if timeout is None or timeout <= run.GRACE:
+            return super().wait(timeout)
+        while self.poll() is None:
+            if Path("began").exists():
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.02)
+        return self.returncode
+
+
 def test_what_the_time_interrupts_is_no_failure_and_runs_again(folder, monkeypatch):
-    slow = TESTS.replace(
-        "    assert number", "    time.sleep(60 * (number == 2 and not os.path.exists('go on')))\n    assert number"
-    )
+    monkeypatch.chdir(folder)
+    wait = "    if number == 2 and not os.path.exists('go on'):\n        open('began', 'w').close(); time.sleep(3600)\n"
+    slow = TESTS.replace("    assert number", wait + "    assert number")
     (folder / "tests" / "test_some.py").write_text(slow.replace("os.abort()", "pass"))
-    found = a_run(folder, 15)
-    run.parity(found, {"some": 1}, 1)
+    found = a_run(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "GRACE", 300)  # seconds for pytest to end: a busy machine takes its time
+        patched.setattr(run.subprocess, "Popen", UntilTheThirdTest)
+        run.parity(found, {"some": 1}, 1)
     assert found.left == ["parity"]
     assert len(found.failed) == 1
     (folder / "go on").touch()
-    found = a_run(folder, 120)
+    found = a_run(folder)
     run.parity(found, {"some": 1}, 1)
     assert not found.left
     assert ran(folder) == list("0122345")
@@ -86,7 +103,7 @@ def test_what_the_time_interrupts_is_no_failure_and_runs_again(folder, monkeypat
 
 def test_a_file_that_cannot_be_collected_is_told(folder):
     (folder / "tests" / "test_some.py").write_text("import nothing_of_this_name")
-    found = a_run(folder, 120)
+    found = a_run(folder)
     run.parity(found, {"some": 1}, 1)
     (problem,) = found.failed
     assert problem.startswith("tests/test_some.py does not run (exit status 2): see ")
@@ -100,7 +117,7 @@ def test_a_test_that_hangs_ends_its_process(folder):
     (folder / "tests" / "test_some.py").write_text(
         "import time\ndef test_some():\n    time.sleep(60)\ndef test_other():\n    pass"
     )
-    found = a_run(folder, 50)
+    found = a_run(folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(run, "HERE", folder)
         run.parity(found, {"some": 1}, 1)

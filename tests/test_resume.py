@@ -90,8 +90,7 @@ def test_command_killed_from_outside_goes_on(images: str, tmp_path: Path) -> Non
     process = subprocess.Popen(command("cut"), stdout=subprocess.DEVNULL, env=environment())
     file = tmp_path / "cut" / "checkpoint.pt"
     try:
-        deadline = time.monotonic() + 120
-        while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not file.exists() and process.poll() is None:
             time.sleep(0.02)
         time.sleep(0.3)
     finally:
