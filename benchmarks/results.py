@@ -18,7 +18,7 @@ import torch
 
 import fastcnn
 from benchmarks.cells import Cell
-from fastcnn.train.environment import hardware
+from fastcnn.console.environment import hardware
 from fastcnn.tuning.device import device_name
 from fastcnn.tuning.table import load
 

@@ -20,13 +20,14 @@ from rich.table import Table
 
 import fastcnn
 from fastcnn.bench.command import bench
-from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
+from fastcnn.console import checkpoint, environment
+from fastcnn.console.errors import Interrupted, UserError, require
+from fastcnn.console.models import build_model, default_input_size, score_shape
+from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.explain.command import explain
 from fastcnn.predict.command import predict
-from fastcnn.train import checkpoint, distributed, environment
-from fastcnn.train.build import build_model, default_input_size
-from fastcnn.train.errors import Interrupted, UserError, require
-from fastcnn.train.prepare import default_workers, score_shape
+from fastcnn.train import distributed
+from fastcnn.train.prepare import default_workers
 from fastcnn.train.progress import say
 from fastcnn.train.recipes import DEFAULT_LR, recipe_of
 from fastcnn.train.run import train as run_training

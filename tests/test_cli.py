@@ -16,8 +16,9 @@ import typer
 
 import fastcnn
 from fastcnn.cli import AmpName, OptimizerName, app, main
+from fastcnn.console import checkpoint
 from fastcnn.models import MODELS
-from fastcnn.train import checkpoint, lane, recipes
+from fastcnn.train import lane, recipes
 
 
 def write_digits(folder: Path, count: int = 40) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastcnn.console.errors import UserError
 from fastcnn.train import data as data_module
 from fastcnn.train.data import CLASSES, Feed, TensorData, blocks, load_idx_dataset, stratified_split
-from fastcnn.train.errors import UserError
 from fastcnn.train.folder import FolderData
 from fastcnn.train.idx import Labelled, read_idx
 

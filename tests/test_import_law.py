@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,12 +22,13 @@ GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradien
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: nn -> stages ->
 # functional -> ops -> backend -> tuning, and explain and models -> fuse -> rewrite -> nn; shapes, calls, algorithms and
-# available are leaves. The backend finds kernels by name, when first used.
+# available are leaves. The backend finds kernels by name, when first used. The commands (train, tune, predict, and
+# each folder's command.py) stand on console, never on each other.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
     "fastcnn": {"available", "backend", "explain", "functional", "fuse", "models", "nn", "optim"},
     "models": {"models", "fuse", "nn"},
-    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "backend", "train", "cli_options"},
+    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "backend"},
     "fuse": {"nn", "rewrite"},
     "rewrite": {"rewrite", "nn", "stages", "calls"},
     "nn": {"stages", "functional", "normalization"},
@@ -42,8 +44,9 @@ MAY_IMPORT = {
     "shapes": set(),
     "algorithms": set(),
     "available": set(),
-    "train": {"train", *PUBLIC},
-    "predict": {"predict", "train", "cli_options", *PUBLIC},
+    "console": {"console", *PUBLIC},
+    "train": {"train", "console", *PUBLIC},
+    "predict": {"predict", "console", *PUBLIC},
     "tune": {
         "tune",
         "tuning",
@@ -51,16 +54,14 @@ MAY_IMPORT = {
         "backend",
         "algorithms",
         "stages",
-        "train",
-        "cli_options",
+        "console",
         *PUBLIC,
     },  # it times what the backends have
-    "bench": {"bench", "train", "cli_options", *PUBLIC},
-    "cli_options": set(),
-    "cli": {"cli", "cli_options", "explain", "predict", "train", "tune", "bench", *PUBLIC},
+    "bench": {"bench", "console", *PUBLIC},
+    "cli": {"cli", "console", "explain", "predict", "train", "tune", "bench", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
-TESTS_MAY_IMPORT = {"train", "predict", "tune", "bench", "cli", *PUBLIC}
+TESTS_MAY_IMPORT = {"console", "train", "predict", "tune", "bench", "cli", *PUBLIC}
 # Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
@@ -83,13 +84,11 @@ KERNEL_TESTS = {
 # Importing the package needs torch alone; what else a layer needs it imports where it is used.
 OUTSIDE = {
     "triton": {"torch", "triton"},
-    "train": {"torch", "rich", "numpy", "matplotlib", "torchinfo", "torchvision", "mlxtend"},
-    "tune": {"torch", "typer", "rich"},
-    "predict": {"torch", "typer", "rich"},
-    "explain": {"torch", "typer"},
+    "console": {"torch", "typer", "rich"},
+    "train": {"torch", "rich", "numpy", "matplotlib"},
+    "tune": {"torch", "rich"},
     "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},
-    "cli_options": {"typer"},
 }
 
 
@@ -129,6 +128,28 @@ def layer_named(name):
     return parts[1] if parts[1] in MAY_IMPORT else "fastcnn"
 
 
+def module_of(path):
+    """Return a file's dotted name; a folder's `__init__.py` has the folder's."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_when_run(path):
+    """Yield the dotted names of the package's own things that a file imports, but not under `if TYPE_CHECKING`."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = [ast.Pass()]
+    return (name for name in imported(tree) if name.split(".")[0] == "fastcnn")
+
+
+def file_named(name, files):
+    """Return the dotted name of the file that holds what a dotted name names."""
+    while name not in files:
+        name = name.rpartition(".")[0]
+    return name
+
+
 def python_files(folder):
     return sorted(path for path in folder.rglob("*.py"))
 
@@ -142,15 +163,36 @@ each_file = pytest.mark.parametrize("path", python_files(PACKAGE), ids=name_of)
 
 @each_file
 def test_file_imports_only_what_its_layer_may(path):
-    layer = layer_of(path)
-    assert layers_used(path) <= MAY_IMPORT[layer]
+    commands_too = {"console"} if path.name == "command.py" else set()
+    assert layers_used(path) <= MAY_IMPORT[layer_of(path)] | commands_too
+
+
+@each_file
+def test_only_the_command_line_imports_a_command(path):
+    imports = {name for name in imported(ast.parse(path.read_text())) if ".command." in f"{name}."}
+    assert not imports or layer_of(path) == "cli"
+
+
+def test_importing_the_package_imports_no_command():
+    code = "import fastcnn, sys; print(*(name for name in sys.modules if name.startswith('fastcnn.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not {name.split(".")[1] for name in loaded.split()} & {"cli", "console", "train", "predict", "tune", "bench"}
+    assert not [name for name in loaded.split() if name.endswith(".command")]
+
+
+def test_no_circle_between_files():
+    """Imports inside functions count too; those for type checkers alone do not."""
+    files = {module_of(path): path for path in python_files(PACKAGE)}
+    graph = {name: {file_named(each, files) for each in imported_when_run(path)} for name, path in files.items()}
+    graphlib.TopologicalSorter({name: used - {name} for name, used in graph.items()}).prepare()  # names a circle
 
 
 @each_file
 def test_file_needs_torch_alone_to_be_imported(path):
     tree = ast.parse(path.read_text())
     outside = {name.split(".")[0] for name in imported(tree, whole_file=False)} - sys.stdlib_module_names
-    assert outside - {"fastcnn"} <= OUTSIDE.get(layer_of(path), {"torch"})
+    commands_too = {"typer", "rich"} if path.name == "command.py" else set()
+    assert outside - {"fastcnn"} <= OUTSIDE.get(layer_of(path), {"torch"}) | commands_too
 
 
 def test_only_the_triton_folder_imports_triton():
@@ -160,18 +202,6 @@ def test_only_the_triton_folder_imports_triton():
         if any(name.split(".")[0] == "triton" for name in imported(ast.parse(path.read_text())))
     }
     assert importers == {"triton"}
-
-
-def test_triton_modules_import_each_other_in_no_circle():
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in python_files(PACKAGE / "triton")
-    }
-    law = {}
-    for module, path in modules.items():
-        names = {f"{name}." for name in imported(ast.parse(path.read_text()))}
-        law[module] = {other for other in modules if any(name.startswith(f"{other}.") for name in names)}
-    order = list(graphlib.TopologicalSorter(law).static_order())  # raises where there is one
-    assert order.index("fastcnn.triton.tiles") < order.index("fastcnn.triton.conv_relu")
 
 
 def test_convolutions_know_nothing_of_their_stages():

@@ -22,9 +22,10 @@ from torchvision.models import AlexNet_Weights
 from training_processes import SETTINGS, TinyAlexNet, train, write_images
 
 from fastcnn.cli import main
+from fastcnn.console import checkpoint, devices
 from fastcnn.nn import Normalize
 from fastcnn.predict import classifier, command, images
-from fastcnn.train import Settings, checkpoint, choices
+from fastcnn.train import Settings
 from fastcnn.train.data import CLASSES, Feed, load_idx_dataset
 from fastcnn.train.folder import FolderData
 
@@ -275,7 +276,7 @@ MISTAKES = {
     "unknown weights": (
         "predict IMAGE --weights V9",
         1,
-        "expected one of DEFAULT, IMAGENET1K_V1 for alexnet, got 'V9'",
+        "--weights V9: alexnet has DEFAULT, IMAGENET1K_V1",
     ),
     "no weights": ("predict IMAGE --model alexnet2012", 1, "no weights of alexnet2012"),
     "features alone": (f"predict IMAGE {TINY} --weights IMAGENET1K_FEATURES", 1, "have no classifier"),
@@ -297,7 +298,7 @@ def test_mistake_is_one_line(name: str, hub: Hub, trained: Path, photos: Path, c
     assert message in captured.err
 
 
-@pytest.mark.parametrize("module", [images, choices])
+@pytest.mark.parametrize("module", [images, devices])
 def test_examples_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted

@@ -14,10 +14,15 @@ from training_processes import SETTINGS, TinyAlexNet, train, write_images
 
 import fastcnn.cli
 from fastcnn.cli import ParallelName, main
+from fastcnn.console import checkpoint, files, models
+from fastcnn.console import images as console_images
+from fastcnn.console.errors import UserError
+from fastcnn.console.images import STATISTICS
+from fastcnn.console.models import normalize_first
 from fastcnn.models import MODELS
-from fastcnn.train import Settings, UserError, checkpoint, communication, distributed, loop, prepare, recipes
+from fastcnn.train import Settings, communication, distributed, loop, prepare, recipes
 from fastcnn.train.data import Feed
-from fastcnn.train.folder import STATISTICS, FolderData
+from fastcnn.train.folder import FolderData
 from fastcnn.train.tensorboard import FOLDER
 
 pytest.importorskip("matplotlib")
@@ -110,7 +115,7 @@ def test_every_network_begins_with_what_normalises(name: str) -> None:
     with torch.device("meta"):
         model = entry.build(num_classes=2)
         keys = list(model.state_dict())
-        prepare.normalize_first(model, statistics)
+        normalize_first(model, statistics)
         seen: list[torch.dtype] = []
         next(model.children()).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
         assert model(torch.empty(2, *entry.input_size, dtype=torch.uint8)).shape == (2, 2)
@@ -239,7 +244,9 @@ def test_layouts_of_the_command_line_exist() -> None:
     assert list(ParallelName) == ["ddp", "owt"]
 
 
-@pytest.mark.parametrize("module", [communication, distributed, prepare, recipes, checkpoint])
+@pytest.mark.parametrize(
+    "module", [communication, distributed, prepare, recipes, checkpoint, files, models, console_images]
+)
 def test_examples_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted

@@ -12,7 +12,7 @@ from fastcnn.bench import command, content, document, readme, tables
 from fastcnn.bench.cells import compare, units
 from fastcnn.bench.reading import Results, read
 from fastcnn.cli import main
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CPU = {

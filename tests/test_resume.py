@@ -16,8 +16,10 @@ import torch
 import training_processes
 from training_processes import SETTINGS, train, write_images
 
-from fastcnn.train import UserError, checkpoint
-from fastcnn.train.checkpoint import Pace
+from fastcnn.console import checkpoint
+from fastcnn.console.errors import UserError
+from fastcnn.train import pace
+from fastcnn.train.pace import Pace
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
@@ -126,13 +128,13 @@ def test_full_disk_is_one_line_and_keeps_the_checkpoint_before(images: str, tmp_
 
 def test_checkpoints_take_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
-    pace, writes = Pace(), 0
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: now[0])
+    steady, writes = Pace(), 0
     for _ in range(10_000):
         now[0] += 0.01
-        if pace.due(1):
+        if steady.due(1):
             now[0] += 0.5
-            pace.restart(pace.next_interval(write_seconds=0.5))
+            steady.restart(steady.next_interval(write_seconds=0.5))
             writes += 1
     assert writes == 1 + 9  # the first, then every 1000 steps
     assert Pace(every=7).next_interval(write_seconds=0.5) == 7

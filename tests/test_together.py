@@ -15,7 +15,9 @@ import training_processes
 from training_processes import SETTINGS, TinyAlexNet, train, write_images
 
 import fastcnn
-from fastcnn.train import Settings, UserError, checkpoint
+from fastcnn.console import checkpoint
+from fastcnn.console.errors import UserError
+from fastcnn.train import Settings
 from fastcnn.train.communication import bytes_sent, describe
 from fastcnn.train.distributed import World
 

@@ -17,8 +17,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import fastcnn
+from fastcnn.console import checkpoint, files
+from fastcnn.console.errors import Interrupted, UserError
 from fastcnn.models import MODELS, ModelEntry
-from fastcnn.train import Interrupted, Run, Settings, UserError, checkpoint, loop, prepare
+from fastcnn.train import Run, Settings, loop, prepare
 from fastcnn.train import lane as training
 from fastcnn.train import run as run_module
 from fastcnn.train.data import CLASSES, Feed, TensorData, epoch_order
@@ -313,7 +315,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
     with pytest.raises(
         UserError, match=r"checkpoint\.pt: cannot be written \(no space left .*the one .* before it is kept"
     ):
-        checkpoint.atomic_write(path, fail_half_way)
+        files.atomic_write(path, fail_half_way)
     assert checkpoint.load(path)["epoch"] == 1
     assert list(tmp_path.iterdir()) == [path]
 

@@ -20,8 +20,9 @@ from training_processes import SETTINGS, train, write_images
 
 import fastcnn
 from fastcnn.cli import main
+from fastcnn.console import checkpoint
+from fastcnn.console.errors import UserError
 from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights
-from fastcnn.train import UserError, checkpoint
 from fastcnn.train.pretrained import load_pretrained
 
 TINY = TinyAlexNet_Weights.IMAGENET1K_V1
@@ -206,9 +207,9 @@ def test_weights_older_than_the_batch_counter(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("model", "weights", "message"),
     [
-        ("alexnet2012", "DEFAULT", "torchvision has no weights of alexnet2012, got 'DEFAULT'"),
-        ("vgg16_1x1", "DEFAULT", "torchvision has no weights of vgg16_1x1, got 'DEFAULT'"),
-        ("tiny_alexnet", "V9", "expected one of DEFAULT, IMAGENET1K_FEATURES, IMAGENET1K_V1 for tiny_alexnet"),
+        ("alexnet2012", "DEFAULT", "--weights DEFAULT: torchvision has no weights of alexnet2012"),
+        ("vgg16_1x1", "DEFAULT", "--weights DEFAULT: torchvision has no weights of vgg16_1x1"),
+        ("tiny_alexnet", "V9", "--weights V9: tiny_alexnet has DEFAULT, IMAGENET1K_FEATURES, IMAGENET1K_V1"),
         ("tiny_alexnet", "IMAGENET1K_FEATURES", "IMAGENET1K_FEATURES have no classifier"),
         ("tiny_alexnet", "DEFAULT", "tiny_alexnet: TinyAlexNet_Weights.IMAGENET1K_V1 could not be downloaded from"),
     ],

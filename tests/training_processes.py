@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import fastcnn
 from fastcnn.cli import main
+from fastcnn.console import checkpoint
 from fastcnn.models import MODELS, ModelEntry
-from fastcnn.train import Settings, checkpoint, distributed, loop, run
+from fastcnn.train import Settings, distributed, loop, run
 
 INPUT_SIZE = (3, 16, 16)
 SETTINGS = Settings(

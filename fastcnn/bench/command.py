@@ -10,9 +10,9 @@ import typer
 from fastcnn.bench import content, document, readme
 from fastcnn.bench.content import NO_CHARTS, Charts
 from fastcnn.bench.reading import Results, read
-from fastcnn.cli_options import Debug
-from fastcnn.train.checkpoint import atomic_write
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
+from fastcnn.console.files import atomic_write
+from fastcnn.console.options import Debug
 
 RESULTS = Path("benchmarks/results")
 OUTPUT = Path("runs/report")

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
 
 TEXT, OPTIONAL_TEXT, NUMBER, OPTIONAL_NUMBER = (str,), (str, NoneType), (int, float), (int, float, NoneType)
 # What rows were measured on; rows whose runs differ in any of these are not compared.

@@ -7,8 +7,8 @@ from fastcnn.bench.cells import Cell, compare
 from fastcnn.bench.content import NO_GPU, sentence
 from fastcnn.bench.document import Block, Heading, Note, Paragraph, markdown
 from fastcnn.bench.reading import Results
-from fastcnn.train.checkpoint import atomic_write
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
+from fastcnn.console.files import atomic_write
 
 BEGIN = "<!-- benchmarks: begin; `fastcnn bench report --readme README.md` writes this block -->"
 END = "<!-- benchmarks: end -->"

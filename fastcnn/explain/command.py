@@ -13,11 +13,11 @@ import torch
 import typer
 from torch import nn
 
-from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
+from fastcnn.console.devices import usable_device
+from fastcnn.console.errors import UserError, require
+from fastcnn.console.models import build_model, default_input_size
+from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.explain import explain as explain_model
-from fastcnn.train.build import build_model, default_input_size
-from fastcnn.train.choices import usable_device
-from fastcnn.train.errors import UserError, require
 
 TORCHVISION_SIZE = (3, 224, 224)
 TRIED = logging.getLogger("torch._subclasses.fake_tensor")  # logs a traceback of each error that is raised as well

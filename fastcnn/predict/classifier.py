@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcnn.console import checkpoint
+from fastcnn.console.errors import UserError
+from fastcnn.console.images import fit, scale_and_offset, transforms
+from fastcnn.console.models import (
+    build_model,
+    check_same_architecture,
+    check_shapes,
+    default_input_size,
+    pretrained_classifier,
+)
 from fastcnn.nn import Normalize
-from fastcnn.train import checkpoint
-from fastcnn.train.build import build_model, default_input_size
-from fastcnn.train.data import fit, scale_and_offset
-from fastcnn.train.errors import UserError
-from fastcnn.train.folder import transforms
-from fastcnn.train.lane import check_same_architecture
-from fastcnn.train.prepare import check_shapes
-from fastcnn.train.pretrained import pretrained_classifier
-from fastcnn.train.settings import Settings
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth")
 DEFAULT_MODEL = "alexnet"
@@ -85,33 +86,36 @@ def _trained(path: Path, name: str | None) -> Classifier:
     file = checkpoint.locate(path)
     state = checkpoint.load(path)
     try:
-        settings = Settings.from_dict(state["settings"])
+        settings = state["settings"]
+        model, options, dataset = settings["model"], settings["options"], settings["dataset"]
+        input_size: tuple[int, int, int] = tuple(settings["input_size"])
         classes, statistics, weights = tuple(state["classes"]), state["statistics"], state["lanes"][NETWORK]["model"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: not a checkpoint of this version of fastcnn train ({error})") from error
-    if name not in (None, settings.model):
-        raise UserError(f"{file}: is of the model {settings.model}, not {name}; leave --model out")
-    options = {"num_classes": len(classes), **settings.options}
+    if name not in (None, model):
+        raise UserError(f"{file}: is of the model {model}, not {name}; leave --model out")
+    options = {"num_classes": len(classes), **options}
     with torch.device("meta"):
-        network = build_model(settings.model, options=options)
+        network = build_model(model, options=options)
     try:
-        check_same_architecture(settings.model, weights, network.state_dict())
-        check_shapes(settings, options, classes)
+        check_same_architecture(model, weights, network.state_dict())
+        check_shapes(model, options, input_size, classes)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     network.load_state_dict(weights, assign=True)
-    return Classifier(f"{settings.model}, {file}", network.eval(), classes, _held_out(settings, statistics))
+    transform = _held_out(dataset, input_size, statistics)
+    return Classifier(f"{model}, {file}", network.eval(), classes, transform)
 
 
-def _held_out(settings: Settings, statistics: Any) -> Callable[[Any], Tensor]:
+def _held_out(dataset: str, input_size: tuple[int, int, int], statistics: Any) -> Callable[[Any], Tensor]:
     """Return how training prepares the images that it tests with."""
     from torchvision.transforms.functional import pil_to_tensor
 
-    if settings.dataset == "imagefolder":
-        _, cropped = transforms(settings.input_size)
+    if dataset == "imagefolder":
+        _, cropped = transforms(input_size)
         normalize = Normalize(*statistics)
         return lambda image: normalize(cropped(image.convert("RGB")))
     scale, offset = scale_and_offset(statistics)
     return lambda image: fit(
-        torch.addcmul(offset, pil_to_tensor(image.convert("L")), scale).unsqueeze(0), settings.input_size
+        torch.addcmul(offset, pil_to_tensor(image.convert("L")), scale).unsqueeze(0), input_size
     ).squeeze(0)

@@ -14,11 +14,11 @@ from rich.text import Text
 from torch import Tensor
 
 import fastcnn
-from fastcnn.cli_options import Debug
+from fastcnn.console.devices import check_backend, usable_device
+from fastcnn.console.errors import UserError, require
+from fastcnn.console.options import Debug
 from fastcnn.predict.classifier import DEFAULT_MODEL, Classifier, load
 from fastcnn.predict.images import find, read
-from fastcnn.train.choices import check_backend, usable_device
-from fastcnn.train.errors import UserError, require
 
 WIDTH = 80
 IMAGE_WIDTH = 33  # leaves room for the longest of ImageNet's names

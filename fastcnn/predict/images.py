@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
 
 
 def find(places: list[Path]) -> tuple[list[Path], list[UserError]]:

@@ -3,14 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastcnn.train.errors import Interrupted, UserError
 from fastcnn.train.graphed import GraphedStep
 from fastcnn.train.settings import Settings
 
 if TYPE_CHECKING:
     from fastcnn.train.run import Run, train
 
-__all__ = ["GraphedStep", "Interrupted", "Run", "Settings", "UserError", "train"]
+__all__ = ["GraphedStep", "Run", "Settings", "train"]
 
 
 def __getattr__(name: str) -> Any:  # what prints needs rich, which GraphedStep's users may lack

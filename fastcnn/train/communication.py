@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from fastcnn.console.errors import UserError
 from fastcnn.train.distributed import linear_layers
-from fastcnn.train.errors import UserError
 
 GRADIENT_BYTES = 4  # parameters, and so their gradients, are float32
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fastcnn.train.checkpoint import atomic_write
+from fastcnn.console.files import atomic_write
 from fastcnn.train.lane import Lane
 from fastcnn.train.report import FEW_CLASSES
 

@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fastcnn.console.errors import UserError
+from fastcnn.console.images import Statistics, fit
 from fastcnn.train.distributed import World
-from fastcnn.train.errors import UserError
 from fastcnn.train.idx import Labelled, read_pair
 
 # Images (N, C, H, W), normalised in float32 or as bytes, and labels (N,) int64; of several processes, each has its
 # share of the images, and all labels.
 Batch = tuple[Tensor, Tensor]
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, of 1
 Draws = tuple[Tensor, ...]  # what makes the batches of several steps; each tensor's first axis is the step
 
 CLASSES = {
@@ -202,31 +201,6 @@ class TensorData(Dataset):
 
     def _draws(self, order: Tensor, steps: int) -> Iterator[Draws]:
         return ((block,) for block in blocks(order, self.feed.batch_size, steps))
-
-
-def scale_and_offset(statistics: Statistics, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Return factor and summand, (C, 1, 1) each, that turn bytes into normalised float32.
-
-    Example:
-        >>> scale, offset = scale_and_offset(((0.5,), (0.25,)))
-        >>> (255 * scale + offset).item()
-        2.0
-    """
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in statistics)
-    return 1 / (255 * std), -mean / std
-
-
-def fit(images: Tensor, input_size: tuple[int, int, int]) -> Tensor:
-    """Resize grey images (N, 1, h, w) to a network's input (C, H, W), and repeat the channel.
-
-    Example:
-        >>> fit(torch.zeros(4, 1, 28, 28), (3, 32, 32)).shape
-        torch.Size([4, 3, 32, 32])
-    """
-    channels, height, width = input_size
-    if images.shape[2:] != (height, width):
-        images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
-    return images.expand(-1, channels, -1, -1).contiguous()
 
 
 def _size(input_size: tuple[int, int, int]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import rendezvous  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
 
 STOPPED_BY_TORCHRUN = datetime.timedelta(seconds=20)  # it looks every tenth of a second
 STREAM_STRIDE = 1_000_003  # between the seeds of two processes' random streams
@@ -189,14 +189,3 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
             f"{type(model).__name__} is not, and --parallel ddp takes it"
         )
     return layers
-
-
-def layout_of(name: str, model: nn.Module, world: World) -> OneProcess:
-    """Lay a network out over the processes, as ``ddp`` or ``owt``; in the only process it stays as it is."""
-    if world.size == 1:
-        return OneProcess(model, world)
-    if name == "ddp":
-        return DataParallel(model, world)
-    from fastcnn.train.one_weird_trick import OneWeirdTrick  # DTensor takes a second to import
-
-    return OneWeirdTrick(model, world)

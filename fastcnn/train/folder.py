@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fastcnn.train.data import Batch, Dataset, Draws, Feed, Statistics, epoch_order, stratified_split
-from fastcnn.train.errors import UserError, require
+from fastcnn.console.errors import UserError, require
+from fastcnn.console.images import STATISTICS, transforms
+from fastcnn.train.data import Batch, Dataset, Draws, Feed, epoch_order, stratified_split
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-# Mean and standard deviation by number of channels: ImageNet's for colours.
-STATISTICS: dict[int, Statistics] = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
 SEED_RANGE = 2**62
 
 
@@ -154,21 +152,3 @@ def _open(directory: Path) -> ImageFolder:
         return ImageFolder(str(directory))
     except FileNotFoundError as error:  # no class folder at all, or one without images
         raise UserError(" ".join(f"{directory}: {error}".split())) from error
-
-
-def transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
-    """Return what makes (C, H, W) bytes of a training image of PIL, and of a held-out one.
-
-    Example:
-        >>> from PIL import Image
-        >>> transforms((1, 64, 64))[1](Image.new("RGB", (90, 60))).shape
-        torch.Size([1, 64, 64])
-    """
-    from torchvision.transforms import v2
-
-    channels, height, width = input_size
-    grey = [v2.Grayscale()] if channels == 1 else []
-    shorter_side = math.ceil(max(height, width) * 9 / 64) * 8  # an eighth more, in eights: 256 for 224 and 227
-    start, end = [*grey, v2.Resize(shorter_side)], [v2.PILToTensor()]
-    train = v2.Compose([*start, v2.RandomCrop((height, width)), v2.RandomHorizontalFlip(), *end])
-    return train, v2.Compose([*start, v2.CenterCrop((height, width)), *end])

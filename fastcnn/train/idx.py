@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
 
 GZIP_START = b"\x1f\x8b"
 NUM_DIMS = {"images": 3, "labels": 1}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import fastcnn
+from fastcnn.console.errors import UserError
+from fastcnn.console.models import check_same_architecture
 from fastcnn.train.distributed import OneProcess
-from fastcnn.train.errors import UserError
 from fastcnn.train.graphed import CAPTURES, GraphedStep, make_capturable
 
 STEPS_PER_GRAPH = 10  # a launch costs some 10 microseconds, a fifth of an MNIST step; Ctrl-C waits for the last of them
@@ -227,25 +228,3 @@ class Lane:
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-
-
-def check_same_architecture(title: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raise a :class:`UserError` that names the first tensor which a network does not have, or has in another shape.
-
-    Args:
-        title: what the network is called.
-        saved: tensors of a checkpoint by name.
-        own: those of the network.
-    """
-    differ = [
-        name
-        for name in {**own, **saved}
-        if getattr(saved.get(name), "shape", None) != getattr(own.get(name), "shape", None)
-    ]
-    if differ:
-        shapes = (tuple(state[differ[0]].shape) if differ[0] in state else "missing" for state in (saved, own))
-        there, here = shapes
-        raise UserError(
-            f"the checkpoint is of another architecture than {title}: {len(differ)} of {len(own)} tensors differ, the "
-            f"first is {differ[0]}, {there} in the checkpoint and {here} in the network"
-        )

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.train.checkpoint import Pace
 from fastcnn.train.data import Dataset, Draws
 from fastcnn.train.lane import Diverged, Epoch, Lane
 from fastcnn.train.memory import peak_memory
+from fastcnn.train.pace import Pace
 
 REPORT_SECONDS = 0.1  # between two readings of the losses, which make the CPU wait for a GPU
 WAITING_SHARE, WAITING_SECONDS = 0.2, 1.0  # of an epoch, from which on waiting for images is worth a word

@@ -2,7 +2,6 @@
 
 import copy
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import torch
 from torch import nn
 
 import fastcnn
-from fastcnn.train.build import build_model
-from fastcnn.train.choices import check_backend
-from fastcnn.train.data import Dataset, Feed, Statistics, load_idx_dataset
-from fastcnn.train.distributed import World, layout_of
-from fastcnn.train.errors import UserError
+from fastcnn.console.devices import check_backend
+from fastcnn.console.errors import UserError
+from fastcnn.console.models import abridged, build_model, check_shapes, normalize_first
+from fastcnn.train.data import Dataset, Feed, load_idx_dataset
+from fastcnn.train.distributed import DataParallel, OneProcess, World
 from fastcnn.train.folder import FolderData
 from fastcnn.train.graphed import CAPTURES
 from fastcnn.train.lane import Lane, build_optimizer
@@ -48,7 +47,7 @@ def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> 
         _check_same_data(data, resume)
     options = {**settings.options}
     options.setdefault("num_classes", len(data.classes))
-    check_shapes(settings, options, data.classes)
+    check_shapes(settings.model, options, settings.input_size, data.classes)
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, options=options)
     if settings.weights and resume is None:
@@ -108,68 +107,11 @@ def _load_data(settings: Settings, feed: Feed) -> Dataset:
 def _check_same_data(data: Dataset, resume: dict[str, Any]) -> None:
     if list(data.classes) != resume["classes"]:
         raise UserError(
-            f"the checkpoint was trained on {len(resume['classes'])} classes ({_abridged(resume['classes'])}), "
-            f"the data has {len(data.classes)} ({_abridged(data.classes)})"
+            f"the checkpoint was trained on {len(resume['classes'])} classes ({abridged(resume['classes'])}), "
+            f"the data has {len(data.classes)} ({abridged(data.classes)})"
         )
     if data.train_size != resume["train_size"]:
         raise UserError(f"the checkpoint was trained on {resume['train_size']} images, the data has {data.train_size}")
-
-
-def _abridged(classes: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(classes[:4]) + (", …" if len(classes) > 4 else "")
-
-
-def check_shapes(settings: Settings, options: dict[str, Any], classes: tuple[str, ...]) -> None:
-    """Run one image's shape through the network.
-
-    Raises:
-        UserError: the network does not take such images, or scores fewer classes than there are.
-    """
-    scores = score_shape(settings.model, options, settings.input_size)
-    if len(scores) != 2 or scores[1] < len(classes):
-        raise UserError(
-            f"the data has {len(classes)} classes ({_abridged(classes)}), more than the {scores[1]} that "
-            f"{settings.model} scores; leave --option num_classes out"
-        )
-
-
-def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, int]) -> torch.Size:
-    """Return the shape of a model's scores for one image: neither memory nor arithmetic, and no random numbers.
-
-    Raises:
-        UserError: the network does not take such images.
-
-    Example:
-        >>> score_shape("mnist_cnn", {}, (1, 28, 28))
-        torch.Size([1, 10])
-    """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]), fastcnn.use_backend("torch"):
-        model = build_model(name, options=options).eval()
-        try:
-            return model(torch.empty(1, *input_size)).shape
-        except RuntimeError as error:
-            size = "x".join(map(str, input_size))
-            reason = " ".join(str(error).split())
-            raise UserError(f"{name} does not take images of {size}: {reason}") from error
-
-
-def normalize_first(model: nn.Module, statistics: Statistics, dtype: torch.dtype | None = None) -> None:
-    """Let a network of ``fastcnn.models`` take bytes: its first layers begin with their normalisation, keys unchanged.
-
-    `dtype` is what they become; None leaves it to autocast, or float32.
-
-    Example:
-        >>> import fastcnn
-        >>> model = fastcnn.MnistCNN()
-        >>> normalize_first(model, ((0.1307,), (0.3081,)))
-        >>> [name for name, _ in model.layer1.named_children()]
-        ['normalize', '0', '1', '2']
-        >>> model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape
-        torch.Size([1, 10])
-    """
-    name, first = next(model.named_children())
-    layers = {"normalize": fastcnn.nn.Normalize(*statistics, dtype), **dict(first.named_children())}
-    setattr(model, name, fastcnn.nn.Sequential(OrderedDict(layers)))
 
 
 def _lanes(model: nn.Module, settings: Settings, device: torch.device, world: World) -> list[Lane]:
@@ -193,3 +135,14 @@ def _lane(title: str, model: nn.Module, settings: Settings, device: torch.device
         parallel=layout,
         lr_step=settings.lr_step,
     )
+
+
+def layout_of(name: str, model: nn.Module, world: World) -> OneProcess:
+    """Lay a network out over the processes, as ``ddp`` or ``owt``; in the only process it stays as it is."""
+    if world.size == 1:
+        return OneProcess(model, world)
+    if name == "ddp":
+        return DataParallel(model, world)
+    from fastcnn.train.one_weird_trick import OneWeirdTrick  # DTensor takes a second to import
+
+    return OneWeirdTrick(model, world)

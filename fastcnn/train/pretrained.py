@@ -1,37 +1,9 @@
 """Training that begins from torchvision's pretrained weights."""
 
-from typing import Any
+from torch import nn
 
-from torch import Tensor, nn
-
-from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
-from fastcnn.train.errors import UserError
-from fastcnn.train.lane import check_same_architecture
-
-
-def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tuple[Any, dict[str, Tensor]]:
-    """Return torchvision's weights that a name means, and their tensors.
-
-    Args:
-        name: the model.
-        weights: ``DEFAULT``, or another member of torchvision's weights of it.
-        progress: show the progress of a download.
-
-    Raises:
-        UserError: there are none of that name, they are of features alone, or they cannot be had.
-
-    Example:
-        >>> pretrained_classifier("alexnet", "IMAGENET1K_V2")
-        Traceback (most recent call last):
-        fastcnn.train.errors.UserError: weights: expected one of DEFAULT, IMAGENET1K_V1 for alexnet, got 'IMAGENET1K_V2'
-    """
-    try:
-        chosen = pretrained_weights(name, weights)
-        if chosen.meta["categories"] is None:
-            raise UserError(f"--weights {weights}: {chosen!r} have no classifier, and images are normalised otherwise")
-        return chosen, pretrained_state_dict(name, chosen, progress)
-    except (ImportError, ValueError, OSError, RuntimeError) as error:
-        raise UserError(str(error)) from error
+from fastcnn.console.errors import UserError
+from fastcnn.console.models import check_same_architecture, pretrained_classifier
 
 
 def load_pretrained(model: nn.Module, name: str, weights: str, progress: bool = True) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from fastcnn.train.checkpoint import atomic_write
-from fastcnn.train.environment import hardware, versions
+from fastcnn.console.environment import hardware, versions
+from fastcnn.console.files import atomic_write
 from fastcnn.train.lane import Lane
 from fastcnn.train.memory import METHOD
 from fastcnn.train.settings import Settings

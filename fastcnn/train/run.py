@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastcnn.train import checkpoint, communication, loop
-from fastcnn.train.build import build_model
+from fastcnn.console import checkpoint
+from fastcnn.console.errors import Interrupted, UserError, require
+from fastcnn.console.files import TEMPORARY
+from fastcnn.console.models import build_model
+from fastcnn.train import communication, loop
 from fastcnn.train.data import Dataset
 from fastcnn.train.distributed import World
-from fastcnn.train.errors import Interrupted, UserError, require
 from fastcnn.train.lane import Diverged, Lane
+from fastcnn.train.pace import Pace
 from fastcnn.train.prepare import prepare
 from fastcnn.train.progress import Display, say
 from fastcnn.train.report import table, write_metrics
@@ -46,7 +49,7 @@ class Run:
     saved: str = "no checkpoint was written yet"
 
     def __post_init__(self) -> None:
-        self.pace = checkpoint.Pace(self.settings.checkpoint_every)
+        self.pace = Pace(self.settings.checkpoint_every)
 
     def turns(self) -> Iterator[tuple[int, Lane]]:
         """Yield (epoch, network) in the order of training.
@@ -192,7 +195,7 @@ def _claim(directory: Path, overwrite: bool) -> None:
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory}: is a file, not a folder for results")
         there = directory.iterdir() if directory.is_dir() else ()
-        if any(path.suffix != checkpoint.TEMPORARY for path in there) and not overwrite:
+        if any(path.suffix != TEMPORARY for path in there) and not overwrite:
             raise UserError(f"{directory}: holds results already; choose another --name, or --overwrite, or --resume")
         with _folder(directory), tempfile.TemporaryFile(dir=directory):
             pass

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
 
 FREE_ON_RESUME = (
     "epochs",

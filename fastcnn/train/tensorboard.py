@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastcnn.train.errors import require
+from fastcnn.console.errors import require
 from fastcnn.train.lane import Lane
 
 if TYPE_CHECKING:

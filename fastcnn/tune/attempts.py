@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
 from fastcnn.tune.stages import Stage
 from fastcnn.tuning import Winner
 

@@ -9,11 +9,10 @@ import typer
 from rich.console import Console
 
 from fastcnn.available import BACKENDS, backends
-from fastcnn.cli_options import Debug, InputSize, Options, parse_input_size, parse_options
-from fastcnn.train.build import build_model, default_input_size
-from fastcnn.train.errors import UserError
-from fastcnn.train.folder import STATISTICS
-from fastcnn.train.prepare import normalize_first
+from fastcnn.console.errors import UserError
+from fastcnn.console.images import STATISTICS
+from fastcnn.console.models import build_model, default_input_size, normalize_first
+from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.tune.candidates import ON
 from fastcnn.tune.report import summary, table
 from fastcnn.tune.run import MODES, Result

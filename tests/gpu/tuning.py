@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.results import folder_name
-from fastcnn.train.build import build_model, default_input_size
-from fastcnn.train.folder import STATISTICS
-from fastcnn.train.prepare import normalize_first
+from fastcnn.console.images import STATISTICS
+from fastcnn.console.models import build_model, default_input_size, normalize_first
 from fastcnn.tune import Result, stages_of
 from fastcnn.tune.attempts import Attempts
 from fastcnn.tune.candidates import candidates

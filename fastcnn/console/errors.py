@@ -1,4 +1,4 @@
-"""What the training command tells a person instead of a traceback."""
+"""What a command tells a person instead of a traceback."""
 
 import importlib.util
 
@@ -9,7 +9,7 @@ class UserError(Exception):
     Example:
         >>> raise UserError("digits.gz: the file is empty")
         Traceback (most recent call last):
-        fastcnn.train.errors.UserError: digits.gz: the file is empty
+        fastcnn.console.errors.UserError: digits.gz: the file is empty
     """
 
 

@@ -1,9 +1,9 @@
-"""What several commands let a user choose, checked before anything is done."""
+"""Backends and devices that a user chooses, checked before anything is done."""
 
 import torch
 
 import fastcnn
-from fastcnn.train.errors import UserError
+from fastcnn.console.errors import UserError
 
 
 def check_backend(name: str) -> None:

@@ -1,0 +1,1 @@
+"""What the commands share: errors, options, devices, files, building a model, reading images."""

@@ -1,0 +1,67 @@
+"""Files that are either complete or not there."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fastcnn.console.errors import UserError
+
+TEMPORARY = ".tmp"
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part.
+
+    The content goes to a temporary name in the same folder, to the disk (fsync), and is renamed. If ``write`` fails,
+    the temporary file is removed and the old one stays. What a killed process leaves is overwritten by the next.
+
+    Args:
+        path: the file to write or replace; its folder must exist.
+        write: writes the content to the binary file it gets.
+
+    Raises:
+        UserError: the disk is full, or writing fails otherwise.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "note.txt")
+        >>> atomic_write(path, lambda file: file.write(b"complete"))
+        >>> path.read_text()
+        'complete'
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        with _explained(path), temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:  # Ctrl-C too leaves nothing half-written
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line; torch's writer reports it as an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        refusal: BaseException | None = error
+        while refusal is not None and not isinstance(refusal, OSError):
+            refusal = refusal.__cause__ or refusal.__context__
+        if refusal is None:
+            raise
+        kept = "; the one written before it is kept" if path.exists() else ""
+        raise UserError(f"{path}: cannot be written ({refusal.strerror or refusal}){kept}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

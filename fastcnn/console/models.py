@@ -1,0 +1,176 @@
+"""Models by name: building them, the images they take, and the weights that fit them."""
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastcnn
+from fastcnn.console.errors import UserError, require
+from fastcnn.console.images import Statistics
+from fastcnn.models import MODELS
+from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
+
+
+def default_input_size(name: str) -> tuple[int, int, int]:
+    """Return the (C, H, W) that a model is made for.
+
+    Raises:
+        UserError: there is no such model.
+
+    Example:
+        >>> default_input_size("mnist_cnn")
+        (1, 28, 28)
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no model is named {name!r}; {hint}there are {', '.join(MODELS)}")
+    return MODELS[name].input_size
+
+
+def build_model(name: str, *, num_classes: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
+    """Build a model of ``fastcnn.models.MODELS``.
+
+    Args:
+        name: its key there.
+        num_classes: classes to tell apart; the model's default where None.
+        options: further keyword arguments of the builder.
+
+    Raises:
+        UserError: there is no such model, or it does not take an option.
+
+    Example:
+        >>> build_model("alexnet2012", options={"lrn": False}).classifier[-1].out_features
+        1000
+    """
+    default_input_size(name)
+    arguments = dict(options or {})
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    try:
+        return MODELS[name].build(**arguments)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UserError(f"{name} cannot be built with {given}: {error}") from error
+
+
+def check_shapes(name: str, options: dict[str, Any], input_size: tuple[int, int, int], classes: Sequence[str]) -> None:
+    """Run one image's shape through the network.
+
+    Raises:
+        UserError: the network does not take such images, or scores fewer classes than there are.
+    """
+    scores = score_shape(name, options, input_size)
+    if len(scores) != 2 or scores[1] < len(classes):
+        raise UserError(
+            f"the data has {len(classes)} classes ({abridged(classes)}), more than the {scores[1]} that "
+            f"{name} scores; leave --option num_classes out"
+        )
+
+
+def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, int]) -> torch.Size:
+    """Return the shape of a model's scores for one image: neither memory nor arithmetic, and no random numbers.
+
+    Raises:
+        UserError: the network does not take such images.
+
+    Example:
+        >>> score_shape("mnist_cnn", {}, (1, 28, 28))
+        torch.Size([1, 10])
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), fastcnn.use_backend("torch"):
+        model = build_model(name, options=options).eval()
+        try:
+            return model(torch.empty(1, *input_size)).shape
+        except RuntimeError as error:
+            size = "x".join(map(str, input_size))
+            reason = " ".join(str(error).split())
+            raise UserError(f"{name} does not take images of {size}: {reason}") from error
+
+
+def normalize_first(model: nn.Module, statistics: Statistics, dtype: torch.dtype | None = None) -> None:
+    """Let a network of ``fastcnn.models`` take bytes: its first layers begin with their normalization, keys unchanged.
+
+    `dtype` is what they become; None leaves it to autocast, or float32.
+
+    Example:
+        >>> import fastcnn
+        >>> model = fastcnn.MnistCNN()
+        >>> normalize_first(model, ((0.1307,), (0.3081,)))
+        >>> [name for name, _ in model.layer1.named_children()]
+        ['normalize', '0', '1', '2']
+        >>> model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape
+        torch.Size([1, 10])
+    """
+    name, first = next(model.named_children())
+    layers = {"normalize": fastcnn.nn.Normalize(*statistics, dtype), **dict(first.named_children())}
+    setattr(model, name, fastcnn.nn.Sequential(OrderedDict(layers)))
+
+
+def abridged(classes: Sequence[str]) -> str:
+    """Return the first few names of classes.
+
+    Example:
+        >>> abridged("abcdef")
+        'a, b, c, d, …'
+    """
+    return ", ".join(classes[:4]) + (", …" if len(classes) > 4 else "")
+
+
+def check_same_architecture(title: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raise a :class:`UserError` that names the first tensor which a network does not have, or has in another shape.
+
+    Args:
+        title: what the network is called.
+        saved: tensors of a checkpoint by name.
+        own: those of the network.
+    """
+    differ = [
+        name
+        for name in {**own, **saved}
+        if getattr(saved.get(name), "shape", None) != getattr(own.get(name), "shape", None)
+    ]
+    if differ:
+        shapes = (tuple(state[differ[0]].shape) if differ[0] in state else "missing" for state in (saved, own))
+        there, here = shapes
+        raise UserError(
+            f"the checkpoint is of another architecture than {title}: {len(differ)} of {len(own)} tensors differ, the "
+            f"first is {differ[0]}, {there} in the checkpoint and {here} in the network"
+        )
+
+
+def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tuple[Any, dict[str, Tensor]]:
+    """Return torchvision's weights that a name means, and their tensors.
+
+    Args:
+        name: the model.
+        weights: ``DEFAULT``, or another member of torchvision's weights of it.
+        progress: show the progress of a download.
+
+    Raises:
+        UserError: there are none of that name, they are of features alone, or they cannot be had.
+
+    Example:
+        >>> pretrained_classifier("alexnet", "IMAGENET1K_V2")
+        Traceback (most recent call last):
+        fastcnn.console.errors.UserError: --weights IMAGENET1K_V2: alexnet has DEFAULT, IMAGENET1K_V1
+    """
+    require("train", "torchvision")
+    from torchvision.models import get_model_weights, list_models
+
+    default_input_size(name)  # which knows the names of the models
+    names = sorted({*get_model_weights(name).__members__}) if name in list_models() else []
+    if weights not in names:
+        known = f"{name} has {', '.join(names)}" if names else f"torchvision has no weights of {name}"
+        raise UserError(f"--weights {weights}: {known}")
+    try:
+        chosen = pretrained_weights(name, weights)
+        if chosen.meta["categories"] is None:
+            raise UserError(f"--weights {weights}: {chosen!r} have no classifier, and images are normalized otherwise")
+        return chosen, pretrained_state_dict(name, chosen, progress)
+    except (OSError, RuntimeError) as error:
+        raise UserError(str(error)) from error
