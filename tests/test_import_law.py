@@ -74,6 +74,8 @@ KERNEL_TESTS = {
     "test_optim.py": {"triton"},
     "test_linear_relu_dropout.py": {"triton"},
     "test_gradients.py": {"backend"},
+    "test_available.py": {"available"},
+    "test_build.py": {"available"},
     "tables.py": {"tuning"},
     "tuning.py": {"tuning"},
     "test_tma.py": {"triton", "shapes"},
