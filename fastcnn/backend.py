@@ -1,79 +1,93 @@
-"""Which backend and algorithm a call gets."""
+"""The backend that was asked for: for a block, a thread or the process."""
 
 import functools
 import importlib
-import logging
 import os
+import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+from torch.utils._contextlib import _DecoratorContextManager
 
-from fastcnn import tuning
 from fastcnn.algorithms import ALGORITHMS, CONFIGURED, GRADIENTS
-from fastcnn.available import BACKENDS, MISSING, RUNS_ON
-
-logger = logging.getLogger("fastcnn")
+from fastcnn.available import BACKENDS, MISSING
 
 _KERNELS = BACKENDS[2:]
 _HAVE = ALGORITHMS | GRADIENTS  # the backends
-# Ops that not every backend has kernels of. The other backends run torch's operations, as they do for any layer that is
-# no stage.
-_ONLY = {"normalize": ("triton",), "linear_relu_dropout": ("triton",)}
 
 
-class Fastest(NamedTuple):
-    """Where a backend has been measured to beat the stock layers."""
+class Choice(NamedTuple):
+    """What was asked for."""
 
-    backend: str
-    dtypes: tuple[torch.dtype, ...]
-    least_elements: int = 0  # of the input: below, a call costs more in Python than its kernel saves
-    channels_last: bool = True
-
-    def beats_stock(self, input: Tensor) -> bool:
-        """Whether the backend is the faster one for an input of this size and layout."""
-        return input.numel() >= self.least_elements and (self.channels_last or input.is_contiguous())
-
-
-# What `auto` takes for an op on a device type. An entry needs a parity pass and a time measured on such a device,
-# stock torch among the candidates; without one, `auto` runs the stock layers.
-# CPU: benchmarks/results/cpu/*.jsonl. conv_relu and linear_relu stay stock's: their time is the matrix product's, which
-# is torch's either way. Stock's channels_last max-pool is as fast as ours, and so is its batch norm there, with a pool
-# or without; so is its add_relu. By running statistics (bn_relu_running) stock is the faster one forward.
-# In bfloat16 torch has no LRN on the CPU outside autocast.
-# A batch norm folded into its convolution (conv_bn) saves too little there to be told from none.
-FASTEST: dict[tuple[str, str], Fastest] = {
-    ("cpu", "bn_relu"): Fastest("cpu", (torch.float32,), 2**18, channels_last=False),
-    ("cpu", "bn_relu_pool"): Fastest("cpu", (torch.float32,), 2**18, channels_last=False),
-    ("cpu", "conv_relu_pool"): Fastest("cpu", (torch.float32, torch.bfloat16), 3 * 2**14, channels_last=False),
-    ("cpu", "lrn"): Fastest("cpu", (torch.float32, torch.bfloat16)),
-    ("cpu", "lrn_pool"): Fastest("cpu", (torch.float32, torch.bfloat16)),
-    ("cpu", "max_pool"): Fastest("cpu", (torch.float32, torch.bfloat16), 2**17, channels_last=False),
-}
-
-
-class _Choice:
-    """The backend and algorithm asked for; one for the process, so that worker threads (DataParallel) see it too."""
-
-    backend = "auto"
+    backend: str = "auto"
     algorithm: str | None = None
-    problem = ""  # with the environment variables: importing never fails, the call explains
+    problem: str = ""  # with the environment variables: importing never fails, the call explains
 
 
-_choice = _Choice()  # an instance: Dynamo guards its attributes, so a compiled graph sees a change
+class _Process:
+    """What threads follow that have made no choice of their own: what the main thread has chosen."""
+
+    choice = Choice()
 
 
-_said: set[tuple[str, str | torch.dtype, str]] = set()
+# An instance and a thread-local: Dynamo guards their attributes, so a compiled graph sees a change.
+_process = _Process()
+_thread = threading.local()
+
+# Called, without arguments and in the thread concerned, when its choice has changed, or what the tables say.
+watchers: list[Callable[[], None]] = []
 
 
-class use_backend:
-    """Choose the backend of every fastcnn call that follows, or of a ``with`` block.
+def choice() -> Choice:
+    """Return the choice that calls of this thread follow."""
+    return own_choice() or _process.choice
+
+
+def chosen() -> str:
+    """Return the name of the backend that calls of this thread ask for."""
+    return choice().backend
+
+
+def own_choice() -> Choice | None:
+    """Return the choice of this thread alone; None where it follows the process's, as the main thread always does."""
+    mine: Choice | None = getattr(_thread, "choice", None)
+    return mine
+
+
+def process_choice() -> Choice:
+    """Return what threads follow that have made no choice of their own."""
+    return _process.choice
+
+
+def changed() -> None:
+    """Tell those who keep answers (`watchers`) that other ones may be right now."""
+    for watch in watchers:
+        watch()
+
+
+def _held() -> Choice | None:
+    return _process.choice if threading.current_thread() is threading.main_thread() else own_choice()
+
+
+def _set(wanted: Choice | None) -> None:
+    """Set the choice of this thread, of the main one for the process; None: it follows the process's again."""
+    if threading.current_thread() is threading.main_thread():
+        _process.choice, _thread.choice = wanted or Choice(), None
+    else:
+        _thread.choice = wanted
+    changed()
+
+
+class use_backend(_DecoratorContextManager):
+    """Choose the backend of every fastcnn call that follows, of a ``with`` block, or of a function as its decorator.
 
     ``auto`` takes the fastest backend known for each call and may fall back to the stock layers, saying so once per
     reason in the log ``fastcnn``. Any other backend is explicit: a call that it cannot serve raises. The environment
     variables ``FASTCNN_BACKEND`` and ``FASTCNN_ALGORITHM`` set the same for a whole process.
+
+    What the main thread chooses counts for the whole process, so that worker threads (DataParallel) see it; another
+    thread chooses for itself alone. An object may be entered again and again, and within itself.
 
     Args:
         name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
@@ -97,17 +111,39 @@ class use_backend:
     """
 
     def __init__(self, name: str, *, algorithm: str | None = None) -> None:
+        super().__init__()
         _validate(name, algorithm)
-        self._before = (_choice.backend, _choice.algorithm, _choice.problem)
-        _choice.backend, _choice.algorithm, _choice.problem = name, algorithm, ""
+        self._choice = Choice(name, algorithm)
+        self._made: tuple[int, Choice | None] | None = threading.get_ident(), _held()  # where, and what held before
+        _set(self._choice)
 
-    def __enter__(self) -> "use_backend":
+    def clone(self) -> "use_backend":
+        """Return another object with the same choice, which a decorated function enters at each call."""
+        twin = object.__new__(use_backend)
+        twin._choice, twin._made = self._choice, None
+        return twin
+
+    def __call__(self, orig_func: Any) -> Any:
+        """Decorate a function: its calls alone run under this choice."""
+        self._undo()
+        return super().__call__(orig_func)
+
+    def __enter__(self) -> "use_backend":  # type: ignore[override]
+        self._undo()
+        if not hasattr(_thread, "before"):
+            _thread.before = []
+        _thread.before.append(_held())
+        _set(self._choice)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _choice.backend, _choice.algorithm, _choice.problem = self._before
+    def __exit__(self, *_: object) -> None:
+        _set(_thread.before.pop())
+
+    def _undo(self) -> None:
+        """Take back what making the object has set, where nothing else was set since: a block does so anew."""
+        made, self._made = self._made, None
+        if made and made[0] == threading.get_ident() and _held() is self._choice:
+            _set(made[1])
 
 
 def _validate(name: str, algorithm: str | None) -> None:
@@ -137,13 +173,25 @@ def _validate(name: str, algorithm: str | None) -> None:
 
 
 def _read_environment() -> None:
+    name, algorithm = os.environ.get("FASTCNN_BACKEND", "auto"), os.environ.get("FASTCNN_ALGORITHM")
+    problem = unusable(name, algorithm)
+    if problem:
+        problem = f"environment variables FASTCNN_BACKEND, FASTCNN_ALGORITHM: {problem}"
+    _process.choice = Choice(problem=problem) if problem else Choice(name, algorithm)
+
+
+def unusable(name: str, algorithm: str | None) -> str:
+    """Say why a backend with an algorithm cannot be had here, or return an empty string.
+
+    Example:
+        >>> unusable("torch", None)
+        ''
+    """
     try:
-        use_backend(os.environ.get("FASTCNN_BACKEND", "auto"), algorithm=os.environ.get("FASTCNN_ALGORITHM"))
+        _validate(name, algorithm)
     except (ValueError, RuntimeError) as error:
-        _choice.problem = f"environment variables FASTCNN_BACKEND, FASTCNN_ALGORITHM: {error}"
-
-
-_read_environment()
+        return str(error)
+    return ""
 
 
 def configurations(name: str, algorithm: str) -> tuple[str, ...]:
@@ -152,168 +200,9 @@ def configurations(name: str, algorithm: str) -> tuple[str, ...]:
     return tuple(config.name for config in kernel(name, *where)) if where else ()  # type: ignore[attr-defined]
 
 
-STOCK = tuning.Winner("torch", None)
-
-
-def planned(op: str, function: str, arguments: tuple[Any, ...], measured: str = "") -> tuning.Winner | None:
-    """Return what runs a call, as far as that is known before its arguments are checked.
-
-    Args:
-        op: the op's stem.
-        function: the public function's name, for messages.
-        arguments: the function's, by position; the first is the input.
-        measured: the name in `FASTEST`, where it is not the op's.
-
-    Returns:
-        `STOCK` where the stock layers run whatever the arguments are, so that torch itself checks them; the winner of
-        the tuning tables; or None, and `choose` decides.
-    """
-    name = _choice.backend
-    if name != "auto":
-        return STOCK if name == "torch" else None
-    if _choice.problem or not isinstance(arguments[0], Tensor):
-        return None
-    winner = tuning.winner(op, arguments, _unusable)
-    if winner is None:
-        return STOCK if _is_slower(measured or op, function, arguments[0]) else None
-    return STOCK if winner.backend == "torch" else winner
-
-
-def tabled(op: str, arguments: tuple[Any, ...]) -> tuning.Winner | None:
-    """Return what runs a call of an op that `auto` takes by a tuning table alone; as `planned`, but silent."""
-    name = _choice.backend
-    if name != "auto":
-        return STOCK if name == "torch" else None
-    if _choice.problem:
-        return None
-    winner = tuning.winner(op, arguments, _unusable)
-    return STOCK if winner is None or winner.backend == "torch" else winner
-
-
-def _unusable(name: str, algorithm: str | None) -> str:
-    try:
-        _validate(name, algorithm)
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return ""
-
-
-def runs_stock(op: str, function: str, input: object) -> bool:
-    """Whether a call runs the stock layers whatever its arguments are, of an op that is in no tuning table."""
-    name = _choice.backend
-    if name != "auto":
-        return name == "torch"
-    return isinstance(input, Tensor) and not _choice.problem and _is_slower(op, function, input)
-
-
-def _is_slower(op: str, function: str, input: Tensor) -> bool:
-    """Whether no backend has been measured to beat the stock layers on such an input, or its backend is missing."""
-    device = device_type(input)
-    entry = FASTEST.get((device, op))
-    if entry is None or input.dtype not in entry.dtypes:
-        _say_once(function, input.dtype, device)
-        return True
-    if input.layout is not torch.strided:
-        _say_once(function, f"no kernel takes {input.layout}", device)
-        return True
-    if not entry.beats_stock(input):
-        return True
-    reason = MISSING[entry.backend]()
-    if reason:
-        _say_once(function, reason, device)
-    return bool(reason)
-
-
 def device_type(tensor: Tensor) -> str:
     """Return ``tensor.device.type``, which takes half a microsecond to read, sooner."""
     return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
-
-
-def chosen() -> str:
-    """Return the backend that was asked for."""
-    return _choice.backend
-
-
-def lacks(op: str) -> bool:
-    """Whether a backend was chosen that has no kernels of an op at all."""
-    return _choice.backend in _KERNELS and _choice.backend not in _ONLY[op]
-
-
-def choose(
-    op: str, function: str, input: Tensor, refusal: Callable[[], str], winner: tuning.Winner | None
-) -> tuple[str, str | None]:
-    """Return backend and algorithm of a call that `planned` left open; under `auto` that may be ``torch``.
-
-    Args:
-        op: the op's stem.
-        function: the public function's name, for messages.
-        input: the tensor whose device and dtype decide, after autocast.
-        refusal: says why no kernel of any backend serves these arguments, or an empty string.
-        winner: what `planned` has said of the call.
-
-    Raises:
-        RuntimeError: an explicit backend cannot serve the call.
-    """
-    name = _choice.backend
-    if _choice.problem:
-        raise RuntimeError(_choice.problem)
-    if name == "auto":
-        return _fastest(op, function, input, refusal, winner)
-    algorithm = _choice.algorithm
-    if reason := _wrong_device(name, input) or _forward_mode() or _wrong_precision(name, algorithm, input) or refusal():
-        raise RuntimeError(f"{function}: backend {name!r} {reason}")
-    return name, algorithm
-
-
-def _fastest(
-    op: str, function: str, input: Tensor, refusal: Callable[[], str], winner: tuning.Winner | None
-) -> tuple[str, str | None]:
-    reason = _forward_mode() or refusal()
-    if winner:
-        fastest = winner
-        reason = _wrong_device(winner.backend, input) or _wrong_precision(*winner, input) or reason
-    else:
-        entry = FASTEST[device_type(input), op]
-        fastest = tuning.Winner(entry.backend, None)
-        if input.dtype not in entry.dtypes:  # autocast has changed it
-            reason = _unmeasured(input.dtype)
-    if not reason:
-        return fastest
-    _say_once(function, reason, device_type(input))
-    return "torch", None
-
-
-def _unmeasured(dtype: torch.dtype) -> str:
-    return f"no kernel has been measured for {dtype} on this kind of device yet"
-
-
-def _say_once(function: str, reason: str | torch.dtype, device: str) -> None:
-    """Log why the stock layers run: a reason, or a dtype that nothing has been measured for."""
-    if not torch.compiler.is_compiling() and (function, reason, device) not in _said:
-        _said.add((function, reason, device))
-        why = reason if isinstance(reason, str) else _unmeasured(reason)
-        logger.info("%s runs the stock layers: %s (%s)", function, why, device)
-
-
-def _wrong_device(name: str, input: Tensor) -> str:
-    wanted = RUNS_ON[name]
-    if device_type(input) == wanted:
-        return ""
-    return f"needs argument 'input' on a {wanted} device, got {input.device}"
-
-
-def _wrong_precision(name: str, algorithm: str | None, input: Tensor) -> str:
-    if name != "cuda" or algorithm != "implicit_gemm" or input.dtype != torch.float32:
-        return ""
-    if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
-        return ""
-    return "multiplies float32 in TF32 by 'implicit_gemm', which torch.backends.cudnn.allow_tf32 forbids"
-
-
-def _forward_mode() -> str:
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "has no forward-mode derivative (torch.func.jvp, jacfwd); backend 'torch' has"
-    return ""
 
 
 @functools.cache
@@ -321,3 +210,6 @@ def kernel(backend: str, stem: str, name: str) -> Callable[..., Any]:
     """Return the launcher of an operator: ``fastcnn/<backend>/<stem>.py``, imported at its first use."""
     launcher: Callable[..., Any] = getattr(importlib.import_module(f"fastcnn.{backend}.{stem}"), name)
     return launcher
+
+
+_read_environment()

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, chosen, kernel
+from fastcnn.backend import chosen, kernel
+from fastcnn.route import choose
 
 __all__ = ["SGD"]
 
@@ -103,7 +104,7 @@ class SGD(torch.optim.Optimizer):
         return master
 
     def _step_fused(self, weight: Tensor, settings: dict[str, Any]) -> None:
-        choose("sgd", _NAME, weight, str, None)  # raises where the kernel cannot run
+        choose("sgd", _NAME, (weight,), lambda *arguments: arguments, lambda _: "")  # raises where it cannot run
         grad = weight.grad
         assert grad is not None
         if grad.stride() != weight.stride():

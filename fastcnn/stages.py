@@ -1,6 +1,7 @@
 """Stages: layers in a row, and the function that runs them as one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -180,8 +181,7 @@ def _sum_relu(input: Any, addition: Any, _relu: Any) -> Any:
     return FF.add_relu(input, other)
 
 
-def run_lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
-    """Run a local response normalisation."""
+def _lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
     return FF.local_response_norm(input, lrn.size, lrn.alpha, lrn.beta, lrn.k)
 
 
@@ -189,8 +189,7 @@ def _lrn_pool(input: Any, lrn: nn.LocalResponseNorm, pool: nn.MaxPool2d) -> Any:
     return FF.local_response_norm_max_pool2d(input, lrn.size, lrn.alpha, lrn.beta, lrn.k, **_pool_keywords(pool))
 
 
-def run_max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
-    """Run a max-pool."""
+def _max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
     return FF.max_pool2d(
         input,
         pool.kernel_size,
@@ -219,6 +218,8 @@ class Stage(NamedTuple):
 
 
 _CONV_RELU = Stage(("conv", "relu"), run_conv_relu)
+_LRN = Stage(("lrn",), _lrn)
+_POOL = Stage(("pool",), _max_pool)
 STAGES = (  # of two that match, the longer stands first, and of others the more usual one
     Stage(("conv", "relu", "pool"), _conv_relu_pool),
     _CONV_RELU,
@@ -230,9 +231,9 @@ STAGES = (  # of two that match, the longer stands first, and of others the more
     Stage(("bn", "relu", "pool"), _bn_relu_pool),
     Stage(("bn", "relu"), _bn_relu),
     Stage(("lrn", "pool"), _lrn_pool),
-    Stage(("lrn",), run_lrn),
-    Stage(("pool",), run_max_pool),
-    Stage(("lone pool",), run_max_pool),
+    _LRN,
+    _POOL,
+    Stage(("lone pool",), _max_pool),
     Stage(("linear", "relu", "dropout"), _linear_relu_dropout),
     Stage(("linear", "relu"), _linear_relu),
     Stage(("add", "relu"), _sum_relu),
@@ -252,6 +253,36 @@ ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.Dropout.forward: "dropout",
     Normalize.forward: "normalize",
 }
+
+
+# Called in place of a stage's function, with its roles, the function, the input and the layers.
+Around = Callable[[tuple[str, ...], Callable[..., Any], Any, tuple[Any, ...]], Any]
+_around: Around | None = None
+
+
+@contextmanager
+def noting(around: Around) -> Iterator[None]:
+    """Have a function run every stage while the block runs, so that it learns of each."""
+    global _around
+    before, _around = _around, around
+    try:
+        yield
+    finally:
+        _around = before
+
+
+def _run(stage: Stage, input: Any, layers: tuple[Any, ...]) -> Any:
+    return stage.run(input, *layers) if _around is None else _around(stage.roles, stage.run, input, layers)
+
+
+def run_lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
+    """Run a local response normalisation."""
+    return _run(_LRN, input, (lrn,))
+
+
+def run_max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
+    """Run a max-pool."""
+    return _run(_POOL, input, (pool,))
 
 
 def run_layers(input: Any, *layers: Any) -> Any:
@@ -276,7 +307,7 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
             if before is _CONV_RELU and stage.roles[0] == "conv":
                 only_reader(input)
             end = start + len(stage.roles)
-            input = stage.run(input, *settings[start:end])
+            input = _run(stage, input, settings[start:end])
             start = end
         before = stage
     return input

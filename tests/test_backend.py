@@ -133,6 +133,93 @@ def test_worker_threads_see_the_backend():
     assert seen == [True]
 
 
+def test_an_object_may_be_entered_again_and_within_itself():
+    triton = fastcnn.use_backend("triton")
+    assert runs_kernels()  # until a block takes over what making the object chose
+    for _ in range(2):
+        with triton:
+            with triton:
+                assert runs_kernels()
+            assert runs_kernels()
+        assert not runs_kernels()
+
+
+def test_a_block_undoes_only_its_own_choice():
+    torch_then = fastcnn.use_backend("torch")
+    fastcnn.use_backend("triton")
+    with torch_then:
+        assert not runs_kernels()
+    assert runs_kernels()
+
+
+def test_decorates_a_function_for_its_calls_alone():
+    @fastcnn.use_backend("triton")
+    def recurse(depth):
+        """Count down."""
+        return [runs_kernels(), *(recurse(depth - 1) if depth else [])]
+
+    assert not runs_kernels()
+    assert recurse(2) == [True] * 3
+    assert not runs_kernels()
+    assert recurse.__doc__ == "Count down."
+
+
+def test_decorates_a_generator_while_it_runs():
+    @fastcnn.use_backend("triton")
+    def steps():
+        yield runs_kernels()
+        yield runs_kernels()
+
+    seen = []
+    for step in steps():
+        seen += [step, runs_kernels()]
+    assert seen == [True, False, True, False]
+
+
+def test_overlapping_blocks_of_threads_leave_each_other_and_the_process_alone():
+    entered, leave, seen = threading.Barrier(3), threading.Barrier(3), {}
+
+    def block(name, last):
+        with fastcnn.use_backend(name):
+            entered.wait()
+            seen[name] = runs_kernels()
+            leave.wait()
+            if last:
+                threads[0].join()  # the first block has ended, this one goes on
+                seen["after the first"] = runs_kernels()
+        seen[f"after {name}"] = runs_kernels()
+
+    threads = [threading.Thread(target=block, args=each) for each in (("torch", False), ("triton", True))]
+    for thread in threads:
+        thread.start()
+    entered.wait()
+    seen["process"] = runs_kernels()
+    leave.wait()
+    for thread in threads:
+        thread.join()
+    kernels = {"triton", "after the first"}
+    assert seen == {
+        each: each in kernels
+        for each in ("torch", "triton", "process", "after the first", "after torch", "after triton")
+    }
+    assert not runs_kernels()
+
+
+def test_threads_go_on_following_the_process_after_a_block_of_their_own():
+    seen = []
+
+    def work():
+        with fastcnn.use_backend("torch"):
+            seen.append(runs_kernels())
+        seen.append(runs_kernels())
+
+    with fastcnn.use_backend("triton"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert seen == [False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "name", "value"),
     [
@@ -297,9 +384,9 @@ refused = pytest.mark.parametrize(
 @pytest.fixture
 def lent_kernels(monkeypatch):
     """Lend `auto` kernels for everything: the table of measured ones may be empty for this device."""
-    entry = importlib.import_module("fastcnn.backend").Fastest("triton", (torch.float32, torch.float16, torch.bfloat16))
-    monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): entry for stem in STEMS})
-    monkeypatch.setattr("fastcnn.backend._said", set())
+    entry = importlib.import_module("fastcnn.route").Fastest("triton", (torch.float32, torch.float16, torch.bfloat16))
+    monkeypatch.setattr("fastcnn.route.FASTEST", {(DEVICE, stem): entry for stem in STEMS})
+    monkeypatch.setattr("fastcnn.route._said", set())
 
 
 def outcome(function, args, kwargs):
@@ -353,7 +440,7 @@ def test_auto_says_each_reason_once(lent_kernels, caplog):
 
 
 def test_chosen_torch_says_nothing(monkeypatch, caplog):
-    monkeypatch.setattr("fastcnn.backend._said", set())
+    monkeypatch.setattr("fastcnn.route._said", set())
     caplog.set_level(logging.INFO, logger="fastcnn")
     with fastcnn.use_backend("torch"):
         FF.max_pool2d(randn(1, 2, 5, 5).double(), 2)
@@ -450,7 +537,7 @@ def test_the_extension_was_built_where_it_can_be():
 
 @pytest.mark.skipif(DEVICE != "cpu" or not torch.backends.mkldnn.is_available(), reason="MKL-DNN is of the CPU")
 def test_a_tensor_that_is_not_strided_runs_the_stock_layers(caplog, monkeypatch):
-    monkeypatch.setattr("fastcnn.backend._said", set())
+    monkeypatch.setattr("fastcnn.route._said", set())
     x = randn(8, 64, 40, 40)  # so large that auto takes a kernel
     with caplog.at_level(logging.INFO, logger="fastcnn"):
         actual = FF.max_pool2d(x.to_mkldnn(), 2)

@@ -70,8 +70,47 @@ def test_stock_layers_come_with_their_reason():
     (unmeasured,) = _under("auto", model)
     assert (asked.runs, asked.reason) == ("torch", "the backend asked for")
     assert unmeasured.runs == "torch"
-    assert "no kernel has been measured for torch.float32" in unmeasured.reason
+    assert unmeasured.reason == "stock is as fast, as measured on this kind of device"
     assert _under("auto", model)[0].reason == unmeasured.reason  # said again, though the log has it once
+
+
+class Twice(nn.Module):
+    """Calls of equal shape, on one line and in a loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.block(x)
+        y = self.block(x)
+        return F.max_pool2d(x, 2) + F.max_pool2d(y, 2)
+
+
+def test_calls_of_different_places_are_rows_of_their_own_and_a_loop_is_one():
+    rows = fastcnn.explain(Twice(), (1, 3, 8, 8))
+    assert [row.names[0] for row in rows if row.stage] == ["block.0", "block.0", "F.max_pool2d", "F.max_pool2d"]
+
+
+@pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
+def test_reasons_of_the_same_pool_differ_and_are_true():
+    pool = nn.Sequential(nn.MaxPool2d(2))
+
+    def reason(size, dtype=torch.float32, layout=torch.contiguous_format):
+        (row,) = fastcnn.explain(pool, torch.zeros(size, dtype=dtype).to(memory_format=layout))
+        return row.runs, row.reason
+
+    large = (8, 32, 32, 32)
+    assert reason(large) == ("cpu", "faster from this size on, as measured on this kind of device")
+    assert reason((1, 3, 8, 8)) == ("torch", "below the size from which it pays")
+    assert reason(large, layout=torch.channels_last) == (
+        "torch",
+        "stock is as fast, as measured on this kind of device",
+    )
+    assert reason(large, torch.float16) == ("torch", "not measured for this shape and torch.float16 on this device")
+    (row,) = fastcnn.explain(nn.Sequential(nn.MaxPool2d(16)), (8, 32, 32, 32))
+    assert row.reason.startswith("no kernel takes this call: a kernel takes windows of up to 254 places")
 
 
 def _under(backend, model):

@@ -163,8 +163,8 @@ def test_vmap_with_indices():
 def lent_kernels(monkeypatch):
     """Let `auto` have kernels for every op: the table of measured ones may be empty for this device."""
     stems = ("conv_relu", "conv_relu_pool", "max_pool", "lrn", "lrn_pool", "linear_relu")
-    entry = importlib.import_module("fastcnn.backend").Fastest("triton", (torch.float32,))
-    monkeypatch.setattr("fastcnn.backend.FASTEST", {(DEVICE, stem): entry for stem in stems})
+    entry = importlib.import_module("fastcnn.route").Fastest("triton", (torch.float32,))
+    monkeypatch.setattr("fastcnn.route.FASTEST", {(DEVICE, stem): entry for stem in stems})
     with fastcnn.use_backend("auto"):
         yield
 

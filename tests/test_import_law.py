@@ -21,26 +21,27 @@ STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linea
 GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/convolution/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: nn -> stages ->
-# functional -> ops -> backend -> tuning, and explain and models -> fuse -> rewrite -> nn; shapes, calls, algorithms and
-# available are leaves. The backend finds kernels by name, when first used. The commands (train, tune, predict, and
-# each folder's command.py) stand on console, never on each other.
+# functional -> ops -> route -> tuning -> backend, and explain and models -> fuse -> rewrite -> nn; shapes, calls,
+# algorithms and available are leaves. The backend finds kernels by name, when first used. The commands (train, tune,
+# predict, and each folder's command.py) stand on console, never on each other's.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
     "fastcnn": {"available", "backend", "explain", "functional", "fuse", "models", "nn", "optim"},
     "models": {"models", "fuse", "nn"},
-    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "backend"},
+    "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "route"},
     "fuse": {"nn", "rewrite"},
     "rewrite": {"rewrite", "nn", "stages", "calls"},
     "nn": {"stages", "functional", "normalization"},
     "stages": {"functional", "calls", "normalization", "ops"},
     "normalization": {"functional"},
-    "optim": {"backend"},
+    "optim": {"backend", "route"},
     "calls": set(),
     "functional": {"functional", "ops", "shapes"},
-    "ops": {"ops", "backend", "algorithms", "shapes"},
+    "ops": {"ops", "route", "backend", "algorithms", "shapes"},
     "triton": {"triton", "shapes"},
-    "backend": {"algorithms", "available", "shapes", "tuning"},
-    "tuning": {"tuning", "shapes"},
+    "route": {"available", "backend", "tuning"},
+    "tuning": {"tuning", "backend", "shapes"},
+    "backend": {"algorithms", "available"},
     "shapes": set(),
     "algorithms": set(),
     "available": set(),
@@ -245,7 +246,7 @@ def test_file_holds_one_idea(path):
         ("import fastcnn.ops.lrn", {"ops"}),
         ("from fastcnn import use_backend", {"fastcnn"}),
         ("from fastcnn import functional as FF", {"functional"}),
-        ("from fastcnn.backend import choose", {"backend"}),
+        ("from fastcnn.route import choose", {"route"}),
         ("from fastcnn.backend import use_backend", {"backend"}),
         ("def late():\n    from fastcnn.triton import tiles", {"triton"}),
         ("import fastcnn\nfastcnn.shapes.pair", {"fastcnn", "shapes"}),

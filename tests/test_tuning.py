@@ -229,6 +229,25 @@ def test_an_entry_of_an_unknown_algorithm_is_left_out(caplog):
     assert "winograd" in caplog.text
 
 
+@pytest.mark.parametrize("backend", ["nowhere", "auto", ""])
+def test_an_entry_of_an_unknown_backend_is_left_out(backend, caplog):
+    store_conv(Winner(backend, None))
+    assert conv_runs() == []
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"has no backend {backend!r}" in record.getMessage()
+
+
+def test_an_entry_of_a_backend_without_kernels_of_the_op_is_left_out(caplog):
+    model = fastcnn.nn.Sequential(fastcnn.nn.Normalize(0.5, 0.25), nn.Conv2d(3, 4, 3), nn.ReLU()).requires_grad_(False)
+    x = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    weight, settings = model[1].weight, ((1, 1), (0, 0), (1, 1), 1)
+    arguments = (x, 0.5, 0.25, None, weight, model[1].bias, *settings)
+    store(entry(key_of("normalize_conv_relu", arguments), Winner("cpu", "epilogue")))
+    assert not operators(lambda: model(x))
+    assert "has no backend 'cpu'" in caplog.text
+
+
 # Tables as files.
 
 SPOILED = {

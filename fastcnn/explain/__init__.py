@@ -22,7 +22,7 @@ class Row(NamedTuple):
     stage: str  # the function of fastcnn.functional in short, such as conv+relu; empty for a layer by itself
     runs: str  # backend and algorithm; empty where that is not known without an input
     shape: tuple[int, ...]  # of the input; empty likewise
-    reason: str  # why a layer runs by itself, or a stage on the stock layers
+    reason: str  # why a layer runs by itself, or why this runs a stage
 
 
 class Explanation(Sequence[Row]):
@@ -79,10 +79,10 @@ def explain(model: nn.Module, input: Tensor | Sequence[Any] | None = None) -> Ex
         0, 1    conv+relu  1x3x9x9  torch  the backend asked for
         2                                  Conv2d last of its row
     """
-    from fastcnn.explain.trial import trial  # it brings in much of torch that nobody else needs
+    from fastcnn.explain import noting  # it brings in much of torch that nobody else needs
 
     fused = fuse(model)
-    ran = None if input is None else trial(fused, input)
+    ran = None if input is None else noting.run(fused, input)
     groups = stages(fused) if ran is None else [each.group for each in ran]
     seen = {id(layer) for group in groups for layer in group.modules}
     rows = [_stage_row(group) for group in groups] if ran is None else [_ran_row(each) for each in ran]

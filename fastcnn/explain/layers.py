@@ -37,8 +37,8 @@ class Ran(NamedTuple):
 
     group: Group
     runs: str
-    shape: tuple[int, ...]
     reason: str
+    shape: tuple[int, ...]
 
 
 def group_of(

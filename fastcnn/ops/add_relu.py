@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 
 
 def reference(input: Tensor, other: Tensor) -> Tensor:
@@ -62,20 +62,15 @@ _apply = autograd.applier(AddReLU)
 
 def add_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.add_relu``."""
-    winner = planned("add_relu", _NAME, arguments)
-    if winner is STOCK:
-        return checks.run_stock(reference, _check, *arguments)
-    _check(*arguments)
-    input, other = arguments
-    backend, _ = choose("add_relu", _NAME, input, lambda: _refuse(input, other), winner)
-    if backend == "torch":
-        return reference(*arguments)
-    if autograd.needs_grad(input, other):
-        return _apply(input, other, backend)
-    return _forward[backend](input, other)
+    route, _ = choose("add_relu", _NAME, arguments, _prepare, _refuse)
+    if route.backend == "torch":
+        return checks.run_stock(reference, _prepare, *arguments)
+    if autograd.needs_grad(*arguments):
+        return _apply(*arguments, route.backend)
+    return _forward[route.backend](*arguments)
 
 
-def _check(input: Tensor, other: Tensor) -> None:
+def _prepare(input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     checks.check_tensor(_NAME, "input", input)
     checks.check_tensor(_NAME, "other", other)
     shapes = zip(input.shape[::-1], other.shape[::-1])  # broadcasting looks at the axes that both have
@@ -84,6 +79,7 @@ def _check(input: Tensor, other: Tensor) -> None:
         raise checks.wrong(_NAME, "other", expected, tuple(other.shape))
     if input.device != other.device and 0 not in (input.dim(), other.dim()):
         raise checks.wrong(_NAME, "other", f"a tensor on {input.device}, where 'input' is", other.device)
+    return input, other
 
 
 def _refuse(input: Tensor, other: Tensor) -> str:

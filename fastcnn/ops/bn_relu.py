@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 from fastcnn.shapes import memory_format
 
 
@@ -129,21 +129,18 @@ def bn_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu``."""
     input = arguments[0]
     measured = "bn_relu" if arguments[5] is True else "bn_relu_running"
-    winner = planned("bn_relu", _NAME, arguments, measured)
-    if winner is STOCK:
-        return checks.run_stock(reference, _check, *arguments)
-    _check(*arguments)
-    backend, _ = choose(measured, _NAME, input, lambda: refuse(*arguments[:5]), winner)
-    if backend == "torch" or input.numel() == 0:  # nothing to launch a kernel for
-        return reference(*arguments)
-    norm = prepare(backend, *arguments)
+    route, _ = choose("bn_relu", _NAME, arguments, _prepare, refuse, measured)
+    if route.backend == "torch" or input.numel() == 0:  # nothing to launch a kernel for
+        return checks.run_stock(reference, _prepare, *arguments)
+    norm = prepare(route.backend, *arguments)
     if autograd.needs_grad(input, norm.weight, norm.bias):
-        return _apply(input, *norm, backend)
-    return _forward[backend](input, *norm[:5])
+        return _apply(input, *norm, route.backend)
+    return _forward[route.backend](input, *norm[:5])
 
 
-def _check(*arguments: Any) -> None:
+def _prepare(*arguments: Any) -> tuple[Any, ...]:
     checks.check_batch_norm(_NAME, *arguments)
+    return arguments[:5]
 
 
 def prepare(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, bn_relu, checks, max_pool
 from fastcnn.ops.bn_relu import GRADIENTS, NORM, Norm
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 from fastcnn.shapes import Window
 
 
@@ -96,29 +96,26 @@ _apply = autograd.applier(BatchNormReLUPool)
 def bn_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu_max_pool2d``."""
     input = arguments[0]
-    winner = planned("bn_relu_pool", _NAME, arguments)
-    if winner is STOCK:
+    route, prepared = choose("bn_relu_pool", _NAME, arguments, _prepare, _refuse)
+    if route.backend == "torch" or input.numel() == 0:
         return checks.run_stock(reference, _prepare, *arguments)
-    window = _prepare(*arguments)
-    backend, _ = choose("bn_relu_pool", _NAME, input, lambda: _refuse(window, *arguments[:5]), winner)
-    if backend == "torch" or input.numel() == 0:
-        return reference(*arguments)
-    norm = bn_relu.prepare(backend, *arguments[:8])
+    window = prepared[1]
+    norm = bn_relu.prepare(route.backend, *arguments[:8])
     if autograd.needs_grad(input, norm.weight, norm.bias):
-        return _apply(input, *norm, window, backend)[0]
-    return _values[backend](input, *norm[:5], window.numbers())
+        return _apply(input, *norm, window, route.backend)[0]
+    return _values[route.backend](input, *norm[:5], window.numbers())
 
 
-def _prepare(input: Tensor, *settings: Any) -> Window:
+def _prepare(input: Tensor, *settings: Any) -> tuple[Any, ...]:
     size, stride, padding, ceil_mode = settings[7:]
     checks.check_batch_norm(_NAME, input, *settings[:7])
     checks.check_image(_NAME, input)
     window = max_pool.pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
     max_pool.check_window(_NAME, window, "pool_", *input.shape[-3:])
-    return window
+    return input, window, *settings[:4]
 
 
-def _refuse(window: Window, input: Tensor, *parameters: Tensor | None) -> str:
+def _refuse(input: Tensor, window: Window, *parameters: Tensor | None) -> str:
     if input.dim() == 3:  # to batch norm it is (N, C, L), to max-pool (C, H, W)
         return "takes argument 'input' as (N, C, H, W), got three axes"
     return bn_relu.refuse(input, *parameters) or max_pool.refuse(input, window, "pool_size")

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks, convolution
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, prepare, reference
 from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 from fastcnn.shapes import Size
 
 
@@ -73,16 +73,17 @@ _apply = autograd.applier(ConvReLU)
 
 def conv_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu``."""
-    winner = planned("conv_relu", _NAME, arguments)
-    if winner is STOCK:
+    route, prepared = choose("conv_relu", _NAME, arguments, _prepare, _refuse)
+    if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
-    input, weight, bias, settings = _prepare(*arguments)
-    backend, algorithm = choose("conv_relu", _NAME, input, lambda: checks.refuse_dtype(input), winner)
-    if backend == "torch":
-        return reference(*arguments)
-    if algorithm:
-        settings = settings.running(algorithm)
-    return autograd.with_batch(_run, input, weight, bias, settings, backend)
+    input, weight, bias, settings = prepared
+    if route.algorithm:
+        settings = settings.running(route.algorithm)
+    return autograd.with_batch(_run, input, weight, bias, settings, route.backend)
+
+
+def _refuse(input: Tensor, *_: Any) -> str:
+    return checks.refuse_dtype(input)
 
 
 def _run(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks, convolution, max_pool
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, output_shape, prepare
 from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
 from fastcnn.ops.library import define
 from fastcnn.ops.max_pool import WINDOW, pool_window, refuse
+from fastcnn.route import choose
 from fastcnn.shapes import Size, Window, conv_memory_format, memory_format
 
 
@@ -125,16 +125,17 @@ _apply = autograd.applier(ConvReLUPool)
 
 def conv_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
-    winner = planned("conv_relu_pool", _NAME, arguments)
-    if winner is STOCK:
+    route, prepared = choose("conv_relu_pool", _NAME, arguments, _prepare, _refuse)
+    if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
-    input, weight, bias, settings, window = _prepare(*arguments)
-    backend, algorithm = choose("conv_relu_pool", _NAME, input, lambda: refuse(input, window, "pool_size"), winner)
-    if backend == "torch":
-        return reference(*arguments)
-    if algorithm:
-        settings = settings.running(algorithm)
-    return autograd.with_batch(_run, input, weight, bias, settings, window, backend)
+    input, weight, bias, settings, window = prepared
+    if route.algorithm:
+        settings = settings.running(route.algorithm)
+    return autograd.with_batch(_run, input, weight, bias, settings, window, route.backend)
+
+
+def _refuse(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window) -> str:
+    return refuse(input, window, "pool_size")
 
 
 def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import runs_stock
+from fastcnn.backend import chosen
 from fastcnn.ops import autograd, checks
+from fastcnn.route import choose
 
 _STEM = "conv_bn"  # FASTEST's name for folding: no operator of its own
 
@@ -19,8 +20,10 @@ def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: T
     """
     if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
         return False
-    if runs_stock(_STEM, "convolution and batch norm", input):
-        return False
+    if chosen() in ("auto", "torch"):
+        route, _ = choose(_STEM, "convolution and batch norm", (input,), lambda *arguments: arguments, lambda _: "")
+        if route.backend == "torch":
+            return False
     if torch.compiler.is_compiling():  # the graph shall not depend on a size that may vary
         return True
     pixels = input.shape[0] * (input.shape[2] // stride[0]) * (input.shape[3] // stride[1])

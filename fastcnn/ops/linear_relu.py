@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 
 
 def reference(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -78,13 +78,11 @@ _apply = autograd.applier(LinearReLU)
 
 def linear_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.linear_relu``."""
-    winner = planned("linear_relu", _NAME, arguments)
-    if winner is STOCK:
-        return checks.run_stock(reference, _prepare, *arguments)
-    input, weight, bias = _prepare(*arguments)
-    backend, _ = choose("linear_relu", _NAME, input, lambda: refuse(input, weight, bias), winner)
+    route, prepared = choose("linear_relu", _NAME, arguments, _prepare, refuse)
+    backend = route.backend
     if backend == "torch":
-        return reference(*arguments)
+        return checks.run_stock(reference, _prepare, *arguments)
+    input, weight, bias = prepared
     if bias is not None and bias.shape != weight.shape[:1]:
         bias = bias.expand(weight.shape[0])
     if input.dim() == 2:

@@ -4,16 +4,17 @@ The output is the mask: it is zero where ReLU is off or the unit is dropped. Els
 1 - p, so backward needs neither the activation nor the random numbers. Where the output is NaN the unit counts as kept.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, lacks, runs_stock
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.library import define
 from fastcnn.ops.linear_relu import prepare, refuse
+from fastcnn.route import choose
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float) -> Tensor:
@@ -84,17 +85,17 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: f
     check_probability(p)
     if not training or not 0 < p < 1 or torch._C._are_functorch_transforms_active():
         return None
-    if runs_stock(_STEM, _NAME, input) or lacks(_STEM):
+    route, prepared = choose(_STEM, _NAME, (input, weight, bias), partial(prepare, _NAME), refuse)
+    if route.backend == "torch":
         return None
-    input, weight, bias = prepare(_NAME, input, weight, bias)
-    backend, _ = choose(_STEM, _NAME, input, lambda: refuse(input, weight, bias), None)
+    input, weight, bias = prepared
     if bias is not None and bias.shape != weight.shape[:1]:
         bias = bias.expand(weight.shape[0])
     # Drawn on the device by torch's generator: it obeys manual_seed, checkpointing repeats it, and a CUDA graph draws
     # another at each replay.
     seed = torch.randint(2**62, (1,), dtype=torch.int64, device=input.device)
     rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
-    return _run(rows, weight, bias, seed, float(p), backend).view(*input.shape[:-1], weight.shape[0])
+    return _run(rows, weight, bias, seed, float(p), route.backend).view(*input.shape[:-1], weight.shape[0])
 
 
 def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str) -> Tensor:

@@ -1,15 +1,14 @@
 """Local response normalisation across channels: the operators ``lrn`` and ``lrn_backward``, and autograd."""
 
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 from fastcnn.shapes import LRN, memory_format
 
 
@@ -44,7 +43,6 @@ def _fake_backward(grad: Tensor, input: Tensor, *norm: Any) -> Tensor:
 
 
 _NAME = "local_response_norm"
-_check = partial(checks.check_lrn, _NAME)
 NORM = "int size, float alpha, float beta, float k"
 _forward = define("lrn", "lrn", f"(Tensor input, {NORM}) -> Tensor", _fake)
 _backward = define("lrn", "lrn_backward", f"(Tensor grad, Tensor input, {NORM}) -> Tensor", _fake_backward)
@@ -79,19 +77,19 @@ _apply = autograd.applier(LocalResponseNorm)
 
 def lrn(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm``."""
-    input = arguments[0]
-    winner = planned("lrn", _NAME, arguments)
-    if winner is STOCK:
-        return checks.run_stock(reference, _check, *arguments)
-    _check(*arguments)
-    norm = LRN(*arguments[1:])
-    backend, _ = choose("lrn", _NAME, input, lambda: refuse(input, norm), winner)
-    if backend == "torch":
-        return reference(*arguments)
+    route, prepared = choose("lrn", _NAME, arguments, _prepare, refuse)
+    if route.backend == "torch":
+        return checks.run_stock(reference, _prepare, *arguments)
+    input, norm = prepared
     norm = kernel_norm(norm)
     if autograd.needs_grad(input):
-        return _apply(input, norm, backend)
-    return _forward[backend](input, *norm)
+        return _apply(input, norm, route.backend)
+    return _forward[route.backend](input, *norm)
+
+
+def _prepare(*arguments: Any) -> tuple[Tensor, LRN]:
+    checks.check_lrn(_NAME, *arguments)
+    return arguments[0], LRN(*arguments[1:])
 
 
 def kernel_norm(norm: LRN) -> LRN:

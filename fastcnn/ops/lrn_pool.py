@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks, lrn
 from fastcnn.ops import max_pool as pool
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 from fastcnn.shapes import LRN, Size, Window, memory_format
 
 
@@ -87,27 +87,23 @@ _apply = autograd.applier(LRNPool)
 
 def lrn_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
-    input = arguments[0]
-    winner = planned("lrn_pool", _NAME, arguments)
-    if winner is STOCK:
+    route, prepared = choose("lrn_pool", _NAME, arguments, _prepare, _refuse)
+    if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
-    norm, window = _prepare(*arguments)
-    backend, _ = choose("lrn_pool", _NAME, input, lambda: _refuse(input, norm, window), winner)
-    if backend == "torch":
-        return reference(*arguments)
+    input, norm, window = prepared
     norm = lrn.kernel_norm(norm)
     if autograd.needs_grad(input):
-        return _apply(input, norm, window, backend)[0]
-    return _values[backend](input, *norm, window.numbers())
+        return _apply(input, norm, window, route.backend)[0]
+    return _values[route.backend](input, *norm, window.numbers())
 
 
-def _prepare(input: Tensor, *settings: Any) -> tuple[LRN, Window]:
+def _prepare(input: Tensor, *settings: Any) -> tuple[Tensor, LRN, Window]:
     norm, (size, stride, padding, ceil_mode) = LRN(*settings[:4]), settings[4:]
     checks.check_lrn(_NAME, input, *norm)
     checks.check_image(_NAME, input)
     window = pool.pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
     pool.check_window(_NAME, window, "pool_", *input.shape[-3:])
-    return norm, window
+    return input, norm, window
 
 
 def _refuse(input: Tensor, norm: LRN, window: Window) -> str:

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.backend import STOCK, choose, planned
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 from fastcnn.shapes import Size, Window, memory_format, pair
 
 
@@ -94,15 +94,14 @@ _apply = autograd.applier(MaxPool)
 
 def max_pool(*arguments: Any) -> Any:
     """Run ``fastcnn.functional.max_pool2d``."""
-    input = arguments[0]
-    winner = planned("max_pool", _NAME, arguments)
-    if winner is STOCK:
+    route, prepared = choose("max_pool", _NAME, arguments, _prepare, _refuse)
+    if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
-    window = _prepare(*arguments)
-    backend, _ = choose("max_pool", _NAME, input, lambda: refuse(input, window, "kernel_size"), winner)
-    if backend == "torch":
-        return reference(*arguments)
-    return autograd.with_batch(_run, input, window, backend, arguments[-1])
+    return autograd.with_batch(_run, *prepared, route.backend, arguments[-1])
+
+
+def _refuse(input: Tensor, window: Window) -> str:
+    return refuse(input, window, "kernel_size")
 
 
 def _prepare(
@@ -113,12 +112,12 @@ def _prepare(
     dilation: Size,
     ceil_mode: bool,
     return_indices: bool,
-) -> Window:
+) -> tuple[Tensor, Window]:
     checks.check_tensor(_NAME, "input", input)
     checks.check_image(_NAME, input)
     window = pool_window(_NAME, "", kernel_size, stride, padding, dilation, ceil_mode)
     check_window(_NAME, window, "", *input.shape[-3:])
-    return window
+    return input, window
 
 
 def _run(input: Tensor, window: Window, backend: str, return_indices: bool) -> Any:

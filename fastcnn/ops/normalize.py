@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import choose, device_type, lacks, runs_stock
+from fastcnn.backend import device_type
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 from fastcnn.shapes import memory_format
 
 Constants = float | Sequence[float] | Tensor
@@ -69,10 +70,10 @@ _apply = autograd.applier(Normalize)
 def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None) -> Tensor:
     """Run ``fastcnn.functional.normalize``."""
     mean, std, dtype = prepare(_NAME, input, mean, std, dtype)
-    if runs_stock(_STEM, _NAME, input) or lacks(_STEM):
+    route, _ = choose(_STEM, _NAME, (input, mean, std, dtype), lambda *arguments: arguments, refuse)
+    if route.backend == "torch":
         return reference(input, mean, std, dtype)
-    backend, _ = choose(_STEM, _NAME, input, lambda: refuse(input, mean, std, dtype), None)
-    return autograd.with_batch(_run, input, mean, std, dtype, backend)
+    return autograd.with_batch(_run, input, mean, std, dtype, route.backend)
 
 
 def _run(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, backend: str) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fastcnn.algorithms import JOINED
-from fastcnn.backend import STOCK, choose, tabled
 from fastcnn.ops import autograd, checks, normalize
 from fastcnn.ops.conv_relu import _backward
 from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepare
 from fastcnn.ops.library import define
+from fastcnn.route import choose
 from fastcnn.shapes import Size, conv_memory_format
 
 NORMALIZED_CONVOLUTION = (
@@ -119,17 +119,23 @@ def joined(stem: str, function: str, norm_arguments: tuple[Any, ...], arguments:
     mean, std, dtype = normalize.prepare(function, input, *constants)
     if torch._C._are_functorch_transforms_active() or normalize.refuse(input, mean, std, dtype):
         return None
-    winner = tabled(stem, (*norm_arguments, *arguments))
-    if winner is STOCK:
-        return None
-    like = torch.empty_like(input, dtype=dtype)  # what the stage would get; nobody fills it
-    prepared, weight, bias, settings = prepare(function, like, *arguments[:6])
-    backend, algorithm = choose(stem, function, prepared, lambda: checks.refuse_dtype(prepared), winner)
+
+    def prepared(*_: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution]:
+        like = torch.empty_like(input, dtype=dtype)  # what the stage would get; nobody fills it
+        return prepare(function, like, *arguments[:6])
+
+    route, call = choose(stem, function, (*norm_arguments, *arguments), prepared, _refuse)
+    backend, algorithm, _ = route
     if algorithm is None or "+" in algorithm or backend not in JOINED.get(algorithm.partition(":")[0], ()):
         return None  # nor where gradients are to be ours, which read images that are normalised
-    if prepared.shape != like.shape or prepared.dtype != like.dtype:  # padded by hand, or cast: not by the kernel
+    images, weight, bias, settings = call
+    if images.shape != input.shape or images.dtype != dtype:  # padded by hand, or cast: not by the kernel
         return None
     return Joined(input, mean, std, weight, bias, settings.running(algorithm), backend)
+
+
+def _refuse(images: Tensor, *_: Any) -> str:
+    return checks.refuse_dtype(images)
 
 
 def normalize_conv_relu(norm_arguments: tuple[Any, ...], *arguments: Any) -> Tensor | None:

@@ -10,6 +10,7 @@ kernels may be faster than they were, and "never slower than stock" is known of 
 releases are taken as the same version.
 """
 
+from fastcnn.tuning.call import ARGUMENTS
 from fastcnn.tuning.lookup import Winner, forget, winner
 
-__all__ = ["Winner", "forget", "winner"]
+__all__ = ["ARGUMENTS", "Winner", "forget", "winner"]

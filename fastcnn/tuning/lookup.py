@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastcnn.backend import changed
 from fastcnn.tuning.call import call_of, describe, setting_of, text
 from fastcnn.tuning.device import device_name
 from fastcnn.tuning.table import Entries, load
@@ -38,14 +39,15 @@ class _Tables(dict[torch.device, Entries]):
 _tables = _Tables()
 _found: dict[tuple[Any, ...], Winner | None] = {}
 
-# Says why a backend with an algorithm cannot be had here, or returns an empty string.
-Problem = Callable[[str, str | None], str]
+# Says why an op has no such backend and algorithm here, or returns an empty string.
+Problem = Callable[[str, str, str | None], str]
 
 
 def forget() -> None:
     """Forget the tables, so that they are read anew: after tuning, and in tests."""
     _tables.clear()
     _found.clear()
+    changed()
 
 
 def winner(op: str, arguments: tuple[Any, ...], problem: Problem) -> Winner | None:
@@ -79,7 +81,7 @@ def _find(call: tuple[Any, ...], entries: Entries, problem: Problem) -> Winner |
     if entry is None:
         return None
     found = Winner(entry["backend"], entry["algorithm"])
-    if reason := problem(*found):
+    if reason := problem(call[0], *found):
         logger.warning("a tuning table names %s for %s, which is left out: %s", found, call[0], reason)
         return None
     return found

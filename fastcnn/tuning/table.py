@@ -40,7 +40,7 @@ def read(path: Path, device: str) -> Entries:
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise Unreadable(f"it cannot be read ({error})") from error

@@ -1,0 +1,95 @@
+"""One run of a fused network without arithmetic, in which each stage is noted, and what runs it."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastcnn import calls
+from fastcnn import stages as fused_stages
+from fastcnn.explain.layers import Ran, group_of, names_of
+from fastcnn.route import Route, listening
+
+
+def run(model: nn.Module, input: Any) -> list[Ran]:
+    """Run a model once on tensors without data, and return its stages in the order in which they ran.
+
+    Raises:
+        TypeError: `input` is neither tensors nor sizes.
+        RuntimeError: the model does not run on it.
+    """
+    notes: dict[tuple[Any, ...], Ran] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True) as fakes, _noting(model, notes):
+        inputs = _inputs(model, input, fakes)
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        try:
+            torch.func.functional_call(model, {name: fakes.from_tensor(each) for name, each in state.items()}, inputs)
+        except Exception as error:
+            shapes = ", ".join("x".join(map(str, each.shape)) for each in inputs)
+            raise RuntimeError(f"input: the model does not run on an input of {shapes}: {error}") from error
+    return list(notes.values())
+
+
+def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor, ...]:
+    if isinstance(input, Tensor):
+        return (fakes.from_tensor(input),)
+    if isinstance(input, Sequence) and input and all(isinstance(each, Tensor) for each in input):
+        return tuple(map(fakes.from_tensor, input))
+    if not isinstance(input, Sequence) or not input or not all(isinstance(each, int) and each > 0 for each in input):
+        raise TypeError(f"input: expected a tensor, its sizes such as (1, 3, 224, 224), or tensors, got {input!r}")
+    like = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
+    return (torch.empty(tuple(input), dtype=like.dtype, device=like.device),)
+
+
+@contextmanager
+def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Ran]) -> Iterator[None]:
+    """Note each stage, wherever the layers run it: in a row, or a pool or norm by itself."""
+    names = names_of(model)
+    routes: list[Route] = []
+
+    def note(roles: tuple[str, ...], function: Callable[..., Any], input: Any, layers: tuple[Any, ...]) -> Any:
+        routes.clear()
+        output = function(input, *layers)
+        group = group_of(layers, names, tuple(map(_text, layers)), roles)
+        shape = tuple(input.shape) if isinstance(input, Tensor) else ()
+        notes.setdefault((_place(), group.names, shape), Ran(group, *_said(routes), shape))
+        return output
+
+    with fused_stages.noting(note), listening(lambda op, arguments, route: routes.append(route)):
+        yield
+
+
+def _said(routes: list[Route]) -> tuple[str, str]:
+    """Return what runs a stage, and why: of several answers (a batch norm that is not folded) those of kernels."""
+    kernels = [route for route in routes if route.backend != "torch"]
+    told = kernels or routes[-1:]  # the last one asked runs the layers
+    if not told:
+        return "torch", "no kernel takes what is no tensor"
+    return " and ".join(dict.fromkeys(map(str, told))), told[0].reason
+
+
+_FUNCTIONS: dict[Any, str] = {
+    calls.ReLU: "F.relu",
+    calls.MaxPool2d: "F.max_pool2d",
+    calls.LocalResponseNorm: "F.local_response_norm",
+    calls.Dropout: "F.dropout",
+    calls.Add: "+",
+}
+
+
+def _text(layer: Any) -> str:
+    """Name the function whose settings stand for a call of it."""
+    return _FUNCTIONS.get(type(layer), "")
+
+
+def _place() -> tuple[Any, ...]:
+    """Return where in all functions under way a stage runs: another call of the same layers is another place."""
+    frame, places = sys._getframe(1), []
+    while frame is not None:
+        places.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(places)

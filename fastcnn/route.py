@@ -1,0 +1,224 @@
+"""The route of a call: which backend runs it, by which algorithm, and why. Whoever wants to know listens here."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcnn import tuning
+from fastcnn.available import BACKENDS, MISSING, RUNS_ON
+from fastcnn.backend import Choice, choice, device_type, unusable
+
+logger = logging.getLogger("fastcnn")
+
+_KERNELS = BACKENDS[2:]
+# Ops that not every backend has kernels of. The other backends run torch's operations, as they do for any layer that is
+# no stage.
+_ONLY = {"normalize": ("triton",), "linear_relu_dropout": ("triton",), "sgd": ("triton",)}
+# Ops that `auto` takes by a tuning table alone; without an entry two stages run one after another.
+_JOINED = {"normalize_conv_relu": ("triton",), "normalize_conv_relu_pool": ("triton",)}
+
+
+class Route(NamedTuple):
+    """What runs a call: ``torch`` or the backend of a kernel, its algorithm where it has several, and why.
+
+    Example:
+        >>> str(Route("cpu", None, "the backend asked for"))
+        'cpu'
+    """
+
+    backend: str
+    algorithm: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return self.backend if self.algorithm is None else f"{self.backend} {self.algorithm}"
+
+
+ASKED_FOR = "the backend asked for"
+MEASURED_STOCK = "measured on this device: stock was faster"
+MEASURED_KERNEL = "measured on this device: the fastest"
+MEASURED_KIND = "faster from this size on, as measured on this kind of device"
+STOCK_ON_THIS_KIND = "stock is as fast, as measured on this kind of device"
+TOO_SMALL = "below the size from which it pays"
+UNMEASURED = "not measured for this shape"
+
+# Called with the op's stem, its function's arguments and the route; never while torch.compile traces.
+Listener = Callable[[str, tuple[Any, ...], Route], None]
+_listeners: list[Listener] = []
+
+
+class Fastest(NamedTuple):
+    """Where a backend has been measured to beat the stock layers."""
+
+    backend: str
+    dtypes: tuple[torch.dtype, ...]
+    least_elements: int = 0  # of the input: below, a call costs more in Python than its kernel saves
+    channels_last: bool = True
+
+
+# What `auto` takes for an op on a device type where no table has the call. An entry needs a parity pass and a time
+# measured on such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
+# CPU: benchmarks/results/cpu/*.jsonl. conv_relu and linear_relu stay stock's: their time is the matrix product's, which
+# is torch's either way. Stock's channels_last max-pool is as fast as ours, and so is its batch norm there, with a pool
+# or without; so is its add_relu. By running statistics (bn_relu_running) stock is the faster one forward.
+# In bfloat16 torch has no LRN on the CPU outside autocast.
+# A batch norm folded into its convolution (conv_bn) saves too little there to be told from none.
+STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "bn_relu_running", "conv_bn", "conv_relu", "linear_relu")}
+FASTEST: dict[tuple[str, str], Fastest] = {
+    ("cpu", "bn_relu"): Fastest("cpu", (torch.float32,), 2**18, channels_last=False),
+    ("cpu", "bn_relu_pool"): Fastest("cpu", (torch.float32,), 2**18, channels_last=False),
+    ("cpu", "conv_relu_pool"): Fastest("cpu", (torch.float32, torch.bfloat16), 3 * 2**14, channels_last=False),
+    ("cpu", "lrn"): Fastest("cpu", (torch.float32, torch.bfloat16)),
+    ("cpu", "lrn_pool"): Fastest("cpu", (torch.float32, torch.bfloat16)),
+    ("cpu", "max_pool"): Fastest("cpu", (torch.float32, torch.bfloat16), 2**17, channels_last=False),
+}
+
+
+def choose(
+    op: str,
+    function: str,
+    arguments: tuple[Any, ...],
+    prepare: Callable[..., Any],
+    refuse: Callable[..., str],
+    measured: str = "",
+) -> tuple[Route, Any]:
+    """Return what runs a call, and its arguments as a kernel takes them.
+
+    Args:
+        op: the op's stem.
+        function: the public function's name, for messages.
+        arguments: the function's, by position; the first is the input.
+        prepare: checks the arguments, and returns a tuple of what kernels take, the input first, after autocast.
+        refuse: says of that tuple why no kernel of any backend serves it, or returns an empty string.
+        measured: the name in `FASTEST`, where it is not the op's.
+
+    Returns:
+        The route, and what `prepare` returned; under ``torch`` it may not have been called, so that torch itself
+        checks the arguments.
+
+    Raises:
+        RuntimeError: an explicit backend cannot serve the call.
+    """
+    wanted = choice()
+    prepared = None
+    if wanted.problem:
+        raise RuntimeError(wanted.problem)
+    if wanted.backend == "torch":
+        route = Route("torch", None, ASKED_FOR)
+    elif wanted.backend == "auto":
+        route, prepared = _fastest(op, function, arguments, prepare, refuse, measured or op)
+    elif wanted.backend not in _ONLY.get(op, _KERNELS):
+        route = Route("torch", None, f"backend {wanted.backend!r} has no kernel of it")
+    else:
+        prepared = prepare(*arguments)
+        route = _explicit(function, wanted, prepared, refuse)
+    if _listeners and not torch.compiler.is_compiling():
+        for listen in _listeners:
+            listen(op, arguments, route)
+    return route, prepared
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Have a function told of every route that is given while the block runs."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def _explicit(function: str, wanted: Choice, prepared: tuple[Any, ...], refuse: Callable[..., str]) -> Route:
+    name, algorithm, _ = wanted
+    reason = _unfit(name, algorithm, prepared[0]) or refuse(*prepared)
+    if reason:
+        raise RuntimeError(f"{function}: backend {name!r} {reason}")
+    return Route(name, algorithm, ASKED_FOR)
+
+
+def _fastest(
+    op: str, function: str, arguments: tuple[Any, ...], prepare: Callable[..., Any], refuse: Any, measured: str
+) -> tuple[Route, Any]:
+    input = arguments[0]
+    if not isinstance(input, Tensor):
+        return Route("torch", None, "no kernel takes what is no tensor"), None
+    route = _by_table(op, arguments) or _by_kind_of_device(measured, input)
+    prepared = None
+    if route.backend != "torch":
+        prepared = prepare(*arguments)
+        taken = prepared[0]
+        entry = FASTEST.get((device_type(input), measured))
+        if reason := _unfit(route.backend, route.algorithm, taken) or refuse(*prepared):
+            route = Route("torch", None, f"no kernel takes this call: a kernel {reason}")
+        elif route.reason is MEASURED_KIND and entry and taken.dtype not in entry.dtypes:  # autocast has changed it
+            route = Route("torch", None, _unmeasured(taken.dtype))
+    if route.backend == "torch" and op not in _JOINED:
+        _say_once(function, route.reason, device_type(input))
+    return route, prepared
+
+
+def _by_table(op: str, arguments: tuple[Any, ...]) -> Route | None:
+    winner = tuning.winner(op, arguments, _problem) if op in tuning.ARGUMENTS else None
+    if winner is None:
+        return None
+    return Route(*winner, MEASURED_STOCK if winner.backend == "torch" else MEASURED_KERNEL)
+
+
+def _problem(op: str, name: str, algorithm: str | None) -> str:
+    """Say why what a table names cannot be had here, or return an empty string."""
+    if name != "torch" and name not in _JOINED.get(op, _KERNELS):
+        return f"the op has no backend {name!r}"
+    return unusable(name, algorithm)
+
+
+def _by_kind_of_device(op: str, input: Tensor) -> Route:
+    """Return what is the fastest on devices of a type."""
+    entry = FASTEST.get((device_type(input), op))
+    if entry is None and (device_type(input), op) in STOCK_IS_AS_FAST and input.dtype == torch.float32:
+        return Route("torch", None, STOCK_ON_THIS_KIND)
+    if entry is None or input.dtype not in entry.dtypes:
+        return Route("torch", None, _unmeasured(input.dtype))
+    if input.layout is not torch.strided:
+        return Route("torch", None, f"no kernel takes {input.layout}")
+    if input.numel() < entry.least_elements:
+        return Route("torch", None, TOO_SMALL)
+    if not (entry.channels_last or input.is_contiguous()):
+        return Route("torch", None, STOCK_ON_THIS_KIND)
+    if reason := MISSING[entry.backend]():
+        return Route("torch", None, reason)
+    return Route(entry.backend, None, MEASURED_KIND)
+
+
+_SILENT = (MEASURED_STOCK, STOCK_ON_THIS_KIND, TOO_SMALL)  # nothing that a user would want to change
+
+
+def _unmeasured(dtype: torch.dtype) -> str:
+    return f"{UNMEASURED} and {dtype} on this device"
+
+
+_said: set[tuple[str, str, str]] = set()
+
+
+def _say_once(function: str, reason: str, device: str) -> None:
+    """Log why the stock layers run."""
+    if reason in _SILENT or torch.compiler.is_compiling() or (function, reason, device) in _said:
+        return
+    _said.add((function, reason, device))
+    logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
+
+
+def _unfit(name: str, algorithm: str | None, input: Tensor) -> str:
+    """Say why a backend cannot run on this input in this mode, or return an empty string."""
+    if device_type(input) != RUNS_ON[name]:
+        return f"needs argument 'input' on a {RUNS_ON[name]} device, got {input.device}"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "has no forward-mode derivative (torch.func.jvp, jacfwd); backend 'torch' has"
+    if name != "cuda" or algorithm != "implicit_gemm" or input.dtype != torch.float32:
+        return ""
+    if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        return ""
+    return "multiplies float32 in TF32 by 'implicit_gemm', which torch.backends.cudnn.allow_tf32 forbids"
