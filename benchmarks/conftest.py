@@ -1,6 +1,7 @@
 """How a benchmark run goes: what it selects, skips, measures and writes.
 
     python -m pytest benchmarks --group ops          # or alexnet, vgg, small; several, or all where none is named
+    python -m pytest benchmarks --group ops --op lrn # the stages of one operation
     python -m pytest benchmarks --quick              # the headline cells of all groups
     python -m pytest benchmarks --again              # what is measured already too: the shorter median counts
 
@@ -25,8 +26,14 @@ import torch
 
 from benchmarks import cells, measure, roofline
 from benchmarks.cells import GROUPS, PROFILES, Cell
+from benchmarks.operations import WORK
+from benchmarks.report.cells import Cell as Cells
+from benchmarks.report.cells import compare
+from benchmarks.report.document import table
+from benchmarks.report.reading import read
+from benchmarks.report.tables import compact
 from benchmarks.results import RESULTS, Results, folder_name, surroundings
-from benchmarks.summary import table
+from benchmarks.rows import ENDED, OUTCOME, SURROUNDINGS
 from fastcnn.tune.attempts import is_lost
 
 STARTED = "FASTCNN_BENCH_STARTED"  # when a run began that had to start its process anew
@@ -44,6 +51,7 @@ class Session:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise pytest.UsageError("--device: expected a device that is here, got 'cuda' without a usable GPU")
         self.groups: list[str] = config.getoption("--group") or list(GROUPS)
+        self.stems: list[str] = config.getoption("--op") or list(WORK)
         self.quick: bool = config.getoption("--quick")
         self.again: bool = config.getoption("--again")
         usual = QUICK_MINUTES if self.quick else PROFILES[self.device.type].minutes
@@ -89,6 +97,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.addoption(
         "--group", action="append", choices=list(GROUPS), help="a group (several: repeat); all by default"
     )
+    options.addoption("--op", action="append", choices=list(WORK), help="an operation of the group ops; all by default")
     options.addoption("--quick", action="store_true", help="the headline cells of all groups")
     options.addoption(
         "--again", action="store_true", help="measure also what is measured already; the shorter median counts"
@@ -104,12 +113,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     session = metafunc.config.stash[SESSION]
-    stem = metafunc.function.__name__.removeprefix("bench_")
     device = session.device.type
-    if stem == "models":
+    if metafunc.function.__name__ == "bench_models":
         found = [cell for group in session.groups for cell in cells.model_cells(group, device)]
     else:
-        found = list(cells.op_cells(stem, device)) if "ops" in session.groups else []
+        stems = session.stems if "ops" in session.groups else []
+        found = [cell for stem in stems for cell in cells.op_cells(stem, device)]
     chosen = [cell for cell in found if cell.headline or not session.quick]
     metafunc.parametrize("cell", chosen, ids=str)
 
@@ -151,8 +160,8 @@ def row(benchmark: Any, cell: Cell, pytestconfig: pytest.Config) -> Callable[[An
 def _outcome(benchmark: Any, prepare: Any, cell: Cell, session: Session) -> tuple[dict[str, Any], str | None]:
     """Return the measured part of a row, and the error if there was one."""
     floor = roofline.floor(cell.stages, cell.dtype, session.results.ceilings, training=cell.training)
-    empty = {"seconds": None, "iterations": 0, "rounds": 0, "peak_bytes": None, "floor_seconds": floor}
-    ended = {**empty, "error": "it ended the process, or hung"}
+    empty = {**dict.fromkeys(OUTCOME), "iterations": 0, "rounds": 0, "floor_seconds": floor}
+    ended = {**empty, "error": ENDED}
     try:
         with (
             session.results.under_way(session.group(cell), cell, ended),
@@ -163,7 +172,7 @@ def _outcome(benchmark: Any, prepare: Any, cell: Cell, session: Session) -> tupl
     except Exception as problem:
         error = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
         return {**empty, "error": error}, error
-    return {**empty, **found, "error": None}, None
+    return {**empty, **found}, None
 
 
 @contextlib.contextmanager
@@ -232,12 +241,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     names = {"quick"} if session.quick else set(session.groups)
     rows = [row for row in session.results.rows.values() if row["group"] in names]
     terminalreporter.section("times")
-    for line in table(rows):
+    for line in table(compact(_cells(session, names)), aligned=True).splitlines():
         terminalreporter.write_line(line)
     failed = sum(row["error"] is not None for row in rows)
     terminalreporter.write_line(f"{len(rows)} rows in {session.results.folder}, {failed} of them errors")
     if session.left:
         terminalreporter.write_line(f"out of time with {session.left} methods left: run again to go on")
+
+
+def _cells(session: Session, groups: set[str]) -> list[Cells]:
+    """Return what the files hold of the groups, measured in this run's surroundings."""
+    files = [file for group in sorted(groups) if (file := session.results.folder / f"{group}.jsonl").exists()]
+    found, _ = compare(read(files).rows)
+    current = tuple((name, session.results.current[name]) for name in SURROUNDINGS)
+    return [cell for cell in found if cell.run.surroundings == current]
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,118 +1,150 @@
-"""One stage as work to be timed: its tensors, and the methods that run it."""
+"""The registry of the operations that are timed: how a stage of each runs on stock layers, by fastcnn, and by cuDNN.
+
+An entry makes of a stage a function of its tensors (see `work.tensors`). Stock layers run as a stock model runs them:
+with bias, and the ReLU in place.
+"""
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import fastcnn
-from benchmarks import roofline
-from benchmarks.cells import CONVOLUTIONS, Cell, forced, memory_format
-from benchmarks.measure import Work, rotated
+import fastcnn.functional as FF
+from benchmarks.cells import Cell
+from benchmarks.measure import Work
+from benchmarks.sgd import sgd_work
 from benchmarks.shapes import Stage
-
-Run = Callable[..., Tensor]
-
-
-class Op(NamedTuple):
-    """How a stage of this stem runs: each member makes of a stage a function of its tensors (see `_tensors`)."""
-
-    stem: str
-    stock: Callable[[Stage], Run]
-    fused: Callable[[Stage], Run]
-    cudnn: Callable[[Stage], Run] | None = None
+from benchmarks.work import Operation, Run, stage_work
 
 
-@contextlib.contextmanager
-def op_work(op: Op, cell: Cell, device: torch.device) -> Iterator[Work]:
-    """Give a function that runs the cell's method once, on the next of the sets of tensors."""
-    (stage,) = cell.stages
-    item = roofline.ITEM_SIZE[cell.dtype]
-    size = roofline.least_bytes([stage], item, training=cell.training)
-    if cell.method == "copy":
-        yield copy(size, device)
-        return
-    function, choice = _method(op, stage, cell.method, device.type)
-    tensors = rotated(lambda: _tensors(stage, cell, device), size, device)
-    with choice, torch.set_grad_enabled(cell.training):
-        yield _backward(function, tensors) if cell.training else lambda: function(*next(tensors))
+def relu(run: Run) -> Run:
+    """Return the function with a ReLU after it."""
+    return lambda *tensors: F.relu(run(*tensors), inplace=True)
 
 
-def _method(op: Op, stage: Stage, method: str, device: str) -> tuple[Run, contextlib.AbstractContextManager[Any]]:
-    """Return the function of a method and the backend to run it under."""
-    if method.startswith("fastcnn"):
-        backend, algorithm = {"fastcnn": ("auto", None), **forced(device, op.stem in CONVOLUTIONS)}[method]
-        return op.fused(stage), fastcnn.use_backend(backend, algorithm=algorithm)
-    if method.startswith("compile"):
-        run, mode = op.stock(stage), method.removeprefix("compile").strip() or "default"
-        return torch.compile(lambda *tensors: run(*tensors), mode=mode, dynamic=False), contextlib.nullcontext()
-    if method == "cudnn fused" and op.cudnn:
-        return op.cudnn(stage), contextlib.nullcontext()
-    return op.stock(stage), contextlib.nullcontext()
+def pooled(run: Run, stage: Stage) -> Run:
+    """Return the function with the stage's max-pool after it."""
+    pool = partial(F.max_pool2d, **stage.pool)
+    return lambda *tensors: pool(run(*tensors))
 
 
-def _tensors(stage: Stage, cell: Cell, device: torch.device) -> tuple[Tensor, ...]:
-    """Return the op's random tensors; where there is a backward, with `requires_grad` as in training."""
-
-    def draw(shape: tuple[int, ...], scale: float, grad: bool, dtype: str = cell.dtype) -> Tensor:
-        values = torch.randn(shape, device=device, dtype=getattr(torch, dtype)).mul_(scale)
-        if len(shape) == 4:
-            values = values.contiguous(memory_format=memory_format(cell.layout))
-        return values.requires_grad_(grad and cell.training)
-
-    if stage.bytes:
-        pixels = torch.randint(256, stage.input, dtype=torch.uint8, device=device)
-        constants = (torch.full(stage.input[1:2], value, device=device) for value in (0.5, 0.25))
-        images = pixels.contiguous(memory_format=memory_format(cell.layout)), *constants
-        if stage.weight is None:
-            return *images, torch.empty(0, dtype=getattr(torch, cell.dtype), device=device)  # the output's dtype
-        return *images, *_parameters(stage, draw)
-    input = draw(stage.input, 1.0, grad=not stage.first)
-    if stage.stem == "add_relu":
-        return input, draw(stage.input, 1.0, grad=True)
-    if stage.batch_norm:
-        channels = stage.input[1:2]
-        running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
-        parameters = (draw(channels, 1.0, grad=True, dtype="float32") for _ in range(2))  # as under autocast
-        return input, *running, *parameters
-    if stage.weight is None:
-        return (input,)
-    return input, *_parameters(stage, draw)
+def linear_relu(_: Stage) -> Run:
+    """Return the product with bias, then the ReLU."""
+    return relu(F.linear)
 
 
-def _parameters(stage: Stage, draw: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+def conv_relu(stage: Stage) -> Run:
+    """Return the convolution with bias, then the ReLU."""
+    return relu(partial(F.conv2d, **stage.convolution))
+
+
+def cudnn_conv_relu(stage: Stage) -> Run:
+    """Return cuDNN's own fusion, which has no backward."""
+    settings = tuple(stage.convolution.values())
+    return lambda input, weight, bias: torch.cudnn_convolution_relu(input, weight, bias, *settings)
+
+
+def bn_relu(stage: Stage) -> Run:
+    """Return the batch norm, then the ReLU."""
+    return relu(partial(F.batch_norm, **stage.batch_norm))
+
+
+def dropped(run: Run) -> Run:
+    """Return the function with dropout after it, which keeps its mask."""
+    return lambda *tensors: F.dropout(run(*tensors))
+
+
+def normalized(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return images as the usual transforms make them: 0 to 1, minus the mean, over the deviation, then cast."""
+    unit = input.to(torch.float32).div_(255)
+    return unit.sub_(mean[:, None, None]).div_(std[:, None, None]).to(dtype)
+
+
+def after_torch(activations: Run) -> Run:
+    """Return a stage of stock layers over images that torch normalizes."""
+    return lambda input, mean, std, weight, bias: activations(normalized(input, mean, std, weight.dtype), weight, bias)
+
+
+def normalize_and_conv(stage: Stage) -> Run:
+    """Return ours, one kernel by some algorithms: the layers of a Sequential, which are given the tensors to run on."""
     assert stage.weight
-    fan_in = torch.Size(stage.weight[1:]).numel()
-    return draw(stage.weight, fan_in**-0.5, grad=True), draw(stage.weight[:1], 1.0, grad=True)
+    out_channels, _, *size = stage.weight
+    norm = fastcnn.nn.Normalize([0.5] * stage.input[1], [0.25] * stage.input[1])
+    settings = stage.convolution
+    conv = nn.Conv2d(stage.input[1], out_channels, (size[0], size[1]), **settings, device="meta")
+    model = fastcnn.nn.Sequential(norm, conv, nn.ReLU(), *([nn.MaxPool2d(**stage.pool)] if stage.pool else []))
+    parameters: dict[str, Any] = conv._parameters
+
+    def run(input: Tensor, mean: Tensor, std: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        norm.dtype = weight.dtype
+        norm._buffers.update(mean=mean, std=std)
+        parameters.update(weight=weight, bias=bias)
+        return model(input)
+
+    return run
 
 
-def _backward(function: Run, tensors: Iterator[tuple[Tensor, ...]]) -> Work:
-    first = next(tensors)
-    gradient = torch.randn_like(function(*first).detach())
-    rest = itertools.chain([first], tensors)
-
-    def step() -> object:
-        each = next(rest)
-        leaves = [tensor for tensor in each if tensor.requires_grad]
-        return torch.autograd.grad(function(*each), leaves, gradient)
-
-    return step
-
-
-def copy(size: int, device: torch.device) -> Work:
-    """Return a copy that reads half of `size` bytes and writes as many."""
-
-    def pair() -> tuple[Tensor, Tensor]:
-        source = torch.randint(0, 255, (max(1, size // 2),), dtype=torch.uint8, device=device)
-        return torch.empty_like(source), source
-
-    pairs = rotated(pair, size, device)
-
-    def step() -> object:
-        target, source = next(pairs)
-        return target.copy_(source)
-
-    return step
+OPERATIONS = {
+    "conv_relu": Operation(
+        stock=conv_relu,
+        fused=lambda stage: partial(FF.conv2d_relu, **stage.convolution),
+        cudnn=cudnn_conv_relu,
+    ),
+    "conv_relu_pool": Operation(
+        stock=lambda stage: pooled(conv_relu(stage), stage),
+        fused=lambda stage: partial(FF.conv2d_relu_max_pool2d, **stage.convolution, **stage.pool_of_stage),
+        cudnn=lambda stage: pooled(cudnn_conv_relu(stage), stage),
+    ),
+    "max_pool": Operation(
+        stock=lambda stage: partial(F.max_pool2d, **stage.pool),
+        fused=lambda stage: partial(FF.max_pool2d, **stage.pool),
+    ),
+    "lrn": Operation(
+        stock=lambda stage: partial(F.local_response_norm, **stage.norm),
+        fused=lambda stage: partial(FF.local_response_norm, **stage.norm),
+    ),
+    "lrn_pool": Operation(
+        stock=lambda stage: pooled(partial(F.local_response_norm, **stage.norm), stage),
+        fused=lambda stage: partial(FF.local_response_norm_max_pool2d, **stage.norm, **stage.pool_of_stage),
+    ),
+    "linear_relu": Operation(stock=linear_relu, fused=lambda _: FF.linear_relu),
+    "linear_relu_dropout": Operation(
+        stock=lambda stage: dropped(linear_relu(stage)),
+        fused=lambda _: FF.linear_relu_dropout,
+    ),
+    "bn_relu": Operation(
+        stock=bn_relu,
+        fused=lambda stage: partial(FF.batch_norm_relu, **stage.batch_norm),
+    ),
+    "bn_relu_pool": Operation(
+        stock=lambda stage: pooled(bn_relu(stage), stage),
+        fused=lambda stage: partial(FF.batch_norm_relu_max_pool2d, **stage.batch_norm, **stage.pool_of_stage),
+    ),
+    "add_relu": Operation(
+        stock=lambda _: relu(torch.add),
+        fused=lambda _: FF.add_relu,
+    ),
+    "normalize": Operation(
+        stock=lambda _: lambda input, mean, std, like: normalized(input, mean, std, like.dtype),
+        fused=lambda _: lambda input, mean, std, like: FF.normalize(input, mean, std, like.dtype),
+    ),
+    "normalize_conv_relu": Operation(
+        stock=lambda stage: after_torch(conv_relu(stage)),
+        fused=normalize_and_conv,
+    ),
+    "normalize_conv_relu_pool": Operation(
+        stock=lambda stage: after_torch(pooled(conv_relu(stage), stage)),
+        fused=normalize_and_conv,
+    ),
+}
+# What makes of a cell and a device the work that is timed, by the cell's subject.
+WORK: dict[str, Callable[[Cell, torch.device], contextlib.AbstractContextManager[Work]]] = {
+    **{stem: functools.partial(stage_work, operation) for stem, operation in OPERATIONS.items()},
+    "sgd": sgd_work,
+}

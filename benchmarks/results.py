@@ -18,15 +18,13 @@ import torch
 
 import fastcnn
 from benchmarks.cells import Cell
+from benchmarks.rows import ROW_KEY, SURROUNDINGS
 from fastcnn.console.environment import hardware
 from fastcnn.tuning.device import device_name
 from fastcnn.tuning.table import load
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-ROW_KEY = ("subject", "case", "mode", "dtype", "layout", "method")
-# Rows of an earlier run stand for this one's where all of these are the same.
-RUN_KEY = ("device", "driver", "torch", "triton", "cuda", "fastcnn", "commit", "tuning", "threads", "tf32")
 
 
 def folder_name(device: torch.device) -> str:
@@ -75,7 +73,7 @@ def commit() -> str:
     return f"{head or os.environ.get('FASTCNN_COMMIT', 'unknown')}-{_digest()}"
 
 
-SOURCES = ("fastcnn", "csrc", "benchmarks/*.py")
+SOURCES = ("fastcnn", "csrc", "benchmarks/*.py", ":!benchmarks/report")
 
 
 def _git(*arguments: str) -> str:
@@ -117,7 +115,7 @@ class Results:
     def _read(self, group: str) -> None:
         runs: set[str] = set()
         for line in lines(self.folder / f"{group}.jsonl"):
-            if line["kind"] == "run" and all(line[key] == self.current[key] for key in RUN_KEY):
+            if line["kind"] == "run" and all(line[key] == self.current[key] for key in SURROUNDINGS):
                 runs.add(line["id"])
             elif line["kind"] == "row" and line["run"] in runs:
                 self.rows[(group, *(line[key] for key in ROW_KEY))] = line

@@ -18,7 +18,7 @@ RESULTS = Path("benchmarks/results")
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated files."""
     with tempfile.TemporaryDirectory() as folder:
-        reporting = start("-m", "fastcnn", "bench", "report", str(RESULTS), "--output", folder)
+        reporting = start("-m", "benchmarks.report", str(RESULTS), "--output", folder)
         # Drawn while the report is.
         generated = [*pictures(), ("api/command-line.md", command_line())]
         output_of(reporting)
@@ -35,7 +35,7 @@ def pictures() -> Iterator[tuple[str, str | bytes]]:
 
 
 def report(folder: Path) -> Iterator[tuple[str, str | bytes]]:
-    """Yield what ``fastcnn bench report`` made of the committed results: the page `benchmarks.md` and its charts."""
+    """Yield what `benchmarks.report` made of the committed results: the page `benchmarks.md` and its charts."""
     for chart in sorted(folder.glob("*.png")):
         yield chart.name, chart.read_bytes()
     yield "benchmarks.md", (folder / "report.md").read_text(encoding="utf-8")

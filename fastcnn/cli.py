@@ -1,4 +1,4 @@
-"""The command ``fastcnn``: train, predict, tune, bench, explain, summary, doctor."""
+"""The command ``fastcnn``: train, predict, tune, explain, summary, doctor."""
 
 import contextlib
 import datetime
@@ -19,7 +19,6 @@ from rich.markup import escape
 from rich.table import Table
 
 import fastcnn
-from fastcnn.bench.command import bench
 from fastcnn.console import checkpoint, environment
 from fastcnn.console.errors import Interrupted, UserError, require
 from fastcnn.console.models import build_model, default_input_size, score_shape
@@ -79,7 +78,6 @@ app = typer.Typer(
 app.command()(predict)
 app.command()(tune)
 app.command()(explain)
-app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)

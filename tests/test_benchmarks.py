@@ -1,6 +1,5 @@
 """The benchmark suite: its shapes and floors, and runs of it on the smallest cells."""
 
-import importlib
 import json
 import math
 import os
@@ -19,10 +18,10 @@ from torch import nn
 
 import fastcnn
 import fastcnn.functional as FF
-from benchmarks import bench_sgd, cells, networks, operations, roofline
-from benchmarks.results import ROW_KEY
+from benchmarks import cells, networks, roofline, sgd, work
+from benchmarks.operations import OPERATIONS, WORK
+from benchmarks.rows import ENDED, FIELDS, ROW_KEY
 from benchmarks.shapes import ENTRIES, distinct, stages, tiny
-from benchmarks.summary import table
 
 ROOT = Path(__file__).parents[1]
 H200 = {"bfloat16 matmul FLOP/s": 790e12, "copy B/s": 4.3e12}
@@ -36,11 +35,6 @@ FUNCTIONS = {
     "linear_relu_dropout": "linear_relu",
     "add_relu": "add_relu",
 }
-STEMS = (*dict.fromkeys(FUNCTIONS.values()), "bn_relu", "bn_relu_pool", *cells.ON_GPUS)
-RUN_KEYS = "kind id device driver torch triton cuda fastcnn commit tuning python threads tf32 ceilings"
-ROW_KEYS = (
-    "kind run group subject case mode dtype layout method seconds iterations rounds peak_bytes floor_seconds error"
-)
 BROKEN_LRN = """
 import torch.nn.functional as F
 stock = F.local_response_norm
@@ -57,8 +51,8 @@ def run_suite(results, *arguments, plugin=None):
     environment |= {"OMP_NUM_THREADS": "1", "FASTCNN_BACKEND": "auto"}
     for name in ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER"):  # pytest-benchmark does not time in xdist's workers
         environment.pop(name, None)
-    options = ["--device", "cpu", "--group", "ops", "--results", str(results), *arguments]
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_lrn.py", *options]
+    options = ["--device", "cpu", "--group", "ops", "--op", "lrn", "--results", str(results), *arguments]
+    command = [sys.executable, "-m", "pytest", "benchmarks", *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -83,15 +77,16 @@ def test_a_failing_cell_is_a_row_and_the_run_goes_on(broken_run):
     assert failed == {("eager", mode): "RuntimeError: out of order" for mode in ("forward", "forward+backward")}
     assert {row["method"] for row in rows if not row["error"]} >= {"copy", "fastcnn"}
     assert "RuntimeError: out of order" in finished.stdout
+    assert "| vs best" in finished.stdout
 
 
 def test_rows_have_the_documented_keys(broken_run):
     run, *rows = lines_of(broken_run[0])
     assert run["kind"] == "run"
-    assert set(run) == set(RUN_KEYS.split())
+    assert set(run) == {"kind", *FIELDS["run"]}
     assert set(run["ceilings"]) == {"float32 matmul FLOP/s", "bfloat16 matmul FLOP/s", "copy B/s"}
     for row in rows:
-        assert set(row) == set(ROW_KEYS.split())
+        assert set(row) == {"kind", *FIELDS["row"]}
         assert (row["kind"], row["run"], row["group"], row["subject"]) == ("row", run["id"], "ops", "lrn")
         assert row["floor_seconds"] > 0
         if not row["error"]:
@@ -124,7 +119,7 @@ def test_a_row_that_ends_the_process_is_an_error_of_the_next_run(tmp_path):
     finished = run_suite(tmp_path / "results", *options, plugin=tmp_path)
     assert "1 of them errors" in finished.stdout, finished.stdout + finished.stderr
     row = lines_of(tmp_path / "results")[1]
-    assert (row["method"], row["error"]) == ("eager", "it ended the process, or hung")
+    assert (row["method"], row["error"]) == ("eager", ENDED)
 
 
 def key(row):
@@ -271,13 +266,13 @@ def test_methods_do_the_same_work(stem, mode):
     """Stock and ours give equal results on equal tensors, with equal random numbers, and equal running statistics."""
     if (stem, mode) == ("normalize", "forward+backward"):
         pytest.skip("bytes have no gradient")
-    op = importlib.import_module(f"benchmarks.bench_{stem}").OP
+    op = OPERATIONS[stem]
     for stage in distinct({"resnet_cifar": 2, "convnet": 2, "mnist_cnn": 2, "alexnet": 1, "vgg16": 1}, stem)[:2]:
         row = (stem, stage.case, mode, "float32", "nchw", "eager", (stage,), 2, False, 0)
         outcomes = []
         for run in (op.stock(stage), op.fused(stage)):
             torch.manual_seed(0)
-            tensors = operations._tensors(stage, cells.Cell(*row), torch.device("cpu"))
+            tensors = work.tensors(stage, cells.Cell(*row), torch.device("cpu"))
             with torch.set_grad_enabled(mode != "forward"):
                 output = run(*tensors)
             leaves = [tensor for tensor in tensors if tensor.requires_grad]
@@ -291,18 +286,19 @@ def test_methods_do_the_same_work(stem, mode):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs Triton's interpreter")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_joined_kernel_is_what_a_forced_algorithm_runs(dtype):
-    op = importlib.import_module("benchmarks.bench_normalize_conv_relu_pool").OP
-    (stage,) = distinct({"mnist_cnn": 1}, op.stem)
-    row = (op.stem, stage.case, "forward", dtype, "nchw", "fastcnn", (stage,), 1, False, 0)
-    work = operations.op_work(op, cells.Cell(*row), torch.device("cpu"))
-    with work as run, fastcnn.use_backend("triton", algorithm="packed"):
+    (stage,) = distinct({"mnist_cnn": 1}, "normalize_conv_relu_pool")
+    row = (stage.stem, stage.case, "forward", dtype, "nchw", "fastcnn", (stage,), 1, False, 0)
+    with (
+        WORK[stage.stem](cells.Cell(*row), torch.device("cpu")) as run,
+        fastcnn.use_backend("triton", algorithm="packed"),
+    ):
         ran = operators(run)
     assert list(ran) == ["fastcnn.normalize_conv_relu_pool.triton"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_optimizers_do_the_same_step(dtype, monkeypatch):
-    monkeypatch.setitem(bench_sgd.SETTINGS, "lr", 0.1)
+    monkeypatch.setitem(sgd.SETTINGS, "lr", 0.1)
     (stage,) = distinct({"alexnet": 1}, "sgd")
     outcomes = {}
     for method in ("eager", "fused", "fastcnn"):
@@ -310,7 +306,7 @@ def test_optimizers_do_the_same_step(dtype, monkeypatch):
         network = tiny()
         monkeypatch.setitem(ENTRIES, "tiny", ENTRIES["tiny"]._replace(build=lambda it=network: it))
         row = ("sgd", stage.case, "step", dtype, "contiguous", method, (stage._replace(model="tiny"),), 1, False, 0)
-        with bench_sgd.sgd_work(cells.Cell(*row), torch.device("cpu")) as step:
+        with sgd.sgd_work(cells.Cell(*row), torch.device("cpu")) as step:
             step()
             step()
         outcomes[method] = list(network.parameters())
@@ -362,7 +358,7 @@ def every_backend():
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_every_row_is_measured_once_and_every_headline_exists(device, every_backend):
-    ops = [cell for stem in STEMS for cell in cells.op_cells(stem, device)]
+    ops = [cell for stem in WORK for cell in cells.op_cells(stem, device)]
     models = [cell for group in cells.GROUPS for cell in cells.model_cells(group, device)]
     names = [str(cell) for cell in (*ops, *models)]
     assert len(names) == len(set(names))
@@ -386,14 +382,3 @@ def test_the_model_of_cudnn_has_each_convolution_with_its_relu():
     model = networks._with_cudnn(fastcnn.AlexNet())
     assert [type(layer).__name__ for layer in model.features[:3]] == ["_CudnnConvReLU", "Identity", "MaxPool2d"]
     assert not any(type(layer) in (nn.Conv2d, nn.ReLU) for layer in model.features)
-
-
-def test_the_table_compares_with_stock_and_the_best_baseline():
-    def row(method, milliseconds, error=None):
-        cell = {"subject": "lrn", "case": "a case", "mode": "forward", "dtype": "float32", "layout": "nchw"}
-        seconds = None if error else {"median": milliseconds / 1e3}
-        return {**cell, "method": method, "seconds": seconds, "floor_seconds": 1e-3, "error": error}
-
-    rows = [row("eager", 8.0), row("compile", 4.0), row("copy", 0.5), row("fastcnn", 2.0), row("cuda graph", 0, "lost")]
-    _, line = table(rows)
-    assert " ".join(line.split()) == "lrn a case forward float32 nchw 8.000 compile 4.000 2.000 4.00x 2.00x 50%"

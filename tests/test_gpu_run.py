@@ -13,7 +13,15 @@ from gpu import run, tuning
 from fastcnn.tune import timing
 
 ROOT = Path(__file__).parents[1]
-BLOCKED = ("typer", "rich", "xdist", "matplotlib", "torchinfo", "tensorboard")  # what a machine with a GPU may lack
+BLOCKED = (
+    "typer",
+    "rich",
+    "xdist",
+    "matplotlib",
+    "torchinfo",
+    "tensorboard",
+    "markdown",
+)  # what a machine with a GPU may lack
 BLOCK = f"""
 import importlib.abc, sys
 class Blocked(importlib.abc.MetaPathFinder):

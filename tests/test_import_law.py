@@ -58,11 +58,10 @@ MAY_IMPORT = {
         "console",
         *PUBLIC,
     },  # it times what the backends have
-    "bench": {"bench", "console", *PUBLIC},
-    "cli": {"cli", "console", "explain", "predict", "train", "tune", "bench", *PUBLIC},
+    "cli": {"cli", "console", "explain", "predict", "train", "tune", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
-TESTS_MAY_IMPORT = {"console", "train", "predict", "tune", "bench", "cli", *PUBLIC}
+TESTS_MAY_IMPORT = {"console", "train", "predict", "tune", "cli", *PUBLIC}
 # Tests of the kernels themselves, below what the public API can ask for: their configurations and compiled code.
 KERNEL_TESTS = {
     "codegen.py": {"triton", "shapes"},
@@ -90,7 +89,6 @@ OUTSIDE = {
     "console": {"torch", "typer", "rich"},
     "train": {"torch", "rich", "numpy", "matplotlib"},
     "tune": {"torch", "rich"},
-    "bench": {"typer", "matplotlib", "PIL"},
     "cli": {"torch", "typer", "rich"},
 }
 
@@ -179,7 +177,7 @@ def test_only_the_command_line_imports_a_command(path):
 def test_importing_the_package_imports_no_command():
     code = "import fastcnn, sys; print(*(name for name in sys.modules if name.startswith('fastcnn.')))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert not {name.split(".")[1] for name in loaded.split()} & {"cli", "console", "train", "predict", "tune", "bench"}
+    assert not {name.split(".")[1] for name in loaded.split()} & {"cli", "console", "train", "predict", "tune"}
     assert not [name for name in loaded.split() if name.endswith(".command")]
 
 

@@ -7,6 +7,7 @@ the second of three shares of the tests.
 import faulthandler
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def note(test: str, outcome: str, text: str = "") -> None:
 
 
 def pytest_configure() -> None:
-    """Call a test failed that began and never ended."""
+    """Call a test failed that began and never ended; be interrupted by the time's end, in a background job too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     lines = read(OUTCOMES)
     if lines and lines[-1]["outcome"] == "began":
         note(lines[-1]["test"], "failed", "it ended the process, or hung")

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 
-from fastcnn.bench import text
-from fastcnn.bench.cells import AGAIN, EAGER, EVEN, FASTCNN, FASTER, SLOWER, Cell, Unit, is_ours, typical, verdicts
-from fastcnn.bench.document import Mark, Table
-from fastcnn.bench.reading import Row, Run
+from benchmarks.report import text
+from benchmarks.report.cells import EVEN, FASTER, SLOWER, Cell, Unit, typical, verdicts
+from benchmarks.report.document import Strong, Table
+from benchmarks.report.reading import Problem
+from benchmarks.rows import AGAIN, EAGER, FASTCNN, Row, Run, is_ours
 
 BEST = "best baseline"
 
@@ -16,23 +17,23 @@ def best_baseline(cell: Cell) -> str:
     return f"{name} {text.seconds(cell.median(name))}" if name else "none has a time"
 
 
-def against(cell: Cell, method: str | None, over: str | None) -> str | Mark:
+def against(cell: Cell, method: str | None, over: str | None) -> str:
     """Write a speed-up; below 1 it stands out as what is slower."""
     ratio = cell.speedup(method, over)
-    return Mark(text.times(ratio), SLOWER) if ratio is not None and ratio < 1 else text.times(ratio)
+    return Strong(text.times(ratio)) if ratio is not None and ratio < 1 else text.times(ratio)
 
 
-def verdict(cell: Cell) -> str | Mark:
-    """Write how fastcnn stands against the best baseline."""
-    found = cell.verdict
-    return text.NONE if found is None else found if found == EVEN else Mark(found, found)
+def _against_best(cell: Cell) -> str:
+    """Write the speed-up over the best baseline, and the verdict."""
+    ratio = against(cell, FASTCNN, cell.best_baseline)
+    return type(ratio)(f"{ratio} {cell.verdict}") if cell.verdict else ratio
 
 
-def _ours(cell: Cell) -> str | Mark:
+def _ours(cell: Cell) -> str:
     row = cell.rows.get(FASTCNN)
     if row is None:
         return "not measured"
-    return text.seconds(row.seconds.median) if row.seconds else Mark("error", "error")
+    return text.seconds(row.seconds.median) if row.seconds else Strong("error")
 
 
 def _asked_for(cell: Cell) -> str:
@@ -44,12 +45,12 @@ def _asked_for(cell: Cell) -> str:
 
 
 # The ratios stand before the times: on a narrow screen they are what is seen first.
-NUMBERS = ["vs best", "", "vs eager", FASTCNN, BEST, EAGER]
+NUMBERS = ["vs best", "vs eager", FASTCNN, BEST, EAGER]
 
 
 def overview(unit: Unit) -> Table:
     """Build one line per cell: fastcnn, the best baseline, stock, and their ratios."""
-    heads = [*_heads(unit), *NUMBERS, "of floor", "another way of fastcnn, if faster", "layout"]
+    heads = [*_heads(unit), *NUMBERS, "of floor", "a faster way of fastcnn", "layout"]
     rows = [
         [*_labels(unit, cell), *_numbers(cell), text.share(cell.of_floor(FASTCNN)), _asked_for(cell), cell.layout]
         for cell in unit.cells
@@ -61,12 +62,12 @@ def _heads(unit: Unit) -> list[str]:
     return ["model" if unit.stages_of is None else "stage", "mode"]
 
 
-def _labels(unit: Unit, cell: Cell) -> list[str | Mark]:
+def _labels(unit: Unit, cell: Cell) -> list[str]:
     return [", ".join(unit.label(cell)), cell.mode]
 
 
-def _numbers(cell: Cell) -> list[str | Mark]:
-    ratios = [against(cell, FASTCNN, cell.best_baseline), verdict(cell), against(cell, FASTCNN, EAGER)]
+def _numbers(cell: Cell) -> list[str]:
+    ratios = [_against_best(cell), against(cell, FASTCNN, EAGER)]
     return [*ratios, _ours(cell), best_baseline(cell), text.seconds(cell.median(EAGER))]
 
 
@@ -85,8 +86,8 @@ def slower(cells: Iterable[Cell]) -> Table | None:
     found = [(ratio, cell) for cell in cells if (ratio := cell.speedup(FASTCNN, cell.best_baseline)) and ratio < 1]
     found.sort(key=lambda pair: pair[0])
     table = compact(cell for _, cell in found)
-    rows = [[*row, cell.group, cell.device] for (_, cell), row in zip(found, table.rows)]
-    return Table([*table.heads, "group", "device"], rows, table.texts) if rows else None
+    rows = [[*row, cell.device] for (_, cell), row in zip(found, table.rows)]
+    return Table([*table.heads, "device"], rows, table.texts) if rows else None
 
 
 def counts(cells: list[Cell]) -> Table:
@@ -98,9 +99,9 @@ def counts(cells: list[Cell]) -> Table:
     return Table(heads, [[*key, *_counted(members)] for key, members in parts.items()], texts=3)
 
 
-def _counted(cells: list[Cell]) -> list[str | Mark]:
+def _counted(cells: list[Cell]) -> list[str]:
     count = verdicts(cells)
-    lost = Mark(str(count[SLOWER]), SLOWER) if count[SLOWER] else "0"
+    lost = Strong(str(count[SLOWER])) if count[SLOWER] else "0"
     eager = typical(cell.speedup(FASTCNN, EAGER) for cell in cells)
     best = typical(cell.speedup(FASTCNN, cell.best_baseline) for cell in cells)
     numbers = [str(count[FASTER]), str(count[EVEN]), lost, str(count[None])]
@@ -109,7 +110,7 @@ def _counted(cells: list[Cell]) -> list[str | Mark]:
 
 def memory(unit: Unit) -> Table | None:
     """Build the peak memory of eager, of the leanest baseline and of fastcnn; None where none was measured."""
-    rows: list[list[str | Mark]] = []
+    rows: list[list[str]] = []
     for cell in unit.cells:
         peaks = {name: row.peak_bytes for name, row in cell.rows.items() if row.peak_bytes is not None}
         baselines = {name: peak for name, peak in peaks.items() if not is_ours(name) and name != AGAIN}
@@ -120,7 +121,7 @@ def memory(unit: Unit) -> Table | None:
         part = text.share(ours / eager) if ours is not None and eager else text.NONE
         more = ours is not None and eager is not None and ours > eager
         shown = f"{least} {text.size(baselines[least])}" if least else text.NONE
-        ratio = Mark(part, SLOWER) if more else part
+        ratio = Strong(part) if more else part
         rows.append([*_labels(unit, cell), ratio, text.size(ours), shown, text.size(eager), cell.layout])
     heads = [*_heads(unit), "of eager's", FASTCNN, "leanest baseline", EAGER, "layout"]
     return Table(heads, rows, texts=2) if rows else None
@@ -140,20 +141,20 @@ def every_row(cells: Iterable[Cell]) -> Table:
         "peak memory",
         "layout",
     ]
-    rows: list[list[str | Mark]] = []
+    rows: list[list[str]] = []
     for cell in cells:
         best = cell.best_baseline
         for method, row in sorted(
             cell.rows.items(), key=lambda item: item[1].seconds.median if item[1].seconds else 1e9
         ):
-            name = Mark(f"{method} ({BEST})", "best") if method == best else method
+            name = f"{method} ({BEST})" if method == best else method
             rows.append([cell.name, cell.mode, name, *_measured(cell, method, row, best), cell.layout])
     return Table(heads, rows, texts=3)
 
 
-def _measured(cell: Cell, method: str, row: Row, best: str | None) -> list[str | Mark]:
+def _measured(cell: Cell, method: str, row: Row, best: str | None) -> list[str]:
     if row.seconds is None:
-        return [Mark("error", "error"), *[text.NONE] * 5]
+        return [Strong("error"), *[text.NONE] * 5]
     ratios = [against(cell, method, best), against(cell, method, EAGER)]
     spread = f"{text.seconds(row.seconds.p20)} to {text.seconds(row.seconds.p80)}"
     rest = [text.share(cell.of_floor(method)), text.size(row.peak_bytes)]
@@ -162,7 +163,7 @@ def _measured(cell: Cell, method: str, row: Row, best: str | None) -> list[str |
 
 def noise(cells: Iterable[Cell]) -> Table | None:
     """Build stock against stock measured again; None where no cell has both."""
-    rows: list[list[str | Mark]] = []
+    rows: list[list[str]] = []
     for cell in cells:
         if cell.noise is not None:
             measured = [text.seconds(cell.median(EAGER)), text.seconds(cell.median(AGAIN)), text.share(cell.noise)]
@@ -172,11 +173,11 @@ def noise(cells: Iterable[Cell]) -> Table | None:
 
 def errors(cells: Iterable[Cell]) -> Table | None:
     """Build the methods that failed; None where none did."""
-    rows: list[list[str | Mark]] = []
+    rows: list[list[str]] = []
     for cell in cells:
         for method, row in cell.rows.items():
             if row.error is not None:
-                rows.append([cell.name, cell.mode, _types(cell), method, Mark(row.error, "long")])
+                rows.append([cell.name, cell.mode, _types(cell), method, row.error])
     return Table(["what", "mode", "dtype, layout", "method", "error"], rows, texts=5) if rows else None
 
 
@@ -189,7 +190,7 @@ def surroundings(cells: Iterable[Cell]) -> Table:
             found[row.run] = found.get(row.run, 0) + 1
     columns = [_described(key, found) for key, found in runs.items()]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    rows: list[list[str | Mark]] = [[name, *(column.get(name, text.NONE) for column in columns)] for name in names]
+    rows: list[list[str]] = [[name, *(column.get(name, text.NONE) for column in columns)] for name in names]
     titles = [f"set {number}" if len(columns) > 1 else "" for number in range(1, len(columns) + 1)]
     return Table(["", *titles], rows, texts=1 + len(columns))
 
@@ -208,3 +209,8 @@ def _described(key: tuple[tuple[str, object], ...], runs: dict[Run, int]) -> dic
 def _range(name: str, values: list[float]) -> str:
     low, high = text.rate(name, min(values)), text.rate(name, max(values))
     return low if low == high else f"{low} to {high}"
+
+
+def skipped(problems: Iterable[Problem]) -> Table:
+    """Build the lines that could not be read."""
+    return Table(["file and line", "reason"], [[f"{each.path}:{each.line}", each.reason] for each in problems], texts=2)

@@ -15,8 +15,8 @@ import fastcnn
 from benchmarks import roofline
 from benchmarks.cells import Cell, forced
 from benchmarks.measure import Work
-from benchmarks.operations import copy
 from benchmarks.shapes import ENTRIES
+from benchmarks.work import copy
 
 SETTINGS: dict[str, Any] = {"lr": 1e-9, "momentum": 0.9, "weight_decay": 5e-4}  # timing it leaves the weights alone
 
@@ -57,7 +57,3 @@ def stock(parameters: list[torch.nn.Parameter], *, fused: bool) -> Work:
         torch._foreach_copy_(shadows, [master.detach() for master in masters])
 
     return step
-
-
-def bench_sgd(cell: Cell, row: Any) -> None:
-    row(sgd_work)

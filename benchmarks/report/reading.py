@@ -7,79 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
-from fastcnn.console.errors import UserError
-
-TEXT, OPTIONAL_TEXT, NUMBER, OPTIONAL_NUMBER = (str,), (str, NoneType), (int, float), (int, float, NoneType)
-# What rows were measured on; rows whose runs differ in any of these are not compared.
-SURROUNDINGS: dict[str, tuple[type, ...]] = {
-    "device": TEXT,
-    "driver": OPTIONAL_TEXT,
-    "torch": TEXT,
-    "triton": OPTIONAL_TEXT,
-    "cuda": OPTIONAL_TEXT,
-    "fastcnn": TEXT,
-    "commit": TEXT,
-    "tuning": OPTIONAL_TEXT,
-    "python": TEXT,
-    "threads": (int,),
-    "tf32": TEXT,
-}
-FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "run": {"id": TEXT, **SURROUNDINGS, "ceilings": (dict,)},
-    "row": {
-        **dict.fromkeys(("run", "group", "subject", "case", "mode", "dtype", "layout", "method"), TEXT),
-        "seconds": (dict, NoneType),
-        "iterations": (int,),
-        "rounds": (int,),
-        "peak_bytes": OPTIONAL_NUMBER,
-        "floor_seconds": OPTIONAL_NUMBER,
-        "error": OPTIONAL_TEXT,
-    },
-}
-QUANTILES = ("p20", "median", "p80")
-
-
-class Run(NamedTuple):
-    """One start of the benchmarks: what was measured on, and the ceilings measured then."""
-
-    id: str
-    surroundings: tuple[tuple[str, Any], ...]
-    ceilings: tuple[tuple[str, float], ...]
-
-    @property
-    def device(self) -> str:
-        """The name of the GPU or CPU."""
-        return dict(self.surroundings)["device"]
-
-    @property
-    def is_gpu(self) -> bool:
-        """Whether it ran on a GPU: only there does torch's CUDA version count."""
-        return dict(self.surroundings)["cuda"] is not None
-
-
-class Seconds(NamedTuple):
-    """The time of a call: 20th percentile, median and 80th percentile over the rounds."""
-
-    p20: float
-    median: float
-    p80: float
-
-
-class Row(NamedTuple):
-    """One method of one cell: a time or an error."""
-
-    run: Run
-    group: str
-    subject: str
-    case: str
-    mode: str
-    dtype: str
-    layout: str
-    method: str
-    seconds: Seconds | None
-    peak_bytes: float | None
-    floor_seconds: float | None
-    error: str | None
+from benchmarks.rows import FIELDS, QUANTILES, SURROUNDINGS, Kinds, Row, Run, Seconds
 
 
 class Problem(NamedTuple):
@@ -100,6 +28,10 @@ class Results(NamedTuple):
     problems: list[Problem]
 
 
+class ReportError(Exception):
+    """What the user must mend, in one line."""
+
+
 class _Unreadable(ValueError):
     """Why a line is skipped."""
 
@@ -108,7 +40,7 @@ def read(places: Iterable[Path]) -> Results:
     """Read result files, and those in folders (`*.jsonl`, at any depth).
 
     Raises:
-        UserError: a place is not there or cannot be read.
+        ReportError: a place is not there or cannot be read.
 
     Example:
         >>> read([]).rows
@@ -122,7 +54,7 @@ def read(places: Iterable[Path]) -> Results:
 
 def _files(place: Path) -> list[Path]:
     if not place.exists():
-        raise UserError(f"{place}: no such file or folder of benchmark results")
+        raise ReportError(f"{place}: no such file or folder of benchmark results")
     return sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]
 
 
@@ -130,7 +62,7 @@ def _read_file(path: Path, results: Results) -> None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise ReportError(f"{path}: {error.strerror}") from error
     runs: dict[str, Run] = {}
     for number, text in enumerate(content.split(b"\n"), start=1):
         if not text.strip():
@@ -160,7 +92,7 @@ def _parse(text: bytes, runs: dict[str, Run]) -> Iterator[Row]:
         raise _Unreadable(f"run: expected one that this file opens, got {_short(line['run'])}")
 
 
-def _check(line: dict[str, Any], fields: dict[str, tuple[type, ...]]) -> None:
+def _check(line: dict[str, Any], fields: Kinds) -> None:
     for name, kinds in fields.items():
         if name not in line:
             raise _Unreadable(f"{name}: expected in a {line['kind']!r} line, got none")
@@ -186,7 +118,7 @@ def _row(line: dict[str, Any], run: Run) -> Row:
 
 
 def _positive(name: str, value: object) -> float:
-    if not isinstance(value, NUMBER) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
         raise _Unreadable(f"{name}: expected a positive number, got {_short(value)}")
     return float(value)
 

@@ -4,26 +4,13 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from fastcnn.bench.reading import Row, Run
-from fastcnn.bench.text import natural
+from benchmarks.report.text import natural
+from benchmarks.rows import AGAIN, EAGER, FASTCNN, Row, Run, is_baseline, is_ours
 
-EAGER, AGAIN, FASTCNN = "eager", "eager again", "fastcnn"
-# A copy does other work, and the repetition is there to show the noise.
-NOT_BASELINES = ("copy", AGAIN)
 GROUPS = ("ops", "alexnet", "vgg", "small")
 SHOWN_FIRST = ("quick", "alexnet", "vgg", "small", "ops")
 MODES = ("inference", "training", "forward", "forward+backward")
 FASTER, SLOWER, EVEN = "faster", "slower", "even"
-
-
-def is_ours(method: str) -> bool:
-    """Whether a method runs fastcnn.
-
-    Example:
-        >>> is_ours("fastcnn triton-epilogue"), is_ours("cuda graph")
-        (True, False)
-    """
-    return method.split()[:1] == [FASTCNN]
 
 
 class Cell(NamedTuple):
@@ -86,22 +73,17 @@ class Cell(NamedTuple):
     @property
     def best_baseline(self) -> str | None:
         """The fastest method that does the same work without fastcnn."""
-        return self.fastest(method for method in self.rows if not is_ours(method) and method not in NOT_BASELINES)
+        return self.fastest(filter(is_baseline, self.rows))
 
     @property
     def best_ours(self) -> str | None:
         """The fastest method of fastcnn, be it one that must be asked for."""
-        return self.fastest(method for method in self.rows if is_ours(method))
+        return self.fastest(filter(is_ours, self.rows))
 
     def speedup(self, method: str | None, over: str | None) -> float | None:
         """Return how many times as fast a method is as another."""
         time, base = self.median(method), self.median(over)
         return base / time if time and base else None
-
-    @property
-    def floor(self) -> float | None:
-        """The seconds that the work takes at least, at the ceilings that its latest row was measured with."""
-        return next((row.floor_seconds for row in reversed(self.rows.values()) if row.floor_seconds), None)
 
     def of_floor(self, method: str | None) -> float | None:
         """Return which part of a method's time the floor is, at the ceilings of its own run."""
