@@ -134,3 +134,13 @@ def test_values_that_round_to_the_same_are_equal(
     bias = torch.full(shape[1:2], 256.0, dtype=torch.bfloat16, device=DEVICE)  # sums differ by less than half a place
     pool = {"kernel_size": (min(shape[2], 2), 2)}
     assert_same(*both({}, pool), (x.to(memory_format=format), weight, bias), backend)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_more_activations_than_a_cache_holds(channels: int) -> None:
+    """On the CPU they are channels_last between the convolution and the pool; whole numbers leave no winner to chance."""
+    input, weight = torch.randint(-2, 3, (2, channels, 365, 361)).float(), torch.randint(-2, 3, (8, channels, 3, 3))
+    bias = torch.randint(-2, 3, (8,)).float()
+    given = [tensor.float().to(DEVICE) for tensor in (input, weight, bias)]
+    backend = ("cpu" if DEVICE == "cpu" else "cuda", None)
+    assert_parity(*both({"padding": 1}, {"kernel_size": 3, "stride": 2}), given, backend)

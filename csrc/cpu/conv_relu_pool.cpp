@@ -7,9 +7,29 @@
 namespace fastcnn::cpu {
 namespace {
 
+// torch's float32 convolution writes NCHW activations in a pass of their own, out of the blocks that it computes. Where
+// they are more than a cache holds it is cheaper to take them as channels_last, which a channels_last weight asks for,
+// and to turn the pooled ones.
+bool is_cheaper_turned(const Tensor& input, const Tensor& weight, const Plane& plane) {
+  constexpr int64_t LEAST = 1 << 21, LEAST_A_WEIGHT = 16;
+  const int64_t activations = input.size(0) * weight.size(0) * plane.out_height * plane.out_width;
+  return activations >= LEAST && activations >= LEAST_A_WEIGHT * weight.numel() &&
+         input.scalar_type() == torch::headeronly::ScalarType::Float && !is_channels_last(input) &&
+         !is_channels_last(weight);
+}
+
 std::tuple<Tensor, Tensor> conv_pool(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
     Sizes stride, Sizes padding, Sizes dilation, int64_t groups, const Window& window, bool codes) {
-  return pool(convolution(input, weight, bias, stride, padding, dilation, groups), window, true, codes);
+  const std::vector<int64_t> size{weight.size(2), weight.size(3)};
+  const Window kernel = any_window(size, stride, padding, dilation, false);
+  if (!is_cheaper_turned(input, weight, make_plane(kernel, input.size(2), input.size(3)))) {
+    return pool(convolution(input, weight, bias, stride, padding, dilation, groups), window, true, codes);
+  }
+  Tensor turned = new_tensor(weight, weight.sizes(), weight.scalar_type(), true);
+  torch::stable::copy_(turned, weight);  // contiguous() would leave a weight of one input channel as it is
+  const auto [values, places] =
+      pool(convolution(input, turned, bias, stride, padding, dilation, groups), window, true, codes);
+  return {dense(values, false), dense(places, false)};
 }
 
 }  // namespace
