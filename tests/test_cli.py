@@ -1,5 +1,7 @@
 """What a person at a terminal sees: help with examples, one line per error, exit codes."""
 
+import io
+import os
 import re
 import signal
 import struct
@@ -15,10 +17,11 @@ import torch
 import typer
 
 import fastcnn
-from fastcnn.cli import AmpName, OptimizerName, app, main
+from fastcnn.cli import app, main
 from fastcnn.console import checkpoint
 from fastcnn.models import MODELS
 from fastcnn.train import lane, recipes
+from fastcnn.train.command import AmpName, OptimizerName
 
 
 def write_digits(folder: Path, count: int = 40) -> Path:
@@ -96,13 +99,13 @@ MISTAKES = {
     "not a size": ("summary alexnet --input-size 3,x,7", 2, "expected three sizes C,H,W"),
     "not a literal": ("summary alexnet --option dropout=maybe", 2, "expected KEY=VALUE such as lrn=False"),
     "resume under another name": ("train mnist --resume a --name b", 2, "leave out --name"),
-    "missing folder": ("train mnist --data nowhere", 1, "nowhere: no such folder"),
-    "missing checkpoint": ("train mnist --resume nowhere", 1, "nowhere: no such checkpoint"),
-    "unknown model": ("summary vgg61", 1, "no model is named 'vgg61'"),
-    "unknown model option": ("summary alexnet --option lrn=False", 1, "alexnet cannot be built with lrn=False"),
+    "missing folder": ("train mnist --data nowhere", 2, "nowhere: no such folder"),
+    "missing checkpoint": ("train mnist --resume nowhere", 2, "nowhere: no such checkpoint"),
+    "unknown model": ("summary vgg61", 2, "no model is named 'vgg61'"),
+    "unknown model option": ("summary alexnet --option lrn=False", 2, "alexnet cannot be built with lrn=False"),
     "other channels": (
         "summary alexnet --input-size 1,224,224",
-        1,
+        2,
         "alexnet does not take images of 1x224x224: conv2d_relu_max_pool2d: argument 'input': expected 3 channels",
     ),
     "folder in a file": (
@@ -110,7 +113,23 @@ MISTAKES = {
         1,
         "/dev/null/x: cannot hold results (Not a directory); choose another --out or --name",
     ),
-    "unavailable backend": ("train mnist --backend cuda", 1, "--backend cuda: backend 'cuda' is not available"),
+    "unavailable backend": ("train mnist --backend cuda", 2, "--backend cuda is not available here: "),
+    "unknown backend": ("train mnist --backend abacus", 2, "--backend abacus: expected one of auto, torch"),
+    "unknown device": ("train mnist --device abacus", 2, "--device abacus: not a device of torch, for example cpu"),
+    "unknown optimizer": (
+        "train mnist --optimizer abacus",
+        2,
+        "'abacus' is not one of 'adam', 'sgd' (see",
+    ),
+    "no whole number": ("train mnist --epochs x", 2, "'--epochs': "),
+    "no number": ("train mnist --lr x", 2, "'--lr': "),
+    "too few epochs": ("train mnist --epochs 0", 2, "'--epochs': "),
+    "nothing to train on": ("train", 2, "expected what to train on: mnist, fashion-mnist, imagefolder; or --resume"),
+    "no data": ("train imagefolder", 2, "imagefolder needs --data DIR"),
+    "no such weights": ("train mnist --weights V9", 2, "--weights V9: torchvision has no weights of mnist_cnn"),
+    "fp16 on the CPU": ("train mnist --amp fp16 --device cpu", 2, "--amp fp16 needs a CUDA device"),
+    "one process": ("train mnist --parallel owt", 2, "--parallel owt needs several processes"),
+    "classes below 0": ("summary alexnet --option num_classes=-1", 2, "cannot be built with num_classes=-1"),
 }
 
 
@@ -130,12 +149,52 @@ def test_mistake_is_one_line_on_stderr(
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+    assert not re.search("Value error|Input should|unable to parse", captured.err)
     assert list(tmp_path.iterdir()) == []
+
+
+NOT_UTF_8 = ("latin-1", "ascii", "cp1252", "koi8-r")
+SHOWN = {
+    "help": ("--help", "Usage: fastcnn"),
+    "help of train": ("train --help", "mnist_cnn, alexnet, vgg16, ..."),
+    "help of tune": ("tune --help", "Usage: fastcnn tune"),
+    "help of explain": ("explain --help", "Usage: fastcnn explain"),
+    "help of predict": ("predict --help", "Usage: fastcnn predict"),
+    "summary": ("summary mnist_cnn", "Total params: "),
+    "doctor": ("doctor", "backend in use"),
+    "explain": ("explain mnist_cnn", "conv+relu+pool"),
+    "a mistake": ("summary näme…", "no model is named"),
+}
+
+
+@pytest.mark.parametrize("encoding", NOT_UTF_8)
+@pytest.mark.parametrize("name", SHOWN)
+def test_terminal_that_is_not_utf_8(name: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchinfo")
+    words, expected = SHOWN[name]
+    shown = io.BytesIO()
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(shown, encoding=encoding, write_through=True))
+    try:
+        code = main(words.split())
+    finally:
+        output = shown.getvalue().decode("utf-8" if encoding == "ascii" else encoding)  # click: ASCII means unset
+    assert code == (2 if name == "a mistake" else 0)
+    assert expected.replace("...", "…" if encoding in ("ascii", "cp1252") else "...") in output
+
+
+def test_command_in_latin_1_from_outside(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcnn", "train", "--help"], env=environment, capture_output=True, check=True
+    )
+    assert "mnist_cnn, alexnet, vgg16, ..." in done.stdout.decode("latin-1")
+    assert done.stderr == b""
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchinfo")
-    assert main(["summary", "vgg61", "--debug"]) == 1
+    assert main(["summary", "vgg61", "--debug"]) == 2
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert error.splitlines()[-1].startswith("error: no model is named")
@@ -143,7 +202,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_input_that_is_too_small_for_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchinfo")
-    assert main(["summary", "alexnet", "--input-size", "3,7,7"]) == 1
+    assert main(["summary", "alexnet", "--input-size", "3,7,7"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: alexnet does not take images of 3x7x7: ")
     assert error.count("\n") == 1
@@ -215,7 +274,7 @@ def test_side_by_side_run_shows_one_table(digits: Path, tmp_path: Path, capsys: 
     assert "curves.png" in output
     assert main(command.split()) == 1
     assert "holds results already" in capsys.readouterr().err
-    assert main(["train", "mnist", "--resume", str(tmp_path / "first"), "--lr", "0.5"]) == 1
+    assert main(["train", "mnist", "--resume", str(tmp_path / "first"), "--lr", "0.5"]) == 2
     assert "was trained with lr 0.001, not 0.5" in capsys.readouterr().err
 
 

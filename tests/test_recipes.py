@@ -12,8 +12,8 @@ from tables import operators
 from torch import nn
 from training_processes import SETTINGS, TinyAlexNet, train, write_images
 
-import fastcnn.cli
-from fastcnn.cli import ParallelName, main
+import fastcnn
+from fastcnn.cli import main
 from fastcnn.console import checkpoint, files, models
 from fastcnn.console import images as console_images
 from fastcnn.console.errors import UserError
@@ -21,6 +21,8 @@ from fastcnn.console.images import STATISTICS
 from fastcnn.console.models import normalize_first
 from fastcnn.models import MODELS
 from fastcnn.train import Settings, communication, distributed, loop, prepare, recipes
+from fastcnn.train import command as train_command
+from fastcnn.train.command import ParallelName
 from fastcnn.train.data import Feed
 from fastcnn.train.folder import FolderData
 from fastcnn.train.tensorboard import FOLDER
@@ -38,7 +40,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """Collect the settings of the command line instead of training."""
     settings: list[Settings] = []
-    monkeypatch.setattr(fastcnn.cli, "run_training", lambda asked, *args, **kwargs: settings.append(asked))
+    monkeypatch.setattr(train_command, "run_training", lambda asked, *args, **kwargs: settings.append(asked))
     return settings
 
 

@@ -141,7 +141,7 @@ def test_resumed_run_gives_the_losses_of_an_uninterrupted_one(
     num_warm_up_steps = 2 if compare else 0
     with monkeypatch.context() as patch:
         press_ctrl_c_at_step(patch, step + num_warm_up_steps)
-        with pytest.raises(Interrupted, match=r"go on with: fastcnn train mnist --resume .*checkpoint\.pt"):
+        with pytest.raises(Interrupted, match=r"go on with: fastcnn train --resume .*checkpoint\.pt"):
             train(settings, tmp_path / "cut")
     state = checkpoint.load(tmp_path / "cut")
     assert sum(len(lane["losses"]) for lane in state["lanes"].values()) == step
@@ -290,7 +290,7 @@ def test_sgd_and_bfloat16_train(tmp_path: Path) -> None:
         ({"device": "abacus"}, "--device abacus: not a device"),
         ({"device": "cuda:99"}, "--device cuda:99: torch sees"),
         ({"amp": "fp16"}, "--amp fp16 needs a CUDA device"),
-        ({"backend": "abacus"}, "--backend abacus: .*expected one of"),
+        ({"backend": "abacus"}, "--backend abacus: expected one of"),
         ({"model": "vgg61"}, "no model is named 'vgg61'; did you mean vgg"),
         ({"options": {"lrn": True}}, "tiny cannot be built with lrn=True"),
         ({"dataset": "imagefolder"}, "imagefolder needs --data DIR"),

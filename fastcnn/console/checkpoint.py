@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastcnn.console.errors import UserError
+from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.files import atomic_write
 
 FORMAT = "fastcnn-train-2"
@@ -34,7 +34,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     file = locate(path)
     if not file.is_file():
-        raise UserError(f"{file}: no such checkpoint")
+        raise OptionError(f"{file}: no such checkpoint")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:

@@ -3,34 +3,51 @@
 import torch
 
 import fastcnn
-from fastcnn.console.errors import UserError
+from fastcnn.console.errors import OptionError
 
 
 def check_backend(name: str) -> None:
-    """Raise a :class:`UserError` that tells why a backend is not available here.
+    """Raise an :class:`OptionError` that tells why a backend cannot be chosen here.
 
     Example:
         >>> check_backend("torch")
     """
+    known = fastcnn.backends()
+    if name not in known:
+        raise OptionError(f"--backend {name}: expected one of {', '.join(known)}")
+    if reason := known[name].reason:
+        raise OptionError(f"--backend {name} is not available here: {reason}")
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of a name such as ``cuda:1``, which may not be here.
+
+    Raises:
+        OptionError: torch does not know it.
+
+    Example:
+        >>> device_named("cuda:1").index
+        1
+    """
     try:
-        with fastcnn.use_backend(name):
-            pass
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"--backend {name}: {error}") from error
+        return torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name}: not a device of torch, for example cpu, cuda or cuda:1") from error
 
 
 def usable_device(name: str) -> torch.device:
-    """Return the device of a name such as ``cuda:1``, once it has held a tensor.
+    """Return the device of a name, once it has held a tensor.
 
     Raises:
-        UserError: torch does not know it, or it is not here.
+        OptionError: torch does not know it, or it is not here.
 
     Example:
         >>> usable_device("cpu")
         device(type='cpu')
     """
+    device = device_named(name)
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UserError(f"--device: {str(error).splitlines()[0]}") from error
-    return torch.device(name)
+        raise OptionError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device

@@ -13,6 +13,16 @@ class UserError(Exception):
     """
 
 
+class OptionError(UserError):
+    """The value of an option or argument cannot be; the exit code is that of wrong usage.
+
+    Example:
+        >>> raise OptionError("--device abacus: torch knows no such device")
+        Traceback (most recent call last):
+        fastcnn.console.errors.OptionError: --device abacus: torch knows no such device
+    """
+
+
 class Interrupted(Exception):
     """Training was stopped by Ctrl-C after a complete checkpoint was written; the message says how to go on."""
 

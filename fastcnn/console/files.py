@@ -65,3 +65,14 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """Return where fastcnn keeps what it has found out on this machine: $FASTCNN_CACHE, or fastcnn/ in ~/.cache.
+
+    Example:
+        >>> cache_folder().is_absolute()
+        True
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("FASTCNN_CACHE") or Path(base, "fastcnn")).expanduser()

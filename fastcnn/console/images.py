@@ -1,7 +1,9 @@
 """Images as networks take them: how they are read, resized, cropped and normalized."""
 
+import contextlib
 import math
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 import torch
@@ -11,6 +13,58 @@ from torch import Tensor
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, of 1
 # Mean and standard deviation by number of channels: ImageNet's for colours.
 STATISTICS: dict[int, Statistics] = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
+
+LONGEST = 16  # times the shorter side: what is longer is cropped, as resizing would make megapixels of a line
+
+
+def open_image(file: str | PathLike[str], *, small: bool = False) -> Any:
+    """Read an image as viewers show it: turned as its EXIF orientation says, in 8 bits a channel, as RGB.
+
+    16 bits are scaled to 8. An image more than 16 times as long as wide is cropped to that, around its centre.
+
+    Args:
+        file: the image.
+        small: decode a JPEG at an eighth of its size, to see in less time whether it can be read.
+
+    Returns:
+        An image of PIL.
+
+    Raises:
+        ValueError: its pixels are 32 bits wide, so that nothing says which value is white.
+        Exception: whatever PIL raises for a file that it cannot read.
+
+    Example:
+        >>> open_image("photo.jpg").mode  # doctest: +SKIP
+        'RGB'
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as image:
+        if small:
+            image.draft("L", (1, 1))
+        image.load()
+        with contextlib.suppress(Exception):  # damaged EXIF data, which viewers pass over too
+            ImageOps.exif_transpose(image, in_place=True)
+        return _bounded(_eight_bits(image)).convert("RGB")
+
+
+def _eight_bits(image: Any) -> Any:
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if wide:
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF has 12 bits too, which PIL reads as 16
+        return image.convert("I").point(lambda value: value * (255 / (2**bits - 1)) + 0.5).convert("L")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode {image.mode} does not say which value is white; save it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")  # straight to RGB, PIL warns
+    return image
+
+
+def _bounded(image: Any) -> Any:
+    most = LONGEST * min(image.size)
+    width, height = (min(side, most) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
 
 
 def transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:

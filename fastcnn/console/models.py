@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcnn
-from fastcnn.console.errors import UserError, require
+from fastcnn.console.errors import OptionError, UserError, require
 from fastcnn.console.images import Statistics
 from fastcnn.models import MODELS
 from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
@@ -19,7 +19,7 @@ def default_input_size(name: str) -> tuple[int, int, int]:
     """Return the (C, H, W) that a model is made for.
 
     Raises:
-        UserError: there is no such model.
+        OptionError: there is no such model.
 
     Example:
         >>> default_input_size("mnist_cnn")
@@ -28,7 +28,7 @@ def default_input_size(name: str) -> tuple[int, int, int]:
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"no model is named {name!r}; {hint}there are {', '.join(MODELS)}")
+        raise OptionError(f"no model is named {name!r}; {hint}there are {', '.join(MODELS)}")
     return MODELS[name].input_size
 
 
@@ -41,7 +41,7 @@ def build_model(name: str, *, num_classes: int | None = None, options: dict[str,
         options: further keyword arguments of the builder.
 
     Raises:
-        UserError: there is no such model, or it does not take an option.
+        OptionError: there is no such model, or it does not take an option.
 
     Example:
         >>> build_model("alexnet2012", options={"lrn": False}).classifier[-1].out_features
@@ -53,20 +53,20 @@ def build_model(name: str, *, num_classes: int | None = None, options: dict[str,
         arguments["num_classes"] = num_classes
     try:
         return MODELS[name].build(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise UserError(f"{name} cannot be built with {given}: {error}") from error
+        raise OptionError(f"{name} cannot be built with {given}: {error}") from error
 
 
 def check_shapes(name: str, options: dict[str, Any], input_size: tuple[int, int, int], classes: Sequence[str]) -> None:
     """Run one image's shape through the network.
 
     Raises:
-        UserError: the network does not take such images, or scores fewer classes than there are.
+        OptionError: the network does not take such images, or scores fewer classes than there are.
     """
     scores = score_shape(name, options, input_size)
     if len(scores) != 2 or scores[1] < len(classes):
-        raise UserError(
+        raise OptionError(
             f"the data has {len(classes)} classes ({abridged(classes)}), more than the {scores[1]} that "
             f"{name} scores; leave --option num_classes out"
         )
@@ -76,7 +76,7 @@ def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, 
     """Return the shape of a model's scores for one image: neither memory nor arithmetic, and no random numbers.
 
     Raises:
-        UserError: the network does not take such images.
+        OptionError: the network does not take such images.
 
     Example:
         >>> score_shape("mnist_cnn", {}, (1, 28, 28))
@@ -89,7 +89,7 @@ def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, 
         except RuntimeError as error:
             size = "x".join(map(str, input_size))
             reason = " ".join(str(error).split())
-            raise UserError(f"{name} does not take images of {size}: {reason}") from error
+            raise OptionError(f"{name} does not take images of {size}: {reason}") from error
 
 
 def normalize_first(model: nn.Module, statistics: Statistics, dtype: torch.dtype | None = None) -> None:
@@ -157,7 +157,7 @@ def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tup
     Example:
         >>> pretrained_classifier("alexnet", "IMAGENET1K_V2")
         Traceback (most recent call last):
-        fastcnn.console.errors.UserError: --weights IMAGENET1K_V2: alexnet has DEFAULT, IMAGENET1K_V1
+        fastcnn.console.errors.OptionError: --weights IMAGENET1K_V2: alexnet has DEFAULT, IMAGENET1K_V1
     """
     require("train", "torchvision")
     from torchvision.models import get_model_weights, list_models
@@ -166,11 +166,11 @@ def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tup
     names = sorted({*get_model_weights(name).__members__}) if name in list_models() else []
     if weights not in names:
         known = f"{name} has {', '.join(names)}" if names else f"torchvision has no weights of {name}"
-        raise UserError(f"--weights {weights}: {known}")
+        raise OptionError(f"--weights {weights}: {known}")
     try:
         chosen = pretrained_weights(name, weights)
         if chosen.meta["categories"] is None:
-            raise UserError(f"--weights {weights}: {chosen!r} have no classifier, and images are normalized otherwise")
+            raise OptionError(f"--weights {weights}: {chosen!r} have no classifier and normalize otherwise")
         return chosen, pretrained_state_dict(name, chosen, progress)
     except (OSError, RuntimeError) as error:
         raise UserError(str(error)) from error

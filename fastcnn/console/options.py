@@ -3,6 +3,7 @@
 import ast
 from typing import Annotated, Any
 
+import torch
 import typer
 
 InputSize = Annotated[
@@ -15,6 +16,13 @@ Options = Annotated[
         metavar="KEY=VALUE",
         help="Argument of the model's builder, a Python literal: lrn=False. Repeatable.",
     ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
+]
+Backend = Annotated[
+    str,
+    typer.Option("--backend", envvar="FASTCNN_BACKEND", help="What runs fastcnn's layers; fastcnn doctor lists them."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
@@ -40,3 +48,13 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
         except (ValueError, SyntaxError) as error:
             raise typer.BadParameter(f"--option: expected KEY=VALUE such as lrn=False, got {text!r}") from error
     return options
+
+
+def default_device() -> str:
+    """Return what ``--device`` is where it is left out.
+
+    Example:
+        >>> default_device() in ("cpu", "cuda")
+        True
+    """
+    return "cuda" if torch.cuda.is_available() else "cpu"

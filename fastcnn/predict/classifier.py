@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.console import checkpoint
-from fastcnn.console.errors import UserError
+from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.images import fit, scale_and_offset, transforms
 from fastcnn.console.models import (
     build_model,
@@ -93,11 +93,11 @@ def _trained(path: Path, name: str | None) -> Classifier:
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: not a checkpoint of this version of fastcnn train ({error})") from error
     if name not in (None, model):
-        raise UserError(f"{file}: is of the model {model}, not {name}; leave --model out")
+        raise OptionError(f"{file}: is of the model {model}, not {name}; leave --model out")
     options = {"num_classes": len(classes), **options}
-    with torch.device("meta"):
-        network = build_model(model, options=options)
     try:
+        with torch.device("meta"):
+            network = build_model(model, options=options)
         check_same_architecture(model, weights, network.state_dict())
         check_shapes(model, options, input_size, classes)
     except UserError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 import fastcnn
 from fastcnn.console.devices import check_backend, usable_device
 from fastcnn.console.errors import UserError, require
-from fastcnn.console.options import Debug
+from fastcnn.console.options import Backend, Debug, Device, default_device
 from fastcnn.predict.classifier import DEFAULT_MODEL, Classifier, load
 from fastcnn.predict.images import find, read
 
@@ -36,17 +36,13 @@ def predict(
     ] = "DEFAULT",
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(envvar="FASTCNN_BACKEND", help="What runs fastcnn's layers; fastcnn doctor lists them.")
-    ] = "auto",
+    device: Device = None,
+    backend: Backend = "auto",
     debug: Debug = False,
 ) -> None:
     """Print the most probable classes of images.
 
-    Images are resized, cropped and normalised as the weights want them, or as in
+    Images are resized, cropped and normalized as the weights want them, or as in
     the training that wrote the checkpoint; grey and transparent ones are turned
     into what the network takes. An image that cannot be read is told in one line,
     the others are still classified, and the exit code is 1.
@@ -57,7 +53,7 @@ def predict(
     """
     require("train", "torchvision")
     check_backend(backend)
-    place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = usable_device(device or default_device())
     files, problems = find(images)
     for problem in problems:
         _tell(problem, debug)

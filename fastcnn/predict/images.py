@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fastcnn.console.errors import UserError
+from fastcnn.console.images import open_image
 
 
 def find(places: list[Path]) -> tuple[list[Path], list[UserError]]:
@@ -38,17 +39,14 @@ def find(places: list[Path]) -> tuple[list[Path], list[UserError]]:
 
 
 def read(file: Path, transform: Callable[[Any], Tensor]) -> Tensor | UserError:
-    """Return what ``transform`` makes of an image of PIL, or why there is none.
+    """Return what ``transform`` makes of an image, read as viewers show it, or why there is none.
 
     Example:
         >>> read(Path("nowhere.jpg"), lambda image: image)
         UserError("nowhere.jpg: not an image that can be read ([Errno 2] No such file or directory: 'nowhere.jpg')")
     """
-    from PIL import Image
-
     try:
-        with Image.open(file) as image:
-            return transform(image)
+        return transform(open_image(file))
     except Exception as error:  # PIL raises many kinds for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         problem = UserError(f"{file}: not an image that can be read ({reason})")

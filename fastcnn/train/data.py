@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastcnn.console.errors import UserError
+from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.images import Statistics, fit
 from fastcnn.train.distributed import World
 from fastcnn.train.idx import Labelled, read_pair
@@ -246,7 +246,7 @@ def load_idx_dataset(name: str, directory: Path | None, feed: Feed) -> TensorDat
         if not directory.is_dir():
             raise UserError("Fashion-MNIST is not installed: apt install dataset-fashion-mnist, or give --data DIR")
     if not directory.is_dir():
-        raise UserError(f"{directory}: no such folder")
+        raise OptionError(f"{directory}: no such folder")
     return _from_folder(directory, classes, feed)
 
 

@@ -47,6 +47,13 @@ class World:
         each = -(-count // self.size)
         return slice(min(self.rank * each, count), min((self.rank + 1) * each, count))
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, by rank; all processes must call it."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
@@ -130,11 +137,7 @@ class OneProcess:
 
     def gather(self, value: Any) -> list[Any]:
         """Return every process's value, by rank."""
-        if self.world.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world.size
-        dist.all_gather_object(values, value)
-        return values
+        return self.world.gather(value)
 
 
 class DataParallel(OneProcess):

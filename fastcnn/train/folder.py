@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import functools
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from fastcnn.console.errors import UserError, require
 from fastcnn.console.images import STATISTICS, transforms
+from fastcnn.console.models import abridged
 from fastcnn.train.data import Batch, Dataset, Draws, Feed, epoch_order, stratified_split
+from fastcnn.train.image_check import unreadable
 
 if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
+    from fastcnn.train.image_folder import ImageFolder
 
 SEED_RANGE = 2**62
 
@@ -62,19 +66,21 @@ def _leave_ctrl_c_to_parent(worker: int) -> None:
 
 
 class FolderData(Dataset):
-    """Images by class: ``DIR/train`` and ``DIR/val``, or one folder of which a fifth is held out.
+    """Images by class: ``DIR/train`` and ``DIR/val`` (or valid, validation, test), or a fifth is held out.
 
     All are resized so that the shorter side is an eighth longer than the network's input (256 for 224 and 227).
     Training images then get a random crop and flip, held-out ones the centre crop. They come to the device as bytes;
-    the network normalises them, with ImageNet's mean and standard deviation.
+    the network normalizes them, with ImageNet's mean and standard deviation.
 
     Args:
         directory: the folder.
         feed: how batches are cut; ``feed.workers`` processes decode the images.
+        skip_broken: train without images that cannot be read.
+        console: where the progress of reading all images once is shown; by default nowhere.
 
     Raises:
-        UserError: no class folders, a class without images, classes that differ between train and val, a network that
-            takes neither one channel nor three.
+        UserError: no class folders, or folders that are no classes; a class without images, classes that differ between
+            train and val, an image that cannot be read, a network that takes neither one channel nor three.
 
     Example:
         >>> data = FolderData(Path("flowers"), Feed((3, 224, 224), batch_size=64, workers=8))  # doctest: +SKIP
@@ -82,31 +88,62 @@ class FolderData(Dataset):
 
     gives_bytes = True
 
-    def __init__(self, directory: Path, feed: Feed) -> None:
+    def __init__(
+        self, directory: Path, feed: Feed, *, skip_broken: bool = False, console: Console | None = None
+    ) -> None:
         require("train", "torchvision")
+        from fastcnn.train.image_folder import describe_skipped, open_folders  # torchvision takes a second to import
+
         self.feed = feed
         channels = feed.input_size[0]
         if channels not in STATISTICS:
             raise UserError(f"images have 3 channels, or 1 when turned to grey; the network's input has {channels}")
         self.statistics = STATISTICS[channels]
-        has_split = (directory / "train").is_dir() and (directory / "val").is_dir()
-        train_dir, test_dir = (directory / "train", directory / "val") if has_split else (directory, directory)
-        self._train, self._test = _open(train_dir), _open(test_dir)
-        if self._train.classes != self._test.classes:
-            differ = sorted(set(self._train.classes) ^ set(self._test.classes))
-            raise UserError(f"{directory}: train and val differ in classes: {', '.join(differ)}")
+        self._train, held_out = open_folders(directory)
+        self._test = held_out or self._train
+        self.classes: tuple[str, ...] = tuple(self._train.classes)
+        parts = [self._train, held_out] if held_out else [self._train]
+        broken = self._leave_out_broken(directory, parts, skip_broken, console or Console(quiet=True))
         labels = torch.tensor(self._train.targets)
-        if has_split:
-            self._train_index, self._test_index = torch.arange(len(labels)), torch.arange(len(self._test))
+        if held_out:
+            self._train_index, self._test_index = torch.arange(len(labels)), torch.arange(len(held_out))
         else:
             self._train_index, self._test_index = stratified_split(labels)
-        self.classes: tuple[str, ...] = tuple(self._train.classes)
         self.train_size, self.test_size = len(self._train_index), len(self._test_index)
         if not self.test_size:
             raise UserError(f"{directory}: too few images to hold out a fifth of each class ({self.train_size} in all)")
-        note = f"data: {directory}, {self.train_size} training and {self.test_size} held-out images"
-        self.notes: tuple[str, ...] = (note if has_split else f"{note} (a fifth of each class)",)
+        origin = f"of {Path(self._test.root).name}/" if held_out else "a fifth of each class"
+        number = len(self.classes)
+        skipped = sum((part.skipped for part in parts), Counter())
+        self.notes: tuple[str, ...] = (
+            f"data: {directory}, {self.train_size:,} training and {self.test_size:,} held-out images ({origin})",
+            f"{number:,} classes: {abridged(self.classes)}",
+            *([describe_skipped(skipped)] if skipped else ()),
+            *([broken] if broken else ()),
+        )
         self._train_transform, self._test_transform = transforms(feed.input_size)
+
+    def _leave_out_broken(self, directory: Path, parts: list[ImageFolder], skip_broken: bool, console: Console) -> str:
+        """Read every image once; leave out those that cannot be read and say so, or raise. Processes share the work."""
+        world = self.feed.world
+        files = sorted(path for part in parts for path, _ in part.samples)
+        mine = unreadable(files[world.rank :: world.size], directory, self.feed.workers, console)
+        found = {path: reason for each in world.gather(mine) for path, reason in each.items()}
+        if not found:
+            return ""
+        names = sorted(found)
+        if not skip_broken:
+            others = f"; and {len(found) - 1:,} more: {abridged(names[1:])}" if len(found) > 1 else ""
+            raise UserError(
+                f"{names[0]}: not an image that can be read ({found[names[0]]}){others}; mend or delete what is "
+                "broken, or leave it out by --skip-broken"
+            )
+        for part in parts:
+            part.samples = [sample for sample in part.samples if sample[0] not in found]
+            part.targets = [label for _, label in part.samples]
+            if empty := sorted({*part.classes} - {part.classes[label] for label in part.targets}):
+                raise UserError(f"{part.root}: no image can be read of the classes {abridged(empty)}")
+        return f"left out {len(found):,} images that cannot be read: {abridged(names)}"
 
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
         """Yield images (1, n, C, H, W) uint8, this process's, and labels (1, N) int64, one step at a time."""
@@ -141,14 +178,3 @@ class FolderData(Dataset):
                 raise UserError(f"{pixels.path}: not an image that can be read ({pixels.reason})")
             labels = targets[index].pin_memory() if device.type == "cuda" else targets[index]
             yield tuple(part.to(device, non_blocking=True).unsqueeze(0) for part in (pixels, labels))
-
-
-def _open(directory: Path) -> ImageFolder:
-    from torchvision.datasets import ImageFolder
-
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such folder")
-    try:
-        return ImageFolder(str(directory))
-    except FileNotFoundError as error:  # no class folder at all, or one without images
-        raise UserError(" ".join(f"{directory}: {error}".split())) from error

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 import fastcnn
-from fastcnn.console.devices import check_backend
-from fastcnn.console.errors import UserError
+from fastcnn.console.devices import check_backend, device_named
+from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.models import abridged, build_model, check_shapes, normalize_first
 from fastcnn.train.data import Dataset, Feed, load_idx_dataset
 from fastcnn.train.distributed import DataParallel, OneProcess, World
@@ -33,8 +34,22 @@ def default_workers(world: World) -> int:
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // world.local_size))
 
 
-def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> tuple[Dataset, list[Lane]]:
+def prepare(
+    settings: Settings,
+    world: World,
+    resume: dict[str, Any] | None,
+    *,
+    console: Console | None = None,
+    changed_data: bool = False,
+) -> tuple[Dataset, list[Lane]]:
     """Load the data and build the networks, those of a checkpoint where there is one to go on from.
+
+    Args:
+        settings: what to do.
+        world: the processes that train together.
+        resume: content of a checkpoint to go on from.
+        console: where the progress of reading all images once is shown; by default nowhere.
+        changed_data: go on though the number of training images is no longer the checkpoint's.
 
     Raises:
         UserError: something that was asked for is not there, or does not fit the rest.
@@ -42,9 +57,9 @@ def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> 
     check_backend(settings.backend)
     device = _device(settings, world)
     feed = Feed(settings.input_size, settings.batch_size, settings.seed, device, settings.workers, world)
-    data = _load_data(settings, feed)
+    data = _load_data(settings, feed, console)
     if resume is not None:
-        _check_same_data(data, resume)
+        _check_same_data(data, resume, changed_data)
     options = {**settings.options}
     options.setdefault("num_classes", len(data.classes))
     check_shapes(settings.model, options, settings.input_size, data.classes)
@@ -64,20 +79,15 @@ def prepare(settings: Settings, world: World, resume: dict[str, Any] | None) -> 
 
 
 def _device(settings: Settings, world: World) -> torch.device:
-    try:
-        device = torch.device(settings.device)
-    except RuntimeError as error:
-        raise UserError(
-            f"--device {settings.device}: not a device of torch, for example cpu, cuda or cuda:1"
-        ) from error
+    device = device_named(settings.device)
     if device.type == "cuda":
         device = _gpu(device, world)
     if settings.amp == "fp16" and device.type != "cuda":
-        raise UserError(f"--amp fp16 needs a CUDA device, not {device}; --amp bf16 runs here")
+        raise OptionError(f"--amp fp16 needs a CUDA device, not {device}; --amp bf16 runs here")
     if settings.parallel == "owt" and world.size == 1:
-        raise UserError("--parallel owt needs several processes: torchrun --nproc-per-node 2 -m fastcnn train …")
+        raise OptionError("--parallel owt needs several processes: torchrun --nproc-per-node 2 -m fastcnn train …")
     if settings.parallel == "owt" and settings.amp == "fp16":
-        raise UserError("--parallel owt cannot scale fp16's gradients; --amp bf16 needs no scaling")
+        raise OptionError("--parallel owt cannot scale fp16's gradients; --amp bf16 needs no scaling")
     return device
 
 
@@ -86,32 +96,37 @@ def _gpu(device: torch.device, world: World) -> torch.device:
     count = torch.cuda.device_count()
     if world.size > 1 and device.index is None:
         if world.local_size > count:
-            raise UserError(f"torchrun started {world.local_size} processes here, and torch sees {count} CUDA devices")
+            raise OptionError(f"torchrun started {world.local_size} processes here; torch sees {count} CUDA devices")
         device = torch.device("cuda", world.local_rank)
     if (device.index or 0) >= count:
-        raise UserError(f"--device {device}: torch sees {count} CUDA devices here")
+        raise OptionError(f"--device {device}: torch sees {count} CUDA devices here")
     if world.size > 1:
         torch.cuda.set_device(device)
     return device
 
 
-def _load_data(settings: Settings, feed: Feed) -> Dataset:
+def _load_data(settings: Settings, feed: Feed, console: Console | None) -> Dataset:
     directory = Path(settings.data) if settings.data else None
     if settings.dataset != "imagefolder":
         return load_idx_dataset(settings.dataset, directory, feed)
     if directory is None:
-        raise UserError("imagefolder needs --data DIR, a folder with one folder of images per class")
-    return FolderData(directory, feed)
+        raise OptionError("imagefolder needs --data DIR, a folder with one folder of images per class")
+    return FolderData(directory, feed, skip_broken=settings.skip_broken, console=console)
 
 
-def _check_same_data(data: Dataset, resume: dict[str, Any]) -> None:
+def _check_same_data(data: Dataset, resume: dict[str, Any], changed_data: bool) -> None:
     if list(data.classes) != resume["classes"]:
         raise UserError(
             f"the checkpoint was trained on {len(resume['classes'])} classes ({abridged(resume['classes'])}), "
             f"the data has {len(data.classes)} ({abridged(data.classes)})"
         )
-    if data.train_size != resume["train_size"]:
-        raise UserError(f"the checkpoint was trained on {resume['train_size']} images, the data has {data.train_size}")
+    before, now = resume["train_size"], data.train_size
+    if before == now:
+        return
+    changed = f"the checkpoint was trained on {before:,} images, the data has {now:,}"
+    if not changed_data:
+        raise UserError(f"{changed}; bring back those of then, or go on with those of now by --changed-data")
+    data.notes += (f"{changed}: from here on, the losses are not those of a run that was never stopped",)
 
 
 def _lanes(model: nn.Module, settings: Settings, device: torch.device, world: World) -> list[Lane]:

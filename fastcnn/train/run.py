@@ -32,6 +32,7 @@ from fastcnn.train.settings import Settings
 from fastcnn.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from fastcnn.train.tensorboard import TensorBoard
 
+NOT_SAVED = "no checkpoint was written yet"
 FILES = (checkpoint.FILE_NAME, "metrics.json", "curves.png")
 
 
@@ -46,7 +47,7 @@ class Run:
     console: Console
     world: World
     logs: TensorBoard | None = None
-    saved: str = "no checkpoint was written yet"
+    saved: str = ""
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.settings.checkpoint_every)
@@ -74,6 +75,10 @@ class Run:
             if self.logs:
                 self.logs.flush()
             checkpoint.save(self.directory / checkpoint.FILE_NAME, state)
+        self.note_saved()
+
+    def note_saved(self) -> None:
+        """Take down that the checkpoint holds the present state."""
         self.saved = f"{self.directory / checkpoint.FILE_NAME} holds {self.place()}"
 
     def save_between_steps(self) -> None:
@@ -113,6 +118,7 @@ def train(
     *,
     resume: dict[str, Any] | None = None,
     overwrite: bool = False,
+    changed_data: bool = False,
     world: World | None = None,
 ) -> Run:
     """Train, show progress and one table, and write checkpoint.pt, metrics.json and curves.png.
@@ -125,6 +131,7 @@ def train(
         console: where progress and the table go.
         resume: content of a checkpoint to go on from.
         overwrite: replace the results of another run in ``directory``.
+        changed_data: with ``resume``, go on though the number of training images has changed.
         world: the processes that train together, as :func:`fastcnn.train.distributed.joined` gives it.
 
     Raises:
@@ -141,8 +148,10 @@ def train(
     if resume is None and writes:
         _claim(directory, overwrite)
     torch.backends.cudnn.deterministic = settings.deterministic
-    data, lanes = prepare(settings, world, resume)
+    data, lanes = prepare(settings, world, resume, console=console, changed_data=changed_data)
     run = Run(settings, data, lanes, directory, console, world)
+    if resume is not None:
+        run.note_saved()
     for note in (*data.notes, *_exchanged(run)):
         say(console, note)
     with _folder(directory) if writes else contextlib.nullcontext():
@@ -166,7 +175,17 @@ def _train_and_write(run: Run) -> None:
         try:
             finished = _train_epochs(run, stopped)
         except KeyboardInterrupt as error:
-            raise Interrupted(f"stopped; {run.saved}; {how_to_resume(run)}") from error
+            raise Interrupted(f"stopped; {whence_to_resume(run)}") from error
+        except Diverged:  # gone on with, it would diverge again
+            raise
+        except Exception as error:
+            if "DataLoader worker" not in str(error):
+                error.add_note(whence_to_resume(run))
+                raise
+            killed = (
+                "a process that loads images was killed, as happens where memory runs out: fewer --workers need less"
+            )
+            raise UserError(f"{killed}; {whence_to_resume(run)}") from error
         run.save_checkpoint()
         if finished and run.world.size == 1:
             for lane in run.lanes:
@@ -236,7 +255,7 @@ def _train_epochs(run: Run, stopped: threading.Event) -> bool:
             try:
                 loop.train_epoch(lane, run.data, show, stopped.is_set, run.pace, run.save_between_steps)
             except Diverged as error:
-                raise Diverged(f"{error}; {run.saved}") from error
+                raise Diverged(f"{error}; {run.saved or NOT_SAVED}") from error
             if stopped.is_set():
                 return False
             result = loop.evaluate(lane, run.data, stopped.is_set)
@@ -273,6 +292,11 @@ def _ctrl_c(world: World) -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
+def whence_to_resume(run: Run) -> str:
+    """Say what the checkpoint holds, and how to go on from it."""
+    return f"{run.saved}; {how_to_resume(run)}" if run.saved else NOT_SAVED
+
+
 def how_to_resume(run: Run) -> str:
     """Say how to go on with a run."""
-    return f"go on with: fastcnn train {run.settings.dataset} --resume {run.directory / checkpoint.FILE_NAME}"
+    return f"go on with: fastcnn train --resume {run.directory / checkpoint.FILE_NAME}"

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastcnn.console.errors import UserError
+from fastcnn.console.errors import OptionError
 
 FREE_ON_RESUME = (
     "epochs",
@@ -16,6 +16,7 @@ FREE_ON_RESUME = (
     "checkpoint_every",
     "tensorboard",
     "deterministic",
+    "skip_broken",
 )
 
 
@@ -51,6 +52,7 @@ class Settings:
     tensorboard: bool = False
     deterministic: bool = True
     weights: str | None = None
+    skip_broken: bool = False
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Settings":
@@ -72,7 +74,7 @@ def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: st
         source: the checkpoint's path, for the message.
 
     Raises:
-        UserError: a setting that decides the losses was given and differs from the checkpoint's.
+        OptionError: a setting that decides the losses was given and differs from the checkpoint's.
 
     Example:
         >>> first = Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28), lr=0.01)
@@ -86,5 +88,5 @@ def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: st
     for name, value in wanted.items():
         old = getattr(before, name)
         if name not in FREE_ON_RESUME and value != old:
-            raise UserError(f"{source}: was trained with {name.replace('_', '-')} {old!r}, not {value!r}")
+            raise OptionError(f"{source}: was trained with {name.replace('_', '-')} {old!r}, not {value!r}")
     return Settings(**{**vars(before), **{name: wanted[name] for name in FREE_ON_RESUME if name in wanted}})

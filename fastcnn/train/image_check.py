@@ -1,0 +1,84 @@
+"""Whether all images can be read, seen before the first step, in parallel, and remembered."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastcnn.console.errors import UserError
+from fastcnn.console.files import atomic_write, cache_folder
+from fastcnn.console.images import open_image
+
+
+def unreadable(files: Sequence[str], directory: Path, workers: int, console: Console) -> dict[str, str]:
+    """Return the images that cannot be read, with the reason of each.
+
+    Those that could are remembered in the cache folder by path, size and time of change, so that the next run looks at
+    new and changed ones alone.
+
+    Args:
+        files: paths of images.
+        directory: the data set's folder, which has a memory of its own.
+        workers: threads that decode.
+        console: where the progress is shown, if it is a terminal.
+
+    Example:
+        >>> unreadable(["nowhere.jpg"], Path("."), 1, Console())
+        {'nowhere.jpg': "[Errno 2] No such file or directory: 'nowhere.jpg'"}
+    """
+    memory = cache_folder() / "images" / f"{_digest(str(directory.resolve()))}.txt"
+    keys = [_key(file) for file in files]
+    remembered = _read(memory)
+    new = [(file, key) for file, key in zip(files, keys, strict=True) if key not in remembered]
+    found: dict[str, str] = {}
+    columns = (TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    try:
+        with ThreadPool(max(1, workers)) as pool, progress:  # PIL decodes without holding the interpreter
+            reasons = pool.imap(_reason, (file for file, _ in new), chunksize=16)
+            for (file, key), reason in zip(new, progress.track(reasons, total=len(new)), strict=True):
+                if reason:
+                    found[file] = reason
+                else:
+                    remembered.add(key)
+    finally:
+        if new:
+            _write(memory, remembered)
+    return found
+
+
+def _reason(file: str) -> str:
+    try:
+        open_image(file, small=True)
+    except Exception as error:  # PIL raises many kinds for damaged files
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def _key(file: str) -> str:
+    with contextlib.suppress(OSError):
+        status = os.stat(file)
+        return _digest(f"{file}\0{status.st_size}\0{status.st_mtime_ns}")
+    return ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
+def _read(memory: Path) -> set[str]:
+    try:
+        return {*memory.read_text(encoding="ascii").split()}
+    except (OSError, UnicodeDecodeError):
+        return set()
+
+
+def _write(memory: Path, keys: set[str]) -> None:
+    with contextlib.suppress(OSError, UserError):  # without a cache folder, the next run looks again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(memory, lambda file: file.write("\n".join(sorted(keys)).encode()))
