@@ -87,7 +87,7 @@ KERNEL_TESTS = {
 OUTSIDE = {
     "triton": {"torch", "triton"},
     "console": {"torch", "typer", "rich"},
-    "train": {"torch", "rich", "numpy", "matplotlib"},
+    "train": {"torch", "typer", "rich", "numpy", "matplotlib", "torchvision"},
     "tune": {"torch", "rich"},
     "cli": {"torch", "typer", "rich"},
 }
