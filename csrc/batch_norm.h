@@ -44,11 +44,4 @@ inline Tensor new_numbers(const Tensor& like, int64_t channels) {
   return new_tensor(like, sizes, torch::headeronly::ScalarType::Float, false);
 }
 
-inline void check_same_shape(const char* function, const Tensor& a, const Tensor& b) {
-  STD_TORCH_CHECK(a.dim() == b.dim() && a.scalar_type() == b.scalar_type(), function, ": rank or dtype differ");
-  for (int64_t axis = 0; axis < a.dim(); ++axis) {
-    STD_TORCH_CHECK(a.size(axis) == b.size(axis), function, ": shapes differ");
-  }
-}
-
 }  // namespace fastcnn

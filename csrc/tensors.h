@@ -94,6 +94,14 @@ inline Layout layout(const Tensor& tensor, bool channels_last) {
   return {tensor.size(0), tensor.size(1), pixels, channels_last};
 }
 
+// Whether a gradient, or a second input, is like the tensor that it belongs to.
+inline void check_same_shape(const char* function, const Tensor& a, const Tensor& b) {
+  STD_TORCH_CHECK(a.dim() == b.dim() && a.scalar_type() == b.scalar_type(), function, ": rank or dtype differ");
+  for (int64_t axis = 0; axis < a.dim(); ++axis) {
+    STD_TORCH_CHECK(a.size(axis) == b.size(axis), function, ": shapes differ");
+  }
+}
+
 // Call run(T{}) with the element type of the tensor.
 template <class Run>
 void with_type(const char* function, const Tensor& tensor, const Run& run) {

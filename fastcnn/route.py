@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcnn import tuning
+from fastcnn import overrides, tuning
 from fastcnn.available import BACKENDS, MISSING, RUNS_ON
 from fastcnn.backend import Choice, choice, device_type, unusable
 
@@ -113,6 +113,8 @@ def choose(
         route, prepared = _fastest(op, function, arguments, prepare, refuse, measured or op)
     elif wanted.backend not in _ONLY.get(op, _KERNELS):
         route = Route("torch", None, f"backend {wanted.backend!r} has no kernel of it")
+    elif reason := overrides.lacks_rule(arguments):
+        raise RuntimeError(f"{function}: backend {wanted.backend!r} {reason}; backend 'torch' has")
     else:
         prepared = prepare(*arguments)
         route = _explicit(function, wanted, prepared, refuse)
@@ -146,6 +148,9 @@ def _fastest(
     input = arguments[0]
     if not isinstance(input, Tensor):
         return Route("torch", None, "no kernel takes what is no tensor"), None
+    if reason := overrides.lacks_rule(arguments) or overrides.watcher(arguments):
+        _say_once(function, reason, device_type(input))
+        return Route("torch", None, reason), None
     route = _by_table(op, arguments) or _by_kind_of_device(measured, input)
     prepared = None
     if route.backend != "torch":

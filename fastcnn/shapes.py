@@ -11,6 +11,8 @@ from torch._prims_common import suggest_memory_format
 Pair: TypeAlias = tuple[int, int]
 Size: TypeAlias = int | Sequence[int]
 
+LARGEST = 2**63 - 1  # number that torch's operators take
+
 # The argmax code of a pooled value is one byte: the winner's place in its window, row-major, 0 to 253; 254 is kept
 # free; 255 says that ReLU is off here, so that no gradient flows.
 MAX_WINDOW_PLACES = 254
@@ -21,19 +23,28 @@ def pair(function: str, name: str, value: Size) -> Pair:
     """Return a size as (rows, columns); one number stands for both, as in torch.
 
     Raises:
-        TypeError: not integers.
+        TypeError: not integers, or two of which one is no 64-bit integer.
+        ValueError: one number that is no 64-bit integer.
         RuntimeError: neither one nor two of them.
     """
-    if type(value) is int:
+    if type(value) is int and -LARGEST <= value <= LARGEST:
         return value, value
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int and _fits(value):
         return value  # as layers hold it
     values = value if isinstance(value, (tuple, list)) else (value,)
     if any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
         raise TypeError(f"{function}: argument {name!r}: expected an int or two of them, got {value!r}")
     if len(values) not in (1, 2):
         raise RuntimeError(f"{function}: argument {name!r}: expected an int or two of them, got {value!r}")
-    return operator.index(values[0]), operator.index(values[-1])
+    sizes = operator.index(values[0]), operator.index(values[-1])
+    if not _fits(sizes):
+        kind = TypeError if isinstance(value, (tuple, list)) else ValueError  # as torch's own arguments do
+        raise kind(f"{function}: argument {name!r}: expected 64-bit integers, got {value!r}")
+    return sizes
+
+
+def _fits(sizes: Pair) -> bool:
+    return -LARGEST <= sizes[0] <= LARGEST and -LARGEST <= sizes[1] <= LARGEST
 
 
 class Window(NamedTuple):

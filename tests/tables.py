@@ -27,6 +27,8 @@ def operators(function):
     """Return the names of fastcnn's operators that a function runs, with their arguments."""
 
     class Recorder(TorchDispatchMode):
+        takes_any_operator = True
+
         def __init__(self):
             super().__init__()
             self.calls = {}

@@ -1,15 +1,18 @@
 """Derivatives of every function under Triton's kernels: of any order, for any input, and what forward keeps."""
 
+import functools
 import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from parity import COMPILED
 from stages import (
     DEVICE,
     IMAGE,
     STAGES,
     WITH_PARAMETERS,
+    Stage,
     assert_equal_but_rounding,
     both,
     each_stage,
@@ -29,6 +32,25 @@ import fastcnn.functional as FF
 def _kernels():
     with kernels_in_float32():
         yield
+
+
+def _norm(function):
+    return lambda x, w, b: function(x, None, None, w, b, training=True)
+
+
+def _stock_norm(x, _, __, w, b, training):
+    return F.relu(F.batch_norm(x, None, None, w, b, training))
+
+
+MORE = {
+    "add_relu": Stage(lambda x, y: FF.add_relu(x, y), lambda x, y: F.relu(x + y), IMAGE, IMAGE),
+    "batch_norm_relu": Stage(_norm(FF.batch_norm_relu), _norm(_stock_norm), IMAGE, (6,), (6,)),
+    "batch_norm_relu_max_pool2d": Stage(
+        _norm(functools.partial(FF.batch_norm_relu_max_pool2d, pool_size=2)),
+        lambda *tensors: F.max_pool2d(_norm(_stock_norm)(*tensors), 2),
+        *(IMAGE, (6,), (6,)),
+    ),
+}
 
 
 def has_kernel_gradient(output):
@@ -74,6 +96,40 @@ def test_penalty_on_the_input_alone(stage):
         return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
     assert_equal_but_rounding(*both(stage, penalty))
+
+
+def alone(function, tensors):
+    """Return the gradients that a penalty on the input's gradient gives every tensor, the input among them."""
+    (gradient,) = torch.autograd.grad(function(*tensors).sum(), tensors[0], create_graph=True)
+    if gradient.requires_grad:
+        gradient.square().sum().backward()
+    return [tensor.grad for tensor in tensors]
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton", *(name for name, _ in COMPILED)])
+@pytest.mark.parametrize("name", [*STAGES, *MORE])
+def test_penalty_gives_gradients_of_zero_where_stock_does(name, backend):
+    stage = {**STAGES, **MORE}[name]
+    with fastcnn.use_backend(backend):
+        actual = alone(stage.ours, stage.tensors())
+    expected = alone(stage.stock, stage.tensors())
+    assert [each is None for each in actual] == [each is None for each in expected]
+    for mine, theirs in zip(actual, expected):
+        if theirs is not None:
+            assert_equal_but_rounding(mine, theirs)
+
+
+def test_penalty_on_the_gradient_of_one_parameter():
+    """The input of the stage wants no gradient, as that of a network's first layer."""
+    stage = STAGES["conv2d_relu_max_pool2d"]
+
+    def gradients(function):
+        image, weight, bias = stage.tensors()
+        image.requires_grad_(False)
+        (gradient,) = torch.autograd.grad(function(image, weight, bias).sum(), weight, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), [weight, bias])
+
+    assert_equal_but_rounding(gradients(stage.ours), gradients(stage.stock))
 
 
 @each_stage
@@ -250,7 +306,23 @@ def test_forward_keeps_the_least(name, expected):
     tensors = STAGES[name].tensors()
     output, kept = kept_by(lambda: STAGES[name].ours(*tensors))
     named = dict(zip(("input", "weight", "bias"), tensors)) | {"output": output}
-    assert sorted(role(tensor, named) for tensor in kept) == expected
+    assert sorted(role(tensor, named) for tensor in kept if tensor.numel()) == expected
+
+
+@each_stage_with_parameters
+@pytest.mark.parametrize("backend", ["triton", *(name for name, _ in COMPILED)])
+@pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=3))[:-1], ids=str)
+def test_keeps_no_operand_that_stock_does_not_keep(stage, needs, backend):
+    def operands_kept(function):
+        tensors = stage.tensors(requires_grad=False)
+        for tensor, need in zip(tensors, needs):
+            tensor.requires_grad_(need)
+        addresses = {tensor.data_ptr(): name for tensor, name in zip(tensors, ("input", "weight", "bias"))}
+        _, kept = kept_by(lambda: function(*tensors))
+        return {addresses[each.data_ptr()] for each in kept if each.data_ptr() in addresses}
+
+    with fastcnn.use_backend(backend):
+        assert operands_kept(stage.ours) <= operands_kept(stage.stock)
 
 
 def test_training_a_vgg_keeps_little_more_than_half_of_what_stock_keeps():

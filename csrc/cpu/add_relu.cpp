@@ -1,6 +1,6 @@
 // Addition + ReLU in one pass over memory, whatever its layout; backward masks by the output's sign.
 
-#include "../batch_norm.h"
+#include "../tensors.h"
 #include "../math/select.h"
 #include "../ops.h"
 #include "threads.h"

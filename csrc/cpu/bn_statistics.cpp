@@ -30,9 +30,14 @@ FASTCNN_CLONES void planes_moments(
       }
       const float mean = sum(block, count) / static_cast<float>(count);
       for (int64_t i = 0; i < count; ++i) {
-        block[i] = (block[i] - mean) * (block[i] - mean);
+        block[i] -= mean;
       }
-      all.merge({mean, sum(block, count), static_cast<double>(count)});
+      const double rest = sum(block, count) / static_cast<double>(count);  // what rounding has kept from the mean
+      for (int64_t i = 0; i < count; ++i) {
+        block[i] *= block[i];
+      }
+      const double squares = sum(block, count) - rest * rest * static_cast<double>(count);
+      all.merge({mean + rest, std::max(squares, 0.0), static_cast<double>(count)});
     }
     moments[p] = all;
   }

@@ -5,7 +5,6 @@
 #include "conv_relu.h"
 
 #include "../convolution.h"
-#include "../gradient.h"
 #include "../math/select.h"
 #include "../ops.h"
 #include "convolution.h"
@@ -162,7 +161,7 @@ Tensor conv_relu(const Tensor& input, const Tensor& weight, std::optional<Tensor
 
 std::tuple<Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& output, bool bias_grad) {
   STD_TORCH_CHECK(output.dim() == 4, "conv_relu_backward: expected (N, C, H, W), got ", output.dim(), " axes");
-  check_gradient(grad, output);
+  check_same_shape("conv_relu_backward", grad, output);
   const bool channels_last = is_channels_last(output);
   const Tensor y = dense(output, channels_last);
   return mask_gradient(dense(grad, channels_last), y, layout(y, channels_last), bias_grad);
@@ -170,7 +169,7 @@ std::tuple<Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& 
 
 std::tuple<Tensor, Tensor> linear_relu_backward(const Tensor& grad, const Tensor& output, bool bias_grad) {
   STD_TORCH_CHECK(output.dim() == 2, "linear_relu_backward: expected (N, features), got ", output.dim(), " axes");
-  check_gradient(grad, output);
+  check_same_shape("linear_relu_backward", grad, output);
   return mask_gradient(dense(grad, false), dense(output, false), {output.size(0), output.size(1), 1, true}, bias_grad);
 }
 

@@ -8,14 +8,50 @@ import torch
 from torch import Tensor
 
 from fastcnn.backend import device_type
+from fastcnn.overrides import constant_while_compiling
+
+_relu_gradient = torch.ops.aten.threshold_backward.default
 
 
 def differentiable() -> bool:
     """Whether a backward must itself be differentiable (create_graph=True, torch.func.grad).
 
-    Then it goes through stock operations. A compiled graph has no second derivatives, so it takes the kernels.
+    Then it goes through stock operations. A compiled graph has no second derivatives but those of torch.func's
+    transforms within it, so its own backward takes the kernels.
     """
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if not torch.is_grad_enabled():
+        return False
+    return not torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def relu_gradient(grad: Tensor, output: Tensor) -> Tensor:
+    """Mask a gradient by ReLU's output; differentiable as in stock, where the mask depends on the output."""
+    return _relu_gradient(grad, output, 0)
+
+
+def anchor(output: Tensor) -> Tensor:
+    """Return an output without elements for a Function whose backward keeps none of its own outputs.
+
+    What a differentiable backward computes depends in stock on the layers' outputs, through masks and winners that have
+    no derivative: their inputs then get gradients of zero, not None. Here it depends on the anchor.
+    """
+    return output.new_empty(output.shape[0], 0)
+
+
+def incoming(grad: Tensor | None, grad_anchor: Tensor | None, codes: Tensor) -> Tensor | None:
+    """Return the gradient of a pooled output: zeros where only the anchor has one, None where neither has."""
+    return grad if grad is not None or grad_anchor is None else grad_anchor.new_zeros(codes.shape)
+
+
+_in_graph: list[Callable[..., Any]] = []  # of the Functions, one each
+
+
+@constant_while_compiling
+def _allow_in_graph() -> bool:
+    """Let torch.compile take Functions whole: told when it first asks, as to import Dynamo takes seconds."""
+    for whole in _in_graph:
+        torch.compiler.allow_in_graph(whole)
+    return True
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -33,8 +69,14 @@ def applier(function: Any) -> Callable[..., Any]:
     """Return a Function's ``apply`` that is cheap where no transform needs its ``setup_context``.
 
     For such a Function torch reads the forward's signature at each call, which costs more than a small kernel. So plain
-    calls go through a twin whose forward takes the context.
+    calls go through a twin whose forward takes the context. Where torch.compile traces a transform of torch.func, which
+    would lose the backward, the call goes into the graph whole.
     """
+
+    def whole(*args: Any) -> Any:
+        return function.apply(*args)
+
+    _in_graph.append(whole)
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = function.forward(*args)
@@ -47,9 +89,11 @@ def applier(function: Any) -> Callable[..., Any]:
     )
 
     def apply(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active():
+            if torch.compiler.is_compiling() and _allow_in_graph():
+                return whole(*args)
             return function.apply(*args)
-        return twin.apply(*args)
+        return function.apply(*args) if torch.compiler.is_compiling() else twin.apply(*args)
 
     return apply
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, bn_relu, checks, max_pool
+from fastcnn.ops import autograd, bn_relu, checks, max_pool, stock
 from fastcnn.ops.bn_relu import GRADIENTS, NORM, Norm
 from fastcnn.ops.library import define
 from fastcnn.route import choose
@@ -18,7 +18,7 @@ from fastcnn.shapes import Window
 def reference(*arguments: Any) -> Tensor:
     """Return batch norm, ReLU and max-pool as torch runs them."""
     size, stride, padding, ceil_mode = arguments[8:]
-    return max_pool.reference(bn_relu.reference(*arguments[:8]), size, stride, padding, 1, ceil_mode, False)
+    return stock.max_pool(bn_relu.reference(*arguments[:8]), size, stride, padding, 1, ceil_mode, False)
 
 
 def _fake(input: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, eps: float, *window: Any) -> Tensor:
@@ -83,7 +83,7 @@ class BatchNormReLUPool(torch.autograd.Function):
         if autograd.differentiable():
             (size, stride, padding, _, ceil_mode) = ctx.window
             activations = bn_relu.stock_output(input, norm)
-            output = max_pool.reference(activations, size, stride, padding, 1, ceil_mode, False)
+            output = stock.max_pool(activations, size, stride, padding, 1, ceil_mode, False)
             dx, grad_weight, grad_bias = bn_relu.stock_gradients(output, grad, input, norm.weight, norm.bias)
         else:
             dx, grad_weight, grad_bias = _backward[ctx.backend](grad, codes, input, *norm, ctx.window.numbers())

@@ -1,5 +1,6 @@
 """Argument checks, made once before any kernel. Each raises what torch raises for the same mistake, and says more."""
 
+import operator
 from collections.abc import Callable
 from numbers import Number, Real
 from typing import Any
@@ -7,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.shapes import MAX_WINDOW_PLACES, Window
+from fastcnn.shapes import LARGEST, MAX_WINDOW_PLACES, Window
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_PIXELS = 2**31 - 1  # of a pool's window, stride, padding or dilation: torch takes them as C's int
-MOST_CHANNELS = 2**63 - 1  # of an LRN's window
 
 
 def run_stock(reference: Callable[..., Any], check: Callable[..., object], *arguments: Any) -> Any:
@@ -39,6 +39,13 @@ def check_integer(function: str, name: str, value: object) -> None:
     """Raise a TypeError unless the argument is an integer."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise wrong(function, name, "an int", repr(value), TypeError)
+
+
+def check_groups(function: str, groups: Any) -> None:
+    """Raise a TypeError unless the number of groups is an integer, a ValueError if it is no 64-bit one."""
+    check_integer(function, "groups", groups)
+    if abs(operator.index(groups)) > LARGEST:
+        raise wrong(function, "groups", "a 64-bit integer", groups, ValueError)
 
 
 def check_flag(function: str, name: str, value: object) -> None:
@@ -146,8 +153,8 @@ def check_lrn(function: str, input: Tensor, size: int, alpha: float, beta: float
     check_integer(function, "size", size)
     if size <= 0:
         raise wrong(function, "size", "a positive number of channels", size)
-    if size > MOST_CHANNELS:
-        raise wrong(function, "size", f"at most {MOST_CHANNELS} channels", size)
+    if size > LARGEST:
+        raise wrong(function, "size", f"at most {LARGEST} channels", size)
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         if not isinstance(value, (Number, Tensor)):
             raise wrong(function, name, "a number", repr(value), TypeError)

@@ -22,9 +22,16 @@ def _first(count: int, window: Window, axis: int, like: Tensor) -> Tensor:
     return torch.arange(count, device=like.device) * window.stride[axis] - window.padding[axis]
 
 
-def unpool(grad: Tensor, codes: Tensor, window: Window, height: int, width: int) -> Tensor:
-    """Send each pooled gradient back to its winner, in stock operations: (N, C, OH, OW) -> (N, C, height, width)."""
+def unpool(
+    grad: Tensor, codes: Tensor, window: Window, height: int, width: int, anchor: Tensor | None = None
+) -> Tensor:
+    """Send each pooled gradient back to its winner, in stock operations: (N, C, OH, OW) -> (N, C, height, width).
+
+    The result depends on the anchor, (N, 0), too: on the layers' outputs, as stock's does.
+    """
     index = codes_to_indices(codes, window, width)
-    plane = grad.new_zeros(*grad.shape[:2], height * width)
+    if anchor is None:
+        anchor = grad.new_empty(grad.shape[0], 0)
+    plane = anchor.sum(1, dtype=grad.dtype)[:, None, None].expand(*grad.shape[:2], height * width)
     plane = plane.scatter_add(2, index.flatten(2), torch.where(codes == RELU_OFF, 0, grad).flatten(2))
     return plane.unflatten(2, (height, width))

@@ -27,7 +27,7 @@ def fake_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor
 
 _NAME = "conv2d_relu"
 _prepare = partial(prepare, _NAME)
-_forward = define("conv_relu", "conv_relu", f"({CONVOLUTION}) -> Tensor", _fake)
+_forward = define("conv_relu", "conv_relu", f"({CONVOLUTION}) -> Tensor", _fake, flops=convolution.flops)
 _backward = define(
     "conv_relu",
     "conv_relu_backward",
@@ -56,7 +56,7 @@ class ConvReLU(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if autograd.differentiable():
             let_go(ctx)
-            grad_conv = torch.where(output <= 0, 0, grad)
+            grad_conv = autograd.relu_gradient(grad, output)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
             return *convolution.gradients(grad_conv, input, weight, ctx.settings, needs), grad_bias, None, None
         incoming = Incoming(grad, bias=ctx.bias_sum) if ctx.masked else Incoming(grad, output)

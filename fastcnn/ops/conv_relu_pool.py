@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks, convolution, max_pool
+from fastcnn.ops import autograd, checks, convolution, max_pool, stock
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import CONVOLUTION, Convolution, output_shape, prepare
 from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
@@ -30,7 +30,7 @@ def reference(
 ) -> Tensor:
     """Return conv2d, ReLU and max-pool as torch runs them."""
     activations = convolution.reference(input, weight, bias, stride, padding, dilation, groups)
-    return max_pool.reference(activations, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
+    return stock.max_pool(activations, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
 
 
 def _fake(
@@ -66,9 +66,13 @@ def _fake_backward(
 
 _NAME = "conv2d_relu_max_pool2d"
 _STEM = "conv_relu_pool"
-_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {WINDOW}) -> Tensor", _fake)
+_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {WINDOW}) -> Tensor", _fake, flops=convolution.flops)
 _codes = define(
-    _STEM, "conv_relu_pool_codes", f"({CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes
+    _STEM,
+    "conv_relu_pool_codes",
+    f"({CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)",
+    _fake_codes,
+    flops=convolution.flops,
 )
 _backward = define(
     _STEM,
@@ -80,32 +84,34 @@ _backward = define(
 
 
 class ConvReLUPool(torch.autograd.Function):
-    """(N, C, H, W) -> pooled values and codes; saves input, weight and codes, nothing of the size before the pool."""
+    """(N, C, H, W) -> pooled values, codes, an anchor; saves input, weight and codes, nothing of before the pool."""
 
     @staticmethod
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, weight, bias, *settings.arguments(), window.numbers())
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output, codes = _codes[backend](input, weight, bias, *settings.arguments(), window.numbers())
+        return output, codes, autograd.anchor(output)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         input, weight, _, ctx.settings, ctx.window, ctx.backend = inputs
         ctx.height, ctx.width = output_shape(input, weight, *ctx.settings[:3])[2:]
         ctx.before = stage_before(input, ctx.settings)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(input, weight, output[1])
+        ctx.save_for_backward(input, weight, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None, grad_anchor: Tensor | None) -> tuple[Tensor | None, ...]:
+        input, weight, codes, anchor = ctx.saved_tensors
+        grad = autograd.incoming(grad, grad_anchor, codes)
         if grad is None:
             return (None,) * 6
-        input, weight, codes = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
             let_go(ctx)
-            grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width)
+            grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[2] else None
             return *convolution.gradients(grad_conv, input, weight, ctx.settings, needs), grad_bias, None, None, None
         pool = ctx.window.numbers()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks
+from fastcnn.ops import autograd, checks, stock
 from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
 
 # Schema of a convolution's arguments, and of the algorithm that runs it.
@@ -46,6 +46,14 @@ def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dil
     return (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
 
 
+def flops(
+    input: Tensor, weight: Tensor, _: Tensor | None, stride: Size, padding: Size, dilation: Size, *__: Any
+) -> int:
+    """Return how many a convolution takes."""
+    images, _, height, width = output_shape(input, weight, stride, padding, dilation)
+    return int(2 * images * height * width * weight.numel())
+
+
 def fake_convolution(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> Tensor:
     """Return an empty tensor with the shape and strides of the convolution's output."""
     shape = output_shape(input, weight, stride, padding, dilation)
@@ -71,7 +79,7 @@ def prepare(
     checks.check_tensor(function, "weight", weight)
     if bias is not None:
         checks.check_tensor(function, "bias", bias)
-    checks.check_integer(function, "groups", groups)
+    checks.check_groups(function, groups)
     input, weight, bias = autograd.autocast(input, weight, bias)
     symmetric = (0, 0) if isinstance(padding, str) else pair(function, "padding", padding)
     window = Window(
@@ -123,8 +131,8 @@ def reference(
     dilation: Size,
     groups: int,
 ) -> Tensor:
-    """Return conv2d and ReLU as torch runs them; the ReLU works in place, as in the stock models."""
-    return torch.relu_(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
+    """Return conv2d and ReLU as torch runs them."""
+    return stock.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
 
 
 def gradients(

@@ -21,7 +21,13 @@ def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: T
     if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
         return False
     if chosen() in ("auto", "torch"):
-        route, _ = choose(_STEM, "convolution and batch norm", (input,), lambda *arguments: arguments, lambda _: "")
+        route, _ = choose(
+            _STEM,
+            "convolution and batch norm",
+            (input, weight, *parameters),
+            lambda *arguments: arguments,
+            lambda *_: "",
+        )
         if route.backend == "torch":
             return False
     if torch.compiler.is_compiling():  # the graph shall not depend on a size that may vary

@@ -66,6 +66,9 @@ _dgrad = define(
     f"({_SOURCE}, bool mask_input, bool bias_grad, {_SETTINGS}) -> (Tensor grad_input, Tensor grad_input_bias)",
     _fake_dgrad,
     backends=("triton",),
+    flops=lambda grad, mask, input, weight, mask_input, bias_grad, config, *settings: convolution.flops(
+        input, weight, None, *settings
+    ),
 )
 _wgrad = define(
     "convolution.wgrad",
@@ -73,6 +76,9 @@ _wgrad = define(
     f"({_SOURCE}, bool bias_grad, {_SETTINGS}) -> (Tensor grad_weight, Tensor grad_bias)",
     _fake_wgrad,
     backends=("triton",),
+    flops=lambda grad, mask, input, weight, bias_grad, config, *settings: convolution.flops(
+        input, weight, None, *settings
+    ),
 )
 
 

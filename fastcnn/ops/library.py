@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastcnn import backend
+from fastcnn import backend, overrides
 
 _library = torch.library.Library("fastcnn", "DEF")
 
@@ -19,7 +19,12 @@ COMPILED_BACKENDS = ("cuda", "cpu")  # csrc/ops.cpp registers their kernels
 
 
 def define(
-    stem: str, name: str, signature: str, fake: Callable[..., Any], backends: tuple[str, ...] = KERNEL_BACKENDS
+    stem: str,
+    name: str,
+    signature: str,
+    fake: Callable[..., Any],
+    backends: tuple[str, ...] = KERNEL_BACKENDS,
+    flops: Callable[..., int] | None = None,
 ) -> dict[str, Callable[..., Any]]:
     """Define an operator for every backend that has a kernel and return its overloads by backend.
 
@@ -33,6 +38,8 @@ def define(
             _library.impl(qualified, _launcher(backend_name, stem, name), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastcnn::{qualified}", _taking_apart(fake), lib=_library)
         overloads[backend_name] = getattr(getattr(torch.ops.fastcnn, name), backend_name)
+    if flops is not None:
+        overrides.FLOPS[getattr(torch.ops.fastcnn, name)] = lambda *args, out_val=None: flops(*_apart(args))
     return overloads
 
 

@@ -9,19 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks
+from fastcnn.ops import autograd, checks, stock
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.library import define
 from fastcnn.route import choose
 
 
 def reference(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return linear and ReLU as torch runs them; the ReLU works in place, as in the stock models."""
-    return torch.relu_(F.linear(input, weight, bias))
+    """Return linear and ReLU as torch runs them."""
+    return stock.relu(F.linear(input, weight, bias))
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return input.new_empty(input.shape[0], weight.shape[0])
+
+
+def flops(input: Tensor, weight: Tensor, *_: Any) -> int:
+    """Return how many a linear layer takes."""
+    return 2 * input.shape[0] * weight.numel()
 
 
 _NAME = "linear_relu"
@@ -31,7 +36,9 @@ def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return prepare(_NAME, *arguments)
 
 
-_forward = define("linear_relu", "linear_relu", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", _fake)
+_forward = define(
+    "linear_relu", "linear_relu", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", _fake, flops=flops
+)
 _backward = define(
     "linear_relu",
     "linear_relu_backward",
@@ -50,14 +57,15 @@ class LinearReLU(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, ctx.backend = inputs
-        ctx.save_for_backward(input, weight, output)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
-            grad_linear = torch.where(output <= 0, 0, grad)
+            grad_linear = autograd.relu_gradient(grad, output)
             grad_bias = grad_linear.sum(0) if needs[2] else None
         else:
             grad_linear, grad_bias = _backward[ctx.backend](grad, output, needs[2])

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.library import define
-from fastcnn.ops.linear_relu import prepare, refuse
+from fastcnn.ops.linear_relu import flops, prepare, refuse
 from fastcnn.route import choose
 
 
@@ -32,6 +32,7 @@ _forward = define(
     "(Tensor input, Tensor weight, Tensor? bias, Tensor seed, float p) -> Tensor",
     _fake,
     backends=("triton",),
+    flops=flops,
 )
 _backward = define(
     _STEM,
@@ -52,14 +53,15 @@ class LinearReLUDropout(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, _, ctx.p, ctx.backend = inputs
-        ctx.save_for_backward(input, weight, output)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
-            grad_linear = torch.where(output <= 0, 0, grad) / (1 - ctx.p)
+            grad_linear = autograd.relu_gradient(grad, output) / (1 - ctx.p)
             grad_bias = grad_linear.sum(0) if needs[2] else None
         else:
             grad_linear, grad_bias = _backward[ctx.backend](grad, output, ctx.p, needs[2])

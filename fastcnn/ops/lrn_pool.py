@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks, lrn
+from fastcnn.ops import autograd, checks, lrn, stock
 from fastcnn.ops import max_pool as pool
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.library import define
@@ -26,7 +26,7 @@ def reference(
 ) -> Tensor:
     """Return LRN and max-pool as torch runs them."""
     normalised = lrn.reference(input, size, alpha, beta, k)
-    return pool.reference(normalised, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
+    return stock.max_pool(normalised, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
 
 
 def _fake(input: Tensor, size: int, alpha: float, beta: float, k: float, *window: Any) -> Tensor:

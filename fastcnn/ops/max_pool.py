@@ -3,31 +3,14 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.library import define
+from fastcnn.ops.stock import max_pool as reference
 from fastcnn.route import choose
 from fastcnn.shapes import Size, Window, memory_format, pair
-
-
-def reference(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None,
-    padding: Size,
-    dilation: Size,
-    ceil_mode: bool,
-    return_indices: bool,
-) -> Any:
-    """Return what torch returns."""
-    if return_indices:
-        pool: Any = F.max_pool2d_with_indices
-    else:
-        pool = torch.max_pool2d  # what F.max_pool2d comes to, which spends as long again on the way
-    return pool(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
 
 
 def fake(input: Tensor, *window: Any) -> Tensor:
@@ -61,27 +44,29 @@ _backward = define(
 
 
 class MaxPool(torch.autograd.Function):
-    """(N, C, H, W) -> pooled values and their codes; saves only the codes."""
+    """(N, C, H, W) -> pooled values, their codes, an anchor; saves only the codes and the anchor, which is empty."""
 
     @staticmethod
-    def forward(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, window.numbers())
+    def forward(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+        output, codes = _codes[backend](input, window.numbers())
+        return output, codes, autograd.anchor(output)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         input, ctx.window, ctx.backend = inputs
         ctx.height, ctx.width = input.shape[2:]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
-        (codes,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, _: None, grad_anchor: Tensor | None) -> tuple[Tensor | None, ...]:
+        codes, anchor = ctx.saved_tensors
+        grad = autograd.incoming(grad, grad_anchor, codes)
         if grad is None:
             return None, None, None
         if autograd.differentiable():
-            return unpool(grad, codes, ctx.window, ctx.height, ctx.width), None, None
+            return unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor), None, None
         return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()), None, None
 
     @staticmethod
@@ -123,7 +108,7 @@ def _prepare(
 def _run(input: Tensor, window: Window, backend: str, return_indices: bool) -> Any:
     if not return_indices and not autograd.needs_grad(input):
         return _values[backend](input, window.numbers())
-    output, codes = _apply(input, window, backend)
+    output, codes, _ = _apply(input, window, backend)
     return (output, codes_to_indices(codes, window, input.shape[-1])) if return_indices else output
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.algorithms import JOINED
-from fastcnn.ops import autograd, checks, normalize
+from fastcnn.ops import autograd, checks, convolution, normalize
 from fastcnn.ops.conv_relu import _backward
 from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepare
 from fastcnn.ops.library import define
@@ -50,9 +50,14 @@ def _fake(
     return torch.empty(shape, dtype=weight.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
 
 
+def flops(input: Tensor, mean: Tensor, std: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> int:
+    """Return how many the convolution takes."""
+    return convolution.flops(input, weight, bias, *settings)
+
+
 _NAME = "conv2d_relu"  # the function that users know, for messages
 _STEM = "normalize_conv_relu"
-_forward = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}) -> Tensor", _fake, backends=("triton",))
+_forward = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}) -> Tensor", _fake, backends=("triton",), flops=flops)
 
 
 class NormalizeConvReLU(torch.autograd.Function):
@@ -80,7 +85,7 @@ class NormalizeConvReLU(torch.autograd.Function):
         *images, weight, output = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
-            grad_conv = torch.where(output <= 0, 0, grad)
+            grad_conv = autograd.relu_gradient(grad, output)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[4] else None
         else:
             grad_conv, grad_bias = _backward[ctx.backend](grad, output, needs[4])

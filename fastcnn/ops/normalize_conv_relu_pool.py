@@ -11,7 +11,7 @@ from fastcnn.ops.conv_relu_pool import _backward
 from fastcnn.ops.convolution import Convolution, output_shape
 from fastcnn.ops.library import define
 from fastcnn.ops.max_pool import WINDOW, pool_window
-from fastcnn.ops.normalize_conv_relu import NORMALIZED_CONVOLUTION, image_gradients, joined
+from fastcnn.ops.normalize_conv_relu import NORMALIZED_CONVOLUTION, flops, image_gradients, joined
 from fastcnn.shapes import Size, Window, conv_memory_format
 
 
@@ -40,13 +40,16 @@ def _fake_codes(*args: Any) -> tuple[Tensor, Tensor]:
 
 _NAME = "conv2d_relu_max_pool2d"  # the function that users know, for messages
 _STEM = "normalize_conv_relu_pool"
-_values = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}, {WINDOW}) -> Tensor", _fake, backends=("triton",))
+_values = define(
+    _STEM, _STEM, f"({NORMALIZED_CONVOLUTION}, {WINDOW}) -> Tensor", _fake, backends=("triton",), flops=flops
+)
 _codes = define(
     _STEM,
     f"{_STEM}_codes",
     f"({NORMALIZED_CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)",
     _fake_codes,
     backends=("triton",),
+    flops=flops,
 )
 
 
@@ -63,25 +66,27 @@ class NormalizeConvReLUPool(torch.autograd.Function):
         settings: Convolution,
         window: Window,
         backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        return _codes[backend](input, mean, std, weight, bias, *settings.arguments(), window.numbers())
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output, codes = _codes[backend](input, mean, std, weight, bias, *settings.arguments(), window.numbers())
+        return output, codes, autograd.anchor(output)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         input, mean, std, weight, _, ctx.settings, ctx.window, ctx.backend = inputs
         ctx.height, ctx.width = output_shape(input, weight, *ctx.settings[:3])[2:]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(input, mean, std, weight, output[1])
+        ctx.save_for_backward(input, mean, std, weight, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None, grad_anchor: Tensor | None) -> tuple[Tensor | None, ...]:
+        *images, weight, codes, anchor = ctx.saved_tensors
+        grad = autograd.incoming(grad, grad_anchor, codes)
         if grad is None:
             return (None,) * 8
-        *images, weight, codes = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
-            grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width)
+            grad_conv = unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor)
             grad_bias = grad_conv.sum((0, 2, 3)) if needs[4] else None
         else:
             grad_conv, grad_bias = _backward[ctx.backend](

@@ -115,7 +115,7 @@ def bare_convolution(
     input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
     """Run torch's convolution without bias, its output in the memory format that the operators promise."""
-    y = torch.ops.aten.convolution(input, weight, None, stride, padding, dilation, False, [0, 0], groups)
+    y = torch.ops.aten.conv2d(input, weight, None, stride, padding, dilation, groups)
     return y.contiguous(memory_format=conv_memory_format(input, weight))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.backend import changed
+from fastcnn.overrides import constant_while_compiling
 from fastcnn.tuning.call import call_of, describe, setting_of, text
 from fastcnn.tuning.device import device_name
 from fastcnn.tuning.table import Entries, load
@@ -106,20 +107,14 @@ def _is_among(sizes: tuple[int, ...], size: int) -> bool:
     return any(statically_known_true(size == each) for each in sizes)
 
 
-def _constant_while_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Do what torch.compiler.assume_constant_result does, which imports the whole of Dynamo first."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_constant_while_compiling
+@constant_while_compiling
 def _sizes(op: str, device: torch.device) -> tuple[int, ...]:
     keys = [entry["key"] for entry in _tables[device].values() if entry["key"]["op"] == op]
     shapes = [[*key["input"], *key.get("other", ()), *key.get("weight", ())] for key in keys]
     return tuple({size for shape in shapes for size in shape})
 
 
-@_constant_while_compiling
+@constant_while_compiling
 def _constant(call: tuple[Any, ...], problem: Problem) -> str:
     op, device, *others, _ = call
     return str(_find((op, device, *others, setting_of(op, device.type)), _tables[device], problem) or "")

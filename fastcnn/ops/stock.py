@@ -1,0 +1,36 @@
+"""The stock layers' ReLU and max-pool as the references run them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.overrides import is_watched
+
+
+def relu(activations: Tensor) -> Tensor:
+    """Return the ReLU of activations that nothing else reads: in place, as in the stock models, unless it would show.
+
+    It shows to a mode (selective checkpointing keeps the convolution's output) and in a compiled or traced graph.
+    """
+    return F.relu(activations) if _shows(activations) else torch.relu_(activations)
+
+
+def max_pool(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    return_indices: Any,
+) -> Any:
+    """Return what ``F.max_pool2d`` returns; where nobody sees it, without the as long way there."""
+    if return_indices or _shows(input):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return torch.max_pool2d(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
+
+
+def _shows(tensor: Tensor) -> bool:
+    return type(tensor) is not Tensor or torch.compiler.is_compiling() or is_watched()

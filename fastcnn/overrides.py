@@ -1,0 +1,91 @@
+"""What stands between a call and our operators: tensor subclasses, modes, and transforms of torch.func.
+
+Some have a rule for operators that they have never heard of; what has none runs the stock layers, which it knows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+# Subclasses and modes of these modules take any operator: they trace it, run its fake kernel, or leave it alone.
+_TAKE_ANY_OPERATOR = frozenset(
+    {
+        "torch._export.non_strict_utils",
+        "torch._subclasses.fake_tensor",
+        "torch._subclasses.functional_tensor",
+        "torch.export._safeguard",
+        "torch.fx.experimental.proxy_tensor",
+        "torch.utils._device",
+        "torch.utils.flop_counter",
+    }
+)
+_PLAIN = (Tensor, Parameter)
+
+# By operator, of any backend, how many FLOPs a call takes, as torch.utils.flop_counter counts them.
+FLOPS: dict[Any, Callable[..., int]] = {}
+
+
+def constant_while_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Do what torch.compiler.assume_constant_result does, which imports the whole of Dynamo first."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def lacks_rule(arguments: tuple[Any, ...]) -> str:
+    """Say which tensor subclass or transform has no rule for our operators, or return an empty string."""
+    for each in arguments:
+        if type(each) not in _PLAIN and isinstance(each, Tensor) and _dispatches(type(each)):
+            return f"has no rule for tensors of type {type(each).__name__}"
+    if torch.compiler.is_compiling():
+        return ""
+    if torch._C._len_torch_dispatch_stack():
+        _teach_counters()
+    return _lacking_transform() if torch._C._are_functorch_transforms_active() else ""
+
+
+def watcher(arguments: tuple[Any, ...]) -> str:
+    """Say which tensor subclass or mode wants to see the stock layers' own calls, or return an empty string."""
+    for each in arguments:
+        if type(each) not in _PLAIN and isinstance(each, Tensor) and not _takes_any_operator(type(each)):
+            return f"tensors of type {type(each).__name__} see the stock layers' calls"
+    if is_watched():
+        return "a mode of torch sees the stock layers' calls"
+    return ""
+
+
+def is_watched() -> bool:
+    """Whether a mode sees each call of torch's functions or operators."""
+    if torch.compiler.is_compiling():
+        return False
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else []
+    modes += [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+    return not all(_takes_any_operator(type(mode)) for mode in modes)
+
+
+def _takes_any_operator(kind: type) -> bool:
+    return kind.__module__ in _TAKE_ANY_OPERATOR or getattr(kind, "takes_any_operator", False)
+
+
+def _dispatches(kind: Any) -> bool:
+    """Whether a tensor subclass runs operators in a way of its own."""
+    own = kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+    return own and not _takes_any_operator(kind)
+
+
+def _teach_counters() -> None:
+    """Tell torch's FLOP counters of our operators; at import it would cost that of torch's slow module."""
+    for mode in _get_current_dispatch_mode_stack():
+        if hasattr(mode, "counter") and hasattr(mode.counter, "flop_registry"):
+            mode.counter.flop_registry.update(FLOPS)
+
+
+def _lacking_transform() -> str:
+    kinds = torch._C._functorch.TransformType
+    for level in torch._C._functorch.get_interpreter_stack() or ():
+        if level.key() not in (kinds.Grad, kinds.Vmap, kinds.Jvp):
+            return f"has no rule for torch.func's transform {level.key().name.lower()}"
+    return ""
