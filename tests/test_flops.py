@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastcnn
 import fastcnn.functional as FF
 
-PRODUCTS = ("aten::conv2d", "aten::addmm", "aten::mm")
 each_kernel = pytest.mark.parametrize("backend", ["triton", *(name for name, _ in COMPILED)])
 
 
@@ -49,17 +48,15 @@ def test_counters_count_the_kernels_operators():
     assert [str(each) for each in operators] == ["fastcnn.conv_relu_pool"]
 
 
-@pytest.mark.parametrize("name", ["conv2d_relu", "conv2d_relu_max_pool2d", "linear_relu"])
-@each_kernel
-def test_profiler(name, backend):
-    if name == "linear_relu" and backend == "triton":
-        pytest.skip("torch's product with a ReLU in it, which torch's profiler does not count")
+@pytest.mark.parametrize("name", ["conv2d_relu", "conv2d_relu_max_pool2d"])
+def test_profiler_counts_convolutions_before_an_epilogue(name):
+    """Which are torch's; it counts no operator of anybody else's, and none that the stable ABI calls."""
     stage = STAGES[name]
 
     def seen(function):
         with torch.no_grad(), torch.profiler.profile(with_flops=True) as profile:
             function(*stage.tensors())
-        return sum(event.flops for event in profile.key_averages() if event.key in PRODUCTS)
+        return sum(event.flops for event in profile.key_averages() if event.key == "aten::conv2d")
 
-    with fastcnn.use_backend(backend):
+    with fastcnn.use_backend("triton"):
         assert seen(stage.ours) == seen(stage.stock)
