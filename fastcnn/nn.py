@@ -34,7 +34,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool `input`: (N, C, H, W) or (C, H, W); with `return_indices=True` give the pair (values, indices)."""
-        return super().forward(input) if is_recorded(input) else stages.run_max_pool(input, self)
+        return nn.MaxPool2d.forward(self, input) if is_recorded(input) else stages.run_max_pool(input, self)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -53,7 +53,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`: (N, C, ...)."""
-        return super().forward(input) if is_recorded(input) else stages.run_lrn(input, self)
+        return nn.LocalResponseNorm.forward(self, input) if is_recorded(input) else stages.run_lrn(input, self)
 
 
 class ConvReLU2d(nn.Conv2d):
@@ -152,7 +152,7 @@ class Sequential(nn.Sequential):
     def forward(self, input: Any) -> Any:
         """Run the children on `input`, which is whatever the first child takes."""
         if is_recorded(input) or _has_any_global_hook():
-            return super().forward(input)
+            return nn.Sequential.forward(self, input)
         layers = tuple(self._modules.values())
         return stages.run_stages(input, layers, layers)
 

@@ -10,6 +10,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
 from fastcnn.calls import Call
+from fastcnn.instance import is_replaced
 from fastcnn.normalization import Normalize, is_recorded
 from fastcnn.ops.folding import folded, folds
 from fastcnn.ops.gradients import only_reader
@@ -344,7 +345,7 @@ def role_of(child: Any) -> str | None:
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or state.get("_compiled_call_impl")
-        or "forward" in state
+        or ("forward" in state and is_replaced(child, "forward"))
     ):
         return None
     admitted = _ADMITTED.get(role)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fastcnn.explain.layers import Group, Ran, alone, stages
-from fastcnn.fuse import fuse
+from fastcnn.fuse import fused
 
 __all__ = ["Explanation", "Row", "explain"]
 
@@ -81,14 +81,14 @@ def explain(model: nn.Module, input: Tensor | Sequence[Any] | None = None) -> Ex
     """
     from fastcnn.explain import noting  # it brings in much of torch that nobody else needs
 
-    fused = fuse(model)
-    ran = None if input is None else noting.run(fused, input)
-    groups = stages(fused) if ran is None else [each.group for each in ran]
-    seen = {id(layer) for group in groups for layer in group.modules}
-    rows = [_stage_row(group) for group in groups] if ran is None else [_ran_row(each) for each in ran]
-    by_itself = [
-        Row((name,), (type(layer).__name__,), "", "", (), reason) for name, layer, reason in alone(fused, seen)
-    ]
+    with fused(model):
+        ran = None if input is None else noting.run(model, input)
+        groups = stages(model) if ran is None else [each.group for each in ran]
+        seen = {id(layer) for group in groups for layer in group.modules}
+        rows = [_stage_row(group) for group in groups] if ran is None else [_ran_row(each) for each in ran]
+        by_itself = [
+            Row((name,), (type(layer).__name__,), "", "", (), reason) for name, layer, reason in alone(model, seen)
+        ]
     return Explanation(rows + by_itself)
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
-from fastcnn import nn as fused_nn
 from fastcnn import stages as fused_stages
-from fastcnn.rewrite.analysis import Analysis, analyse, role_of, stock_class
-from fastcnn.rewrite.references import references
+from fastcnn.rewrite.analysis import Analysis, analyse, is_row, role_of
 
 _KINDS: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
@@ -58,14 +57,12 @@ def stages(model: nn.Module) -> list[Group]:
     """Return the stages of a fused model in the order of its modules."""
     names = names_of(model)
     groups: list[Group] = []
-    fixed = references(model).fixed
-    for module in model.modules():
-        if isinstance(module, (fused_nn.MaxPool2d, fused_nn.LocalResponseNorm)):
+    analyses, walked = _analyses(model)
+    for module, analysis in analyses:
+        if role_of(module) in ("pool", "lrn"):  # the same forward pools with any settings
             if not any(module is each for group in groups for each in group.modules) and _runs(module):
                 groups.append(group_of((module,), names, ("",), (role_of(module) or "",)))
-            continue
-        analysis = _analysis(module, fixed)
-        if _is_row(module, analysis):
+        elif is_row(module) and id(module) not in walked:
             groups += _stages_in_a_row(module, names)
         for found in analysis.found:
             if not found.roles:
@@ -81,9 +78,10 @@ def alone(model: nn.Module, fused: set[int]) -> Iterator[tuple[str, nn.Module, s
     """Yield the layers that could be fused and are not: name, layer, reason; `fused` are the ids of those that are."""
     names = names_of(model)
     said: set[int] = set()
-    fixed = references(model).fixed
-    for parent in model.modules():
-        analysis = _analysis(parent, fixed)
+    analyses, walked = _analyses(model)
+    for parent, analysis in analyses:
+        if id(parent) in walked:
+            analysis = analysis._replace(reason="the forward around it calls its layers one by one")
         for child in parent.children():
             if isinstance(child, FUSIBLE) and id(child) not in fused | said:
                 said.add(id(child))
@@ -97,16 +95,11 @@ def names_of(model: nn.Module) -> dict[int, str]:
     return {id(module): name for name, module in model.named_modules()}
 
 
-def _analysis(module: nn.Module, fixed: dict[int, str]) -> Analysis:
-    """Analyse a module; one that `fuse` had to leave as it is has no stages of its own."""
-    analysis = analyse(module)
-    if id(module) in fixed and stock_class(type(module)) is type(module):
-        return Analysis((), reason=analysis.reason or fixed[id(module)])
-    return analysis
-
-
-def _is_row(module: nn.Module, analysis: Analysis) -> bool:
-    return isinstance(module, fused_nn.Sequential) or (bool(analysis.plan) and not analysis.found)
+def _analyses(model: nn.Module) -> tuple[list[tuple[nn.Module, Analysis]], set[int]]:
+    """Analyse every module, and return the ids of the rows whose layers a forward calls one by one."""
+    modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    analyses = [(module, analyse(module)) for module in modules]
+    return analyses, {each for _, analysis in analyses for each in analysis.walked}
 
 
 def _runs(layer: nn.Module) -> bool:
@@ -147,7 +140,7 @@ def _held(layer: nn.Module) -> str:
 
 
 def _reason(layer: nn.Module, parent: nn.Module, analysis: Analysis) -> str:
-    if isinstance(parent, fused_nn.Sequential) or _is_row(parent, analysis):
+    if is_row(parent) and not analysis.reason:
         row = list(parent.children())
         place = row.index(layer)
         return _between(layer, _class_at(row, place - 1), _class_at(row, place + 1))

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcnn.fuse import fuse
+from fastcnn.models.dropin import DropIn
 from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights
-from fastcnn.nn import Sequential
 
 __all__ = ["AlexNet", "AlexNet2012", "alexnet"]
 
 
-class AlexNet(nn.Module):
+class AlexNet(DropIn):
     """AlexNet as torchvision has it: the same layers, keys and, from the same seed, the same weights.
 
     Shapes: input (N, 3, H, W), H and W from 63 up, 224 by custom; output (N, num_classes), unnormalized scores.
@@ -26,7 +27,7 @@ class AlexNet(nn.Module):
 
     def __init__(self, num_classes: int = 1000, dropout: float = 0.5) -> None:
         super().__init__()
-        self.features = Sequential(
+        self.features = nn.Sequential(
             nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(kernel_size=3, stride=2),
@@ -42,7 +43,7 @@ class AlexNet(nn.Module):
             nn.MaxPool2d(kernel_size=3, stride=2),
         )
         self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
-        self.classifier = Sequential(
+        self.classifier = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(256 * 6 * 6, 4096),
             nn.ReLU(inplace=True),
@@ -51,6 +52,7 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.Linear(4096, num_classes),
         )
+        fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score `x`: (N, 3, H, W)."""
@@ -79,7 +81,7 @@ def alexnet(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> Ale
     return model
 
 
-class AlexNet2012(nn.Module):
+class AlexNet2012(DropIn):
     """The network of the 2012 paper: 96-256-384-384-256 channels, with response normalization (LRN).
 
     `lrn=False` leaves the two LRN layers out; `groups=2` splits convolutions 2, 4 and 5 as the paper does over two
@@ -107,7 +109,7 @@ class AlexNet2012(nn.Module):
         log_softmax: bool = False,
     ) -> None:
         super().__init__()
-        self.features = Sequential(
+        self.features = nn.Sequential(
             nn.Conv2d(3, 96, kernel_size=11, stride=4),
             nn.ReLU(inplace=True),
             *_response_norm(lrn),
@@ -124,7 +126,7 @@ class AlexNet2012(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(kernel_size=3, stride=2),
         )
-        self.classifier = Sequential(
+        self.classifier = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(256 * 6 * 6, 4096),
             nn.ReLU(inplace=True),
@@ -137,6 +139,7 @@ class AlexNet2012(nn.Module):
             self.classifier.append(nn.LogSoftmax(dim=1))
         _initialize(self)
         self.register_load_state_dict_pre_hook(_rename_net_keys)
+        fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score `x`: (N, 3, 227, 227)."""

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from fastcnn.nn import Sequential
+from fastcnn.fuse import fuse
+from fastcnn.models.dropin import DropIn
 
 __all__ = ["MnistCNN"]
 
 
-class MnistCNN(nn.Module):
+class MnistCNN(DropIn):
     """Two 3x3 convolutions (1-32-64), each with ReLU and 2x2 max-pool, then 3136-100-`num_classes`.
 
     Shapes: input (N, 1, 28, 28); output (N, num_classes), unnormalized scores. 333,526 parameters with ten classes.
@@ -21,21 +22,22 @@ class MnistCNN(nn.Module):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.layer1 = Sequential(
+        self.layer1 = nn.Sequential(
             nn.Conv2d(1, 32, kernel_size=3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(kernel_size=2),
         )
-        self.layer2 = Sequential(
+        self.layer2 = nn.Sequential(
             nn.Conv2d(32, 64, kernel_size=3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(kernel_size=2),
         )
-        self.fc = Sequential(
+        self.fc = nn.Sequential(
             nn.Linear(64 * 7 * 7, 100),
             nn.ReLU(),
             nn.Linear(100, num_classes),
         )
+        fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score `x`: (N, 1, 28, 28)."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.fuse import fuse
-from fastcnn.nn import Sequential
+from fastcnn.models.dropin import DropIn
 
 __all__ = ["ResNetCifar", "resnet_cifar"]
 
@@ -24,7 +24,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.layers = Sequential(
+        self.layers = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(),
@@ -34,7 +34,9 @@ class BasicBlock(nn.Module):
         self.shortcut = (
             nn.Identity()
             if stride == 1 and in_channels == out_channels
-            else Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+            else nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.layers(x) + self.shortcut(x))
 
 
-class ResNetCifar(nn.Module):
+class ResNetCifar(DropIn):
     """The residual network for 32x32 images with three stages of two blocks, 16-32-64 channels: 14 layers deep.
 
     A 3x3 convolution with batch norm and ReLU, six basic blocks, the average of each channel and one linear layer.
@@ -59,18 +61,19 @@ class ResNetCifar(nn.Module):
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         channels = STAGES[0][0]
-        self.stem = Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
         blocks: list[nn.Module] = []
         for out_channels, stride in STAGES:
             for block in range(BLOCKS):
-                blocks.append(fuse(BasicBlock(channels, out_channels, stride if block == 0 else 1)))
+                blocks.append(BasicBlock(channels, out_channels, stride if block == 0 else 1))
                 channels = out_channels
-        self.blocks = Sequential(*blocks)
+        self.blocks = nn.Sequential(*blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score `x`: (N, 3, H, W)."""

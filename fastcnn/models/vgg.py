@@ -6,8 +6,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fastcnn.fuse import fuse
+from fastcnn.models.dropin import DropIn
 from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights
-from fastcnn.nn import Sequential
 
 __all__ = [
     "VGG",
@@ -37,7 +38,7 @@ COLUMNS: dict[str, tuple[Layer, ...]] = {
 }
 
 
-class VGG(nn.Module):
+class VGG(DropIn):
     """VGG as torchvision has it: the same layers, keys and, from the same seed, the same weights.
 
     `features` are the convolutional layers, ending in 512 channels. `cifar=True` is for 32x32 images: what the
@@ -69,6 +70,7 @@ class VGG(nn.Module):
         if init_weights:
             for layer in self.modules():
                 _initialize(layer)
+        fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score `x`: (N, 3, H, W)."""
@@ -78,8 +80,8 @@ class VGG(nn.Module):
         return self.classifier(x)
 
 
-def _classifier(num_classes: int, dropout: float) -> Sequential:
-    return Sequential(
+def _classifier(num_classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
         nn.Linear(512 * 7 * 7, 4096),
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
@@ -90,8 +92,8 @@ def _classifier(num_classes: int, dropout: float) -> Sequential:
     )
 
 
-def _cifar_classifier(num_classes: int, dropout: float) -> Sequential:
-    return Sequential(
+def _cifar_classifier(num_classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
         nn.Dropout(dropout),
         nn.Linear(512, 512),
         nn.ReLU(inplace=True),
@@ -115,7 +117,7 @@ def _initialize(layer: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def _features(column: tuple[Layer, ...], batch_norm: bool) -> Sequential:
+def _features(column: tuple[Layer, ...], batch_norm: bool) -> nn.Sequential:
     """Turn a row of the table into layers, from 3 channels on."""
     layers: list[nn.Module] = []
     in_channels = 3
@@ -131,7 +133,7 @@ def _features(column: tuple[Layer, ...], batch_norm: bool) -> Sequential:
                 layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.ReLU(inplace=True))
             in_channels = out_channels
-    return Sequential(*layers)
+    return nn.Sequential(*layers)
 
 
 def _builder(name: str, column: str, *, batch_norm: bool = False) -> Callable[..., VGG]:

@@ -3,181 +3,200 @@
 import ast
 import inspect
 import operator
-from abc import ABCMeta
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from torch import fx, nn
 
+from fastcnn import calls
+from fastcnn import nn as fused_nn
 from fastcnn import stages as fused_stages
-from fastcnn.calls import FUNCTIONS
-from fastcnn.rewrite.chains import ANY, Callee, Found, Link, Rewriter
-from fastcnn.rewrite.source import Unreadable, definition
+from fastcnn.calls import FUNCTIONS, Call
+from fastcnn.instance import is_replaced
+from fastcnn.rewrite.chains import Rewriter
+from fastcnn.rewrite.links import ADD, ADD_TO, ANY, CALL, MAKERS, METHOD, RUN, Callee, Found, Link, is_name
+from fastcnn.rewrite.source import Place, Unreadable, build, definition
 
 
 class Method(NamedTuple):
-    """All that rewriting a method depends on."""
+    """A method that is read: by name, and where `super` finds it by the place of its class in the __mro__."""
 
     name: str
-    callees: frozenset[tuple[str, Callee]] = frozenset()
-    place: int | None = None  # in the class's __mro__, of whose method it is where `super` finds it
-    inherited: frozenset[tuple[str, str]] = frozenset()  # the attribute that stands for each ``super().<name>``
+    place: int | None = None
 
     @property
     def attribute(self) -> str:
-        """The name under which the rewritten method is found."""
+        """The name under which the rewritten method is set on the module."""
         return self.name if self.place is None else f"_fastcnn_{self.place}_{self.name}"
 
 
-Plan = tuple[Method, ...]
+class Read(NamedTuple):
+    """A method as it was read."""
 
-SEQUENTIAL = Method("forward", frozenset({("", Callee("layers", None))}))  # what nn.Sequential inherits to others
+    attribute: str  # under which the rewritten method is set on the module
+    function: Any
+    node: ast.FunctionDef
+    place: Place
+    inherited: dict[str, str]  # the attribute that stands for each ``super().<name>``
+
+
 _OURS = ("torch.nn.", "fastcnn.nn")  # modules whose forwards are known
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
 _LOOK_AT_VARIABLES = frozenset({"locals", "vars", "eval", "exec", "dir", "_getframe", "currentframe"})
 _ROWS = (nn.Sequential, nn.ModuleList)
+_UNKNOWN = object()  # what an expression stands for that the module alone does not decide
+
+# What runs in place of torch's own forwards, captured at import: one that somebody patches later is not stock.
+_STOCK: dict[Any, Any] = {
+    nn.Sequential.forward: fused_nn.Sequential.forward,
+    nn.MaxPool2d.forward: fused_nn.MaxPool2d.forward,
+    nn.LocalResponseNorm.forward: fused_nn.LocalResponseNorm.forward,
+}
+_built: dict[Any, FunctionType] = {}
 
 
 class Analysis(NamedTuple):
-    """A module's plan, empty where nothing can be fused: then `reason` says why, where there is more to say."""
+    """What `fuse` sets on a module; nothing where nothing can be fused, and `reason` may say why."""
 
-    plan: Plan
+    methods: dict[str, FunctionType]
     found: tuple[Found, ...] = ()
     chains: tuple[tuple[str, ...], ...] = ()  # the callees of each chain, stage or not
     reason: str = ""
     layers: dict[str, nn.Module] = {}  # by the expression that calls them
-
-
-STOCK = "_fastcnn_stock"
-
-
-def stock_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class that a rewritten one was made of, or the class itself."""
-    stock: type[nn.Module] = vars(kind).get(STOCK, kind)
-    return stock
+    walked: frozenset[int] = frozenset()  # ids of the rows whose layers are called one by one
 
 
 def analyse(module: nn.Module) -> Analysis:
     """Find the stages in what a module's forward calls; the module is only looked at."""
-    kind = stock_class(type(module))
+    kind = type(module)
+    if is_replaced(module, "forward"):
+        return Analysis({}, reason="its forward has been replaced on the instance")
+    if kind.forward in _STOCK:
+        return Analysis({"forward": _STOCK[kind.forward]})
     if (kind.forward.__module__ or "").startswith(_OURS):
-        inherited = issubclass(kind, nn.Sequential) and kind.forward is nn.Sequential.forward
-        return Analysis((SEQUENTIAL,) if inherited and _has_stage(tuple(module.children())) else ())
-    if reason := _left_alone(module, kind):
-        return Analysis((), reason=reason)
-    methods: list[Method] = []
-    staged: set[str] = set()
+        return Analysis({})
+    if isinstance(module, fx.GraphModule):
+        return Analysis({}, reason="it is a graph of torch.fx: fuse the model before it is traced")
     reasons: list[str] = []
-    found: list[Found] = []
-    chains: list[tuple[str, ...]] = []
+    read: list[tuple[Read, Rewriter]] = []
     layers: dict[str, nn.Module] = {}
+    walked: set[int] = set()
     try:
-        for method, function, node in _methods(module, kind, reasons):
-            callees, values = _callees(function, node, module)
+        for each in _methods(module, kind, reasons):
+            known = {_own_name(each.node): module} | _variables_around(each.function)
+            callees, values = _callees(each.function, each.node, known)
             layers |= values
-            rewriter = rewriter_of(function, node, callees)
-            rewriter.rewritten()
-            chains += [tuple(link.text for link in chain) for chain in rewriter.chains]
-            methods.append(method._replace(callees=frozenset(callees.items())))
-            if rewriter.found:
-                staged.add(method.attribute)
-                found += rewriter.found
+            walked |= _walked(each.node, known)
+            read.append((each, _rewriter(each.function, each.node, callees)))
     except Unreadable as error:
-        return Analysis((), reason=str(error))
-    plan = _needed(methods, staged)
-    return Analysis(plan, tuple(found), tuple(chains), "" if plan else "; ".join(reasons), layers)
+        return Analysis({}, reason=str(error))
+    for _, rewriter in read:
+        rewriter.rewrite()
+    needed = _needed(read)
+    methods = {each.attribute: _build(each, rewriter, needed) for each, rewriter in read if each.attribute in needed}
+    found = tuple(each for _, rewriter in read for each in rewriter.found)
+    chains = tuple(chain for _, rewriter in read for chain in rewriter.chains)
+    walked -= {id(layers[each.texts[0]]) for each in found if not each.roles}
+    return Analysis(methods, found, chains, "" if methods else "; ".join(reasons), layers, frozenset(walked))
 
 
-def _needed(methods: list[Method], staged: set[str]) -> Plan:
+def is_row(module: nn.Module) -> bool:
+    """Whether a module runs its children one after another, as nn.Sequential does."""
+    rows = (nn.Sequential.forward, fused_nn.Sequential.forward)
+    return type(module).forward in rows and not is_replaced(module, "forward")
+
+
+def _needed(read: list[tuple[Read, Rewriter]]) -> set[str]:
     """Return the methods in which there are stages, and those that call them by `super`."""
-    needed, more = set[str](), staged
+    needed, more = set[str](), {each.attribute for each, rewriter in read if rewriter.found}
     while more:
         needed |= more
-        more = {each.attribute for each in methods if needed.intersection(dict(each.inherited).values())} - needed
-    return tuple(
-        each._replace(inherited=frozenset(pair for pair in each.inherited if pair[1] in needed))
-        for each in methods
-        if each.attribute in needed
-    )
+        more = {each.attribute for each, _ in read if needed.intersection(each.inherited.values())} - needed
+    return needed
 
 
-def _left_alone(module: nn.Module, kind: type[nn.Module]) -> str:
-    """Say why a module's class is not touched, or return an empty string."""
-    if isinstance(module, fx.GraphModule):
-        return "it is a graph of torch.fx: fuse the model before it is traced"
-    if "forward" in module.__dict__:
-        return "its forward has been replaced on the instance"
-    if type(kind) not in (type, ABCMeta):
-        return f"its class is made by a metaclass, {type(kind).__name__}"
-    if getattr(kind.__init_subclass__, "__func__", None) is not None:
-        return "its class takes part in the making of subclasses (__init_subclass__)"
-    return ""
-
-
-def _methods(
-    module: nn.Module, kind: type[nn.Module], reasons: list[str]
-) -> Iterator[tuple[Method, Any, ast.FunctionDef]]:
+def _methods(module: nn.Module, kind: type[nn.Module], reasons: list[str]) -> Iterator[Read]:
     """Yield forward, and the methods that it calls on the module or inherits, and so on, as far as they can be read."""
     waiting, seen = [Method("forward")], set()
     while waiting:
         method = waiting.pop(0)
-        function = function_of(kind, method)
+        function = _function_of(kind, method)
         if method in seen or not callable(function) or isinstance(function, type):
             continue
-        if method.place is None and method.name in module.__dict__:
+        if method.place is None and is_replaced(module, method.name):
             continue
         seen.add(method)
         try:
-            node = _readable(function, method.name)
+            node, place = _readable(function, method.name)
         except Unreadable as error:
             if method == Method("forward"):
                 raise
             if method.place is not None:
                 reasons.append(f"it calls super().{method.name}, which is not followed: {error}")
             continue
-        owner = own_name(node)
         called = [each for each in ast.walk(node) if isinstance(each, ast.Attribute)]
-        waiting += [Method(each.attr) for each in called if _is(each.value, owner)]
-        inherited = [Method(each.attr, place=_place(kind, function, each.attr)) for each in called if is_super(each)]
-        inherited = [each for each in inherited if each.place is not None]
-        waiting += inherited
-        yield method._replace(inherited=frozenset((each.name, each.attribute) for each in inherited)), function, node
+        waiting += [Method(each.attr) for each in called if is_name(each.value, _own_name(node))]
+        inherited = {ast.unparse(each): inherited for each in called if (inherited := _inherited(each, kind, function))}
+        waiting += inherited.values()
+        attributes = {text: each.attribute for text, each in inherited.items()}
+        yield Read(method.attribute, function, node, place, attributes)
 
 
-def function_of(kind: type[nn.Module], method: Method) -> Any:
+def _function_of(kind: type[nn.Module], method: Method) -> Any:
     """Return the function that a method is in a class, or None."""
     if method.place is None:
         return inspect.getattr_static(kind, method.name, None)
     return vars(kind.__mro__[method.place])[method.name]
 
 
-def _readable(function: Any, name: str) -> ast.FunctionDef:
-    node, _ = definition(function)
+def _readable(function: Any, name: str) -> tuple[ast.FunctionDef, Place]:
+    node, place = definition(function)
     if node.name != name:
         raise Unreadable(f"its {name} is a function named {node.name}, as a decorator makes")
     if looks := _names_of(function.__code__) & _LOOK_AT_VARIABLES:
         raise Unreadable(f"its {name} may look at its own variables, by {min(looks)}")
-    return node
+    return node, place
 
 
-def is_super(node: ast.Attribute) -> bool:
-    """Whether an attribute is ``super().<name>``."""
-    called = node.value
-    return isinstance(called, ast.Call) and _is(called.func, "super") and not (called.args or called.keywords)
-
-
-def _place(kind: type[nn.Module], function: FunctionType, name: str) -> int | None:
-    """Return the place of the class whose method ``super().<name>`` is, but for torch's own and ours."""
-    around = _variables_around(function)
-    order, owner = kind.__mro__, around.get("__class__")
-    if owner not in order or "super" in around or "super" in function.__code__.co_varnames:
+def _inherited(node: ast.Attribute, kind: type[nn.Module], function: FunctionType) -> Method | None:
+    """Return the method that ``super().<name>`` or ``super(Net, self).<name>`` is, but for torch's own and ours."""
+    called, around = node.value, _variables_around(function)
+    if not isinstance(called, ast.Call) or not is_name(called.func, "super") or called.keywords:
+        return None
+    if "super" in around or "super" in function.__code__.co_varnames:
+        return None
+    owner = _value(called.args[0], around) if len(called.args) == 2 else around.get("__class__")
+    order = kind.__mro__
+    if len(called.args) == 1 or owner not in order:
+        return None
+    if called.args and not is_name(called.args[1], function.__code__.co_varnames[0]):
         return None
     for i in range(order.index(owner) + 1, len(order)):
-        if name in vars(order[i]):
-            return None if order[i].__module__.startswith(_OURS) else i
+        if node.attr in vars(order[i]):
+            return None if order[i].__module__.startswith(_OURS) else Method(node.attr, place=i)
     return None
+
+
+def _build(read: Read, rewriter: Rewriter, needed: set[str]) -> FunctionType:
+    """Return the function of a rewritten tree; modules whose methods are rewritten alike share one."""
+    inherited = {text: attribute for text, attribute in read.inherited.items() if attribute in needed}
+    key = read.function, frozenset(rewriter.callees.items()), frozenset(inherited.items())
+    if key not in _built:
+        for each in ast.walk(read.node):
+            if isinstance(each, ast.Attribute) and (attribute := inherited.get(ast.unparse(each))):
+                each.value = ast.copy_location(ast.Name(_own_name(read.node), ast.Load()), each.value)
+                each.attr = attribute
+        _built[key] = build(read.function, read.node, read.place, _HELPERS)
+    return _built[key]
+
+
+def _add_to(maker: Any, other: Any) -> Call:
+    """Return the call ``input += other`` but for its input, which `maker` has made."""
+    return calls.add_to(fused_stages.role_of(maker) in MAKERS, other)
+
+
+_HELPERS = {RUN: fused_stages.run_layers, CALL: calls.call, METHOD: calls.method, ADD: calls.add, ADD_TO: _add_to}
 
 
 def _names_of(code: CodeType) -> set[str]:
@@ -186,19 +205,15 @@ def _names_of(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def _is(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
-
-
-def rewriter_of(function: FunctionType, node: ast.FunctionDef, callees: dict[str, Callee]) -> Rewriter:
+def _rewriter(function: FunctionType, node: ast.FunctionDef, callees: dict[str, Callee]) -> Rewriter:
     """Return what rewrites a function whose callees are known."""
     code = function.__code__
     deleted = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Del)}
     plain = frozenset(code.co_varnames) - set(code.co_cellvars) - deleted
-    return Rewriter(node, plain, callees, stage_roles)
+    return Rewriter(node, plain, callees, _stage_roles)
 
 
-def stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
+def _stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
     """Return the roles of the stage that begins at a link; a layer alone is no stage, as it runs as it is."""
     for stage in fused_stages.STAGES:
         span = links[start : start + len(stage.roles)]
@@ -216,12 +231,7 @@ def role_of(layer: Any) -> str | None:
     return fused_stages.ROLES.get(getattr(type(layer), "forward", None))
 
 
-def _has_stage(layers: tuple[nn.Module, ...]) -> bool:
-    roles = tuple(map(role_of, layers))
-    return any(fused_stages.stage_at(roles, start) for start in range(len(roles)))
-
-
-def own_name(node: ast.FunctionDef) -> str:
+def _own_name(node: ast.FunctionDef) -> str:
     """Return what a method calls the module."""
     arguments = [*node.args.posonlyargs, *node.args.args]
     if not arguments:
@@ -230,29 +240,58 @@ def own_name(node: ast.FunctionDef) -> str:
 
 
 def _callees(
-    function: FunctionType, node: ast.FunctionDef, module: nn.Module
+    function: FunctionType, node: ast.FunctionDef, known: dict[str, Any]
 ) -> tuple[dict[str, Callee], dict[str, nn.Module]]:
-    """Return what the callees and the iterables of a function stand for, as far as the module alone tells, and which
+    """Return what the callees, iterables and tests of a function stand for, as far as the module alone tells, and which
     of them are modules.
     """
-    owner = own_name(node)
+    owner = _own_name(node)
     if any(isinstance(n, ast.Name) and n.id == owner and not isinstance(n.ctx, ast.Load) for n in ast.walk(node)):
         raise Unreadable(f"its forward changes {owner}")
-    known = {owner: module} | _variables_around(function)
     own = {owner, *function.__code__.co_freevars}
     others = set(function.__code__.co_varnames) | set(function.__code__.co_cellvars)
     callees: dict[str, Callee] = {}
     layers: dict[str, nn.Module] = {}
     for each in ast.walk(node):
-        place = each.func if isinstance(each, ast.Call) else each.iter if isinstance(each, ast.For) else None
+        place = _PLACES.get(type(each), lambda _: None)(each)
         if place is None or any(isinstance(n, ast.Name) and n.id in others - own for n in ast.walk(place)):
             continue
-        value = _value(place, known)
-        if isinstance(value, nn.Module):
-            layers[ast.unparse(place)] = value
-        if callee := _callee(value, loop=isinstance(each, ast.For)):
+        if isinstance(each, ast.If):
+            callee = _test(place, known)
+        else:
+            value = _value(place, known)
+            if isinstance(value, nn.Module):
+                layers[ast.unparse(place)] = value
+            callee = _callee(value, loop=isinstance(each, ast.For))
+        if callee:
             callees[ast.unparse(place)] = callee
     return callees, layers
+
+
+_PLACES: dict[type[ast.AST], Any] = {
+    ast.Call: lambda node: node.func,
+    ast.For: lambda node: node.iter,
+    ast.If: lambda node: node.test,
+}
+
+
+def _walked(node: ast.FunctionDef, known: dict[str, Any]) -> set[int]:
+    """Return the ids of the rows whose layers a function takes one by one, and that it does not use as a whole."""
+    taken, whole = set[int](), set[int]()
+    for parent in ast.walk(node):
+        for each in ast.iter_child_nodes(parent):
+            if not isinstance(each, ast.Attribute) or not isinstance(value := _value(each, known), _ROWS):
+                continue
+            item = isinstance(parent, ast.Subscript) and not isinstance(parent.slice, ast.Slice)
+            if item or isinstance(parent, (ast.For, ast.comprehension)) or _calls_any(parent, ("enumerate", "zip")):
+                taken.add(id(value))
+            elif not _calls_any(parent, ("len",)):
+                whole.add(id(value))
+    return taken - whole
+
+
+def _calls_any(node: ast.AST, names: tuple[str, ...]) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
 
 
 def _variables_around(function: FunctionType) -> dict[str, Any]:
@@ -267,23 +306,64 @@ def _variables_around(function: FunctionType) -> dict[str, Any]:
 
 
 def _value(place: ast.expr, known: dict[str, Any]) -> Any:
-    """Return what an expression of names, attributes and constant indices stands for, or None."""
+    """Return what an expression of names, attributes, constants and constant indices stands for, or _UNKNOWN."""
+    if isinstance(place, ast.Constant):
+        return place.value
     if isinstance(place, ast.Name):
-        return known.get(place.id)
+        return known.get(place.id, _UNKNOWN)
     if isinstance(place, ast.Attribute):
         owner = _value(place.value, known)
-        if owner is None or isinstance(inspect.getattr_static(type(owner), place.attr, None), property):
-            return None
-        return getattr(owner, place.attr, None)
+        if owner is _UNKNOWN or isinstance(inspect.getattr_static(type(owner), place.attr, None), property):
+            return _UNKNOWN
+        return getattr(owner, place.attr, _UNKNOWN)
     if isinstance(place, ast.Subscript) and isinstance(place.slice, ast.Constant):
         holder, index = _value(place.value, known), place.slice.value
         if not isinstance(holder, (*_CONTAINERS, list, tuple, dict)):
-            return None
+            return _UNKNOWN
         try:
             return operator.getitem(holder, index)  # type: ignore[misc]
         except (LookupError, TypeError):
+            return _UNKNOWN
+    return _UNKNOWN
+
+
+_COMPARISONS: dict[type[ast.cmpop], Any] = {
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Gt: operator.gt,
+    ast.Lt: operator.lt,
+}
+_PLAIN = (bool, int, float, str, type(None), list, tuple, dict, nn.Module)  # what a module's layout hangs on
+
+
+def _test(test: ast.expr, known: dict[str, Any]) -> Callee | None:
+    """Return whether a test holds, where the attributes of a module decide it; its mode changes too often."""
+    if any(isinstance(each, ast.Attribute) and each.attr == "training" for each in ast.walk(test)):
+        return None
+    holds = _truth(test, known)
+    return None if holds is None else Callee("test", str(holds).lower())
+
+
+def _truth(test: ast.expr, known: dict[str, Any]) -> bool | None:
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        holds = _truth(test.operand, known)
+        return None if holds is None else not holds
+    if isinstance(test, ast.BoolOp):
+        each, decisive = [_truth(value, known) for value in test.values], isinstance(test.op, ast.Or)
+        return decisive if decisive in each else None if None in each else not decisive
+    if isinstance(test, ast.Compare):
+        sides = [_value(test.left, known), _value(test.comparators[0], known)]
+        compare = _COMPARISONS.get(type(test.ops[0]))
+        if compare is None or len(test.ops) > 1 or not all(isinstance(side, _PLAIN) for side in sides):
             return None
-    return None
+        try:
+            return bool(compare(*sides))
+        except TypeError:  # the forward itself will say so
+            return None
+    value = _value(test, known)
+    return bool(value) if isinstance(value, _PLAIN) else None
 
 
 def _callee(value: Any, *, loop: bool) -> Callee | None:

@@ -6,62 +6,32 @@ else in the function, and the order in which it happens, stays.
 
 import ast
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastcnn.calls import METHODS
-
-RUN, CALL, METHOD, ADD, ADD_TO = (f"__fastcnn_{name}__" for name in ("run", "call", "method", "add", "add_to"))
-MAKERS = ("conv", "bn", "linear")  # roles of layers whose output is a new tensor
-ANY = "?"  # a callee that is known when it runs, such as the variable of a loop
-
-
-class Callee(NamedTuple):
-    """What an expression such as ``self.conv1`` or ``F.relu`` stands for: `role` is what it can be in a stage."""
-
-    kind: str  # layer, function or layers
-    role: str | None
-
-
-class Link(NamedTuple):
-    """One call of a chain: ``callee(inner, …)``, ``inner.method(…)``, ``inner + …`` or, alone, ``name += …``."""
-
-    node: ast.Call | ast.BinOp | ast.AugAssign
-    inner: ast.expr
-    text: str  # of the callee
-    role: str | None
-    item: ast.expr  # what a stage is given for it
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether the callee itself is what a stage is given, not a call of a function."""
-        return isinstance(self.node, ast.Call) and self.item is self.node.func
-
-
-class Step(NamedTuple):
-    """A statement ``target = chain``, with or without an annotation, ``return chain`` or ``target += …``."""
-
-    statement: ast.Assign | ast.AnnAssign | ast.Return | ast.AugAssign
-    target: str | None
-    head: ast.expr
-    links: list[Link]
-
-
-class Found(NamedTuple):
-    """A stage that the rewritten function runs as one call."""
-
-    line: int
-    texts: tuple[str, ...]  # of the callees
-    roles: tuple[str, ...]
-    source: str
-
-
-class Part(NamedTuple):
-    """Links that run as one stage, or one link by itself: then `roles` is None."""
-
-    links: list[Link]
-    roles: tuple[str, ...] | None
-    source: str  # of the stage
-
+from fastcnn.rewrite.links import (
+    ADD,
+    ADD_TO,
+    ANY,
+    CALL,
+    MAKERS,
+    METHOD,
+    RUN,
+    Callee,
+    Found,
+    Link,
+    Part,
+    Step,
+    applied,
+    call_of,
+    ended,
+    is_name,
+    parameters,
+    placed,
+    simple,
+    targets,
+    uses,
+)
 
 # Gives roles that begin at a place of a row, where they can form a stage; ANY stands for each role.
 Matcher = Callable[[list[Link], int], tuple[str, ...] | None]
@@ -77,20 +47,21 @@ class Rewriter:
         self.node, self.callees, self.match = node, callees, match
         names = [each for each in ast.walk(node) if isinstance(each, ast.Name)]
         loads = [each.id for each in names if isinstance(each.ctx, ast.Load)]
-        loads += [each.target.id for each in ast.walk(node) if _augments(each)]  # type: ignore[attr-defined]
+        augmented = [each.target for each in ast.walk(node) if isinstance(each, ast.AugAssign)]
+        loads += [each.id for each in augmented if isinstance(each, ast.Name)]
         self.loads = {name: loads.count(name) for name in set(loads)}
         self.plain = plain
-        self.variables = {each.id for each in names if isinstance(each.ctx, ast.Store)} | _parameters(node)
+        self.variables = {each.id for each in names if isinstance(each.ctx, ast.Store)} | parameters(node)
         self.makers: dict[int, ast.expr] = {}  # of what `+=` changes: layers that make a new tensor for it
         self.found: list[Found] = []
-        self.chains: list[list[Link]] = []
+        self.chains: list[tuple[str, ...]] = []  # the callees of each, and the `if` before and after it
 
-    def rewritten(self) -> ast.FunctionDef:
-        """Change the definition and return it."""
+    def rewrite(self) -> None:
+        """Change the definition."""
         self.node.body = self._block(self.node.body)
-        return self.node
 
-    def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+    def _block(self, statements: list[ast.stmt], around: str = "") -> list[ast.stmt]:
+        """Rewrite statements; `around` is the ``if`` in which they stand."""
         written: list[ast.stmt] = []
         start = 0
         for i, statement in enumerate(statements):
@@ -99,7 +70,9 @@ class Rewriter:
         while start < len(statements):
             steps = self._steps(statements[start:])
             if steps:
-                written += self._run(steps)
+                following = statements[start + len(steps) :]
+                stop = self._stop(steps[-1], following[0]) if following else around
+                written += self._run(steps, "" if start else around, stop)
             else:
                 written.append(self._other(statements[start]))
             start += max(len(steps), 1)
@@ -110,9 +83,10 @@ class Rewriter:
         if isinstance(statement, ast.For) and (unrolled := self._walk_over_layers(statement)):
             return unrolled
         if isinstance(statement, (ast.If, ast.For, ast.While, ast.With)):
-            statement.body = self._block(statement.body)
+            around = f"if {ast.unparse(statement.test)}" if isinstance(statement, ast.If) else ""
+            statement.body = self._block(statement.body, around)
             if not isinstance(statement, ast.With):
-                statement.orelse = self._block(statement.orelse)
+                statement.orelse = self._block(statement.orelse, around)
         elif (
             isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)) and statement.value
         ):
@@ -129,17 +103,54 @@ class Rewriter:
             steps.append(step)
         return steps
 
+    def _stop(self, step: Step, statement: ast.stmt) -> str:
+        """Return the ``if`` after a step that takes its value and ends its row, or an empty string."""
+        taken = isinstance(statement, ast.If) and any(is_name(each, step.target) for each in ast.walk(statement))
+        return f"if {ast.unparse(statement.test)}" if isinstance(statement, ast.If) and taken else ""
+
     def _step(self, statement: ast.stmt) -> Step | None:
         if isinstance(statement, ast.AugAssign):
             return self._added_to(statement)
+        if isinstance(statement, ast.If):
+            return self._optional(statement)
         if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.Return)) or statement.value is None:
             return None
-        targets = _targets(statement)
-        if len(targets) > 1 or not all(isinstance(each, ast.Name) for each in targets):
+        names = targets(statement)
+        if len(names) > 1 or not all(isinstance(each, ast.Name) for each in names):
             return None
         head, links = self._chain(statement.value)
-        target = targets[0].id if targets else None  # type: ignore[attr-defined]
+        target = names[0].id if names else None  # type: ignore[attr-defined]
         return Step(statement, target, head, links) if links else None
+
+    def _optional(self, statement: ast.If) -> Step | None:
+        """Read ``if self.bn is not None: x = self.bn(x)``: layers that a call of the module may leave out."""
+        stored = [
+            each for each in ast.walk(statement) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+        ]
+        names = {each.id for each in stored}
+        name = min(names, default="")
+        then, otherwise = self._branch(statement.body, name), self._branch(statement.orelse, name)
+        looks = any(is_name(each, name) for each in ast.walk(statement.test))
+        if len(names) != 1 or looks or not simple(statement.test) or then is None or otherwise is None:
+            return None
+        known = self.callees.get(text := ast.unparse(statement.test))
+        items = [ast.Tuple([link.item for link in links], ast.Load()) for links in (then, otherwise)]
+        item = ast.Starred(ast.IfExp(statement.test, *items), ast.Load())
+        head = ast.copy_location(ast.Name(name, ast.Load()), statement)
+        role = known.role if known else None
+        return Step(statement, name, head, [Link(statement, head, f"if {text}", role, item, (then, otherwise))])
+
+    def _branch(self, statements: list[ast.stmt], name: str) -> list[Link] | None:
+        """Return the calls of a branch in which each statement is ``name = call(name)``."""
+        links: list[Link] = []
+        for statement in statements:
+            step = self._step(statement) if isinstance(statement, (ast.Assign, ast.If)) else None
+            if step is None or step.target != name or not is_name(step.head, name) or uses(step, name) != 1:
+                return None
+            if not all(link.branches or isinstance(link.node, ast.Call) for link in step.links):
+                return None
+            links += step.links
+        return links
 
     def _added_to(self, statement: ast.AugAssign) -> Step | None:
         """Read ``x += other`` where a layer has just made `x`, so that nobody else sees it change."""
@@ -147,7 +158,7 @@ class Rewriter:
         if maker is None or not isinstance(target, ast.Name):
             return None
         head = ast.copy_location(ast.Name(target.id, ast.Load()), target)
-        item = _call(ADD_TO, [maker, statement.value])
+        item = call_of(ADD_TO, [maker, statement.value])
         return Step(statement, target.id, head, [Link(statement, head, "+=", "add", item)])
 
     def _maker(self, statement: ast.AugAssign, before: list[ast.stmt]) -> ast.expr | None:
@@ -165,9 +176,8 @@ class Rewriter:
         name = before.target
         if name not in self.plain or not isinstance(after.head, ast.Name) or after.head.id != name:
             return False
-        uses = sum(isinstance(each, ast.Name) and each.id == name for each in _loaded(after.statement))
         forgotten = after.target in (name, None) or self.loads[name] == 1
-        return uses == 1 and forgotten
+        return uses(after, name) == 1 and forgotten
 
     def _chain(self, expression: ast.expr) -> tuple[ast.expr, list[Link]]:
         """Take an expression apart: the innermost input, and the calls from there outwards."""
@@ -179,19 +189,20 @@ class Rewriter:
 
     def _link(self, node: ast.expr) -> Link | None:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return Link(node, node.left, "+", "add", _call(ADD, [node.right]))
-        if not isinstance(node, ast.Call) or not all(each.arg and _simple(each.value) for each in node.keywords):
+            return Link(node, node.left, "+", "add", call_of(ADD, [node.right]))
+        if not isinstance(node, ast.Call) or not all(each.arg and simple(each.value) for each in node.keywords):
             return None
         if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and not node.args:
             name = node.func.attr
-            item = _call(METHOD, [ast.Constant(name)], node.keywords)
+            item = call_of(METHOD, [ast.Constant(name)], node.keywords)
             return Link(node, node.func.value, f".{name}", METHODS[name][0], item)
-        if not node.args or isinstance(node.args[0], ast.Starred) or not all(map(_simple, (node.func, *node.args[1:]))):
+        if not node.args or isinstance(node.args[0], ast.Starred) or not all(map(simple, (node.func, *node.args[1:]))):
             return None
         text = ast.unparse(node.func)
         callee, more = self._callee(node.func, text), bool(node.args[1:] or node.keywords)
         if callee.kind == "function":
-            return Link(node, node.args[0], text, callee.role, _call(CALL, [node.func, *node.args[1:]], node.keywords))
+            item = call_of(CALL, [node.func, *node.args[1:]], node.keywords)
+            return Link(node, node.args[0], text, callee.role, item)
         return Link(node, node.args[0], text, None if more else callee.role, node.func)
 
     def _callee(self, function: ast.expr, text: str) -> Callee:
@@ -207,7 +218,7 @@ class Rewriter:
         """Rewrite the chains anywhere in an expression."""
         head, links = self._chain(expression)
         if links:
-            parts = self._parts(head, links, {})
+            parts = self._parts(head, links, {}, "", "")
             inner = self._expression(head)
             self._visit_operands(links)
             for part in parts:
@@ -226,29 +237,41 @@ class Rewriter:
             return value
         return self._expression(value) if isinstance(value, ast.expr) else value
 
-    def _parts(self, head: ast.expr, links: list[Link], ends: dict[int, Step]) -> list[Part]:
+    def _parts(self, head: ast.expr, links: list[Link], ends: dict[int, Step], before: str, after: str) -> list[Part]:
         """Divide a chain into stages and calls by themselves, before anything in it changes."""
-        self.chains.append(links)
+        texts = [each.text for link in links for each in link.calls(undecided=True) or [link]]
+        self.chains.append(tuple(filter(None, (before, *texts, after))))
         parts: list[Part] = []
         inner, start = head, 0
         while start < len(links):
-            roles = self.match(links, start)
-            span = links[start : start + len(roles or "1")]
-            for link in span:
-                inner = _applied(link, inner)
-            parts.append(Part(span, roles, ast.unparse(inner) if roles else ""))
+            count, calls, roles = self._stage(links[start:])
+            span = links[start : start + count]
+            for call in calls:
+                inner = applied(call, inner)
+            found = roles and Found(calls[0].node.lineno, tuple(each.text for each in calls), roles, ast.unparse(inner))
+            parts.append(Part(span, found or None))
             start += len(span)
             if step := ends.get(id(span[-1])):
                 inner = ast.Name(step.target or "", ast.Load())
         return parts
 
+    def _stage(self, links: list[Link]) -> tuple[int, list[Link], tuple[str, ...]]:
+        """Return how many links the first stage takes, its calls and their roles; without one, the first link's."""
+        for undecided in (True, False):
+            calls = [(place, call) for place, link in enumerate(links) for call in link.calls(undecided)]
+            for first in range(len(links[0].calls(undecided))):
+                roles = self.match([call for _, call in calls], first)
+                last = calls[first + len(roles) - 1][0] if roles else 0
+                if roles and (last or links[0].branches is None):  # within one `if` its own block is rewritten
+                    return last + 1, [call for _, call in calls[first : first + len(roles)]], roles
+        return 1, links[0].calls(undecided=True), ()
+
     def _joined(self, inner: ast.expr, part: Part) -> ast.expr:
         """Return the call of a part on its input."""
-        if part.roles is None:
-            return _applied(part.links[0], inner)
-        first, last = part.links[0].node, part.links[-1].node
-        self.found.append(Found(first.lineno, tuple(link.text for link in part.links), part.roles, part.source))
-        return _placed(_call(RUN, [inner, *(link.item for link in part.links)]), last)
+        if part.found is None:
+            return applied(part.links[0], inner)
+        self.found.append(part.found)
+        return placed(call_of(RUN, [inner, *(link.item for link in part.links)]), part.links[-1].node)
 
     def _visit_operands(self, links: list[Link]) -> None:
         """Rewrite the right sides of sums, where a chain of their own may stand."""
@@ -258,20 +281,25 @@ class Rewriter:
             elif isinstance(link.node, ast.AugAssign):
                 link.node.value = link.item.args[1] = self._expression(link.node.value)  # type: ignore[attr-defined]
 
-    def _run(self, steps: list[Step]) -> list[ast.stmt]:
+    def _run(self, steps: list[Step], before: str, after: str) -> list[ast.stmt]:
         """Rewrite statements that hand one value on; those inside a stage go away."""
         links = [link for step in steps for link in step.links]
         ends = {id(step.links[-1]): step for step in steps}
         written: list[ast.stmt] = []
-        parts = self._parts(steps[0].head, links, ends)
+        parts = self._parts(steps[0].head, links, ends, before, after)
         inner = self._expression(steps[0].head)
         self._visit_operands(links)
         for part in parts:
-            inner = self._joined(inner, part)
-            if step := ends.get(id(part.links[-1])):
-                if not isinstance(step.statement, ast.AugAssign):
-                    step.statement.value = inner
-                written.append(step.statement)
+            step = ends.get(id(part.links[-1]))
+            if part.found is None and part.links[0].branches:
+                known = len(self.chains)
+                written.append(self._other(part.links[0].node))  # type: ignore[arg-type]
+                del self.chains[known:]  # its calls are in this chain
+            else:
+                inner = self._joined(inner, part)
+                if step:
+                    written.append(ended(step, inner))
+            if step:
                 inner = ast.Name(step.target or "", ast.Load())
         return written
 
@@ -290,61 +318,5 @@ class Rewriter:
         self.found.append(Found(loop.lineno, (text,), (), ast.unparse(loop)))
         assert isinstance(step.statement, (ast.Assign, ast.AnnAssign))
         layers = ast.Starred(loop.iter, ast.Load())
-        step.statement.value = _placed(_call(RUN, [step.head, layers]), step.statement.value or loop)
+        step.statement.value = placed(call_of(RUN, [step.head, layers]), step.statement.value or loop)
         return step.statement
-
-
-def _targets(statement: ast.Assign | ast.AnnAssign | ast.Return) -> list[ast.expr]:
-    if isinstance(statement, ast.AnnAssign):
-        return [statement.target]
-    return statement.targets if isinstance(statement, ast.Assign) else []
-
-
-def _augments(node: ast.AST) -> bool:
-    return isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)
-
-
-def _parameters(node: ast.FunctionDef) -> set[str]:
-    """Return the parameters but the first, which is the module."""
-    arguments = node.args
-    named = [*arguments.posonlyargs, *arguments.args][1:] + arguments.kwonlyargs
-    return {each.arg for each in (*named, arguments.vararg, arguments.kwarg) if each}
-
-
-def _simple(node: ast.expr) -> bool:
-    """Whether an expression only reads, so that it may be read a little earlier."""
-    if isinstance(node, (ast.Constant, ast.Name)):
-        return True
-    if isinstance(node, ast.Attribute):
-        return _simple(node.value)
-    if isinstance(node, ast.Subscript):
-        return _simple(node.value) and _simple(node.slice)
-    if isinstance(node, (ast.Tuple, ast.List)):
-        return all(map(_simple, node.elts))
-    return isinstance(node, ast.UnaryOp) and _simple(node.operand)
-
-
-def _loaded(statement: ast.Assign | ast.AnnAssign | ast.Return | ast.AugAssign) -> list[ast.AST]:
-    return list(ast.walk(statement if isinstance(statement, ast.AugAssign) else statement.value or statement))
-
-
-def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword] | None = None) -> ast.Call:
-    return ast.Call(ast.Name(name, ast.Load()), args, keywords or [])
-
-
-def _applied(link: Link, inner: ast.expr) -> ast.expr:
-    """Return the call of a link on another input."""
-    node = link.node
-    if not isinstance(node, ast.Call):
-        right = node.right if isinstance(node, ast.BinOp) else node.value
-        return ast.copy_location(ast.BinOp(inner, ast.Add(), right), node)
-    if link.text.startswith("."):
-        assert isinstance(node.func, ast.Attribute)
-        function = ast.copy_location(ast.Attribute(inner, node.func.attr, ast.Load()), node.func)
-        return ast.copy_location(ast.Call(function, [], node.keywords), node)
-    return ast.copy_location(ast.Call(node.func, [inner, *node.args[1:]], node.keywords), node)
-
-
-def _placed(made: ast.expr, where: ast.AST) -> ast.expr:
-    """Give an expression that was made, and what in it has no place, the place of another."""
-    return ast.fix_missing_locations(ast.copy_location(made, where))

@@ -52,7 +52,7 @@ def definition(function: Any) -> tuple[ast.FunctionDef, Place]:
 
 
 def build(function: Any, node: ast.FunctionDef, place: Place, helpers: dict[str, Any]) -> FunctionType:
-    """Return `function` with the changed tree `node`, in which `helpers` are known by their names."""
+    """Return a function like `function`, which it wraps, with the changed tree `node`; it knows `helpers` by name."""
     code = _code(function, node, place, tuple(helpers))
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     closure = tuple(CellType(helpers[name]) if name in helpers else cells[name] for name in code.co_freevars)
@@ -61,7 +61,7 @@ def build(function: Any, node: ast.FunctionDef, place: Place, helpers: dict[str,
     made.__kwdefaults__ = function.__kwdefaults__
     made.__annotations__ = function.__annotations__
     made.__doc__, made.__module__, made.__qualname__ = function.__doc__, function.__module__, function.__qualname__
-    made.__dict__.update(function.__dict__)
+    made.__dict__.update(function.__dict__, __wrapped__=function)
     return made
 
 
@@ -117,9 +117,11 @@ def _code(function: FunctionType, node: ast.FunctionDef, place: Place, helpers: 
     a function whose variables are the free ones.
     """
     free = [name for name in (*function.__code__.co_freevars, *helpers) if name != "__class__"]
+    in_a_function = place.class_name in function.__code__.co_freevars
     template = [
         "def around():",
         *(f"    {name} = None" for name in free),
+        *([] if in_a_function else [f"    global {place.class_name}"]),  # as the methods that name their class read it
         f"    class {place.class_name}:",
         "        pass",
     ]

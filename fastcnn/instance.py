@@ -1,0 +1,133 @@
+"""Methods that are set on one module, whose class stays what it is."""
+
+import copy
+import functools
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+logger = logging.getLogger("fastcnn")
+
+
+class InstanceMethod:
+    """A function bound to one module under one name.
+
+    It does not keep the module alive: a module that goes away frees its memory at once, as a stock one does. A copy of
+    the module gets a method of its own.
+    """
+
+    __slots__ = ("__weakref__", "function", "module", "name")
+
+    def __init__(self, function: Callable[..., Any], module: Any, name: str) -> None:
+        self.function, self.module, self.name = function, weakref.ref(module), name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function with the module as its first argument."""
+        return self.function(self.module(), *args, **kwargs)
+
+    def _method(self) -> MethodType:
+        module = self.module()
+        if module is None:
+            raise ReferenceError(f"{self.name}: the module of this method is gone")
+        return MethodType(self.function, module)
+
+    def __getattr__(self, name: str) -> Any:
+        """Read what a bound method has: torch.export looks at its `__code__`, others at its `__name__`."""
+        return getattr(self._method(), name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._method())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "InstanceMethod":
+        return type(self)(self.function, copy.deepcopy(self.module(), memo), self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Save a method that somebody keeps elsewhere as the one of the module's class."""
+        return getattr, (self.module(), self.name)
+
+
+class _State(dict[str, Any]):
+    """A module's attributes: copied with its instance methods, saved without, and so loaded without fastcnn."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.methods = {name: value for name, value in state.items() if _is_own(name, value)}
+        super().__init__((name, value) for name, value in state.items() if name not in self.methods)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy({**self, **self.methods}, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+def _is_own(name: str, value: object) -> bool:
+    return type(value) is InstanceMethod and value.name == name
+
+
+def _state(self: nn.Module) -> Any:
+    state = type(self).__getstate__(self)
+    return _State(state) if isinstance(state, dict) else state
+
+
+def _replica(self: nn.Module) -> nn.Module:
+    """Bind the methods of a replica, which starts with the attributes of the module, to the replica."""
+    replica = type(self)._replicate_for_data_parallel(self)
+    for name, value in vars(self).items():
+        if _is_own(name, value):
+            vars(replica)[name] = InstanceMethod(value.function, replica, name)
+    return replica
+
+
+def set_methods(module: nn.Module, methods: Mapping[str, Callable[..., Any]]) -> None:
+    """Set methods on one module, with those that copy, save, replicate and script it right.
+
+    A method that somebody else has set on the module stays.
+    """
+    around = {
+        "__getstate__": _state,
+        "_replicate_for_data_parallel": _replica,
+        "__prepare_scriptable__": _without_methods,
+    }
+    for name, function in {**methods, **around}.items():
+        if not is_replaced(module, name):
+            vars(module)[name] = InstanceMethod(function, module, name)
+
+
+def has_methods(module: nn.Module) -> bool:
+    """Whether there is a method that `set_methods` has set and nobody has replaced since."""
+    return any(_is_own(name, value) for name, value in vars(module).items())
+
+
+def remove_methods(module: nn.Module) -> None:
+    """Remove the methods that `set_methods` has set and nobody has replaced since."""
+    for name in [name for name, value in vars(module).items() if _is_own(name, value)]:
+        del vars(module)[name]
+
+
+def _without_methods(self: nn.Module) -> nn.Module:
+    """Give torch.jit.script the stock module, which is this one from then on."""
+    _say_scripted()
+    remove_methods(self)
+    return self
+
+
+@functools.cache
+def _say_scripted() -> None:
+    logger.warning(
+        "torch.jit.script undoes fuse on what it scripts: call fastcnn.fuse again to run that fused in Python"
+    )
+
+
+def is_replaced(module: nn.Module, name: str) -> bool:
+    """Whether somebody else has set a method on a module, and not the method of its own class."""
+    value = vars(module).get(name)
+    if value is None or type(value) is InstanceMethod:
+        return False
+    own = type(value) is MethodType and value.__self__ is module
+    return not (own and value.__func__ is getattr(type(module), name, None))
