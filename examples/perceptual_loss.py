@@ -2,7 +2,7 @@
 
     python examples/perceptual_loss.py --image cat.jpg --weights DEFAULT --size 256 --steps 200
 
-But for the import of `vgg19` it is a script for torchvision's model. The loss is that of Johnson, Alahi, Fei-Fei,
+A slice of a fused network is a stock one: each piece is fused by itself, which is all that is new. The loss is that of Johnson, Alahi, Fei-Fei,
 "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", 2016. Without --weights VGG is random.
 """
 
@@ -11,8 +11,9 @@ import argparse
 import torch
 from images import read_image
 from torch import Tensor, nn
+from torchvision.models import vgg19
 
-from fastcnn import vgg19
+import fastcnn
 
 # Where the pieces end: relu1_2, relu2_2, relu3_4, relu4_4.
 ENDS = (4, 9, 18, 27)
@@ -30,7 +31,7 @@ class PerceptualLoss(nn.Module):
     def __init__(self, weights: str | None) -> None:
         super().__init__()
         features = vgg19(weights=weights).features.eval().requires_grad_(False)
-        self.pieces = nn.ModuleList(features[start:end] for start, end in zip((0, *ENDS), ENDS))
+        self.pieces = nn.ModuleList(fastcnn.fuse(features[start:end]) for start, end in zip((0, *ENDS), ENDS))
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 

@@ -2,7 +2,7 @@
 
     python examples/style_transfer.py --content cat.jpg --style waves.jpg --weights DEFAULT --size 256 --steps 300
 
-But for the import of `vgg19` it is a script for torchvision's model. The method is that of Gatys, Ecker, Bethge, "A
+A slice of a fused network is a stock one: each piece is fused by itself, which is all that is new. The method is that of Gatys, Ecker, Bethge, "A
 Neural Algorithm of Artistic Style", 2015. Without images it paints made-up ones, without --weights VGG is random.
 """
 
@@ -11,9 +11,10 @@ import argparse
 import torch
 from images import read_image
 from torch import Tensor, nn
+from torchvision.models import vgg19
 from torchvision.transforms.functional import to_pil_image
 
-from fastcnn import vgg19
+import fastcnn
 
 CONTENT, STYLE = ("conv4_2",), ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 
@@ -25,7 +26,7 @@ def cut(features: nn.Sequential) -> dict[str, nn.Module]:
         if isinstance(layer, nn.Conv2d):
             number += 1
             if (name := f"conv{block}_{number}") in CONTENT + STYLE:
-                pieces[name], start = features[start : i + 1], i + 1
+                pieces[name], start = fastcnn.fuse(features[start : i + 1]), i + 1
         elif isinstance(layer, nn.ReLU):
             features[i] = nn.ReLU()  # not in place: the losses look at what the convolution gave
         else:

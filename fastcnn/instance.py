@@ -21,8 +21,6 @@ class InstanceMethod:
     the module gets a method of its own.
     """
 
-    __slots__ = ("__weakref__", "function", "module", "name")
-
     def __init__(self, function: Callable[..., Any], module: Any, name: str) -> None:
         self.function, self.module, self.name = function, weakref.ref(module), name
 

@@ -143,7 +143,10 @@ OWN = {
     "pruned": (lambda m: prune.l1_unstructured(m[0], "weight", 1), "it has forward pre hooks"),
     "subclass": (lambda m: m.__setitem__(0, OwnConv(3, 4, 3)), "it is of a subclass with a forward of its own"),
     "compiled": (lambda m: m[0].compile(backend="eager"), "it is compiled by itself"),
-    "forward": (lambda m: setattr(m[0], "forward", lambda x: type(m[0]).forward(m[0], x)), "its forward has been replaced on the instance"),
+    "forward": (
+        lambda m: setattr(m[0], "forward", lambda x: type(m[0]).forward(m[0], x)),
+        "its forward has been replaced on the instance",
+    ),
 }
 
 

@@ -87,10 +87,10 @@ def test_trains_as_before_to_the_last_bit_on_stock_layers(name):
 def test_is_as_exact_as_before_through_kernels(name):
     model, x = built(name)
     model.eval()
+    plain, exact = output_and_gradients(model, x), output_and_gradients(copy.deepcopy(model).double(), x.double())
     fused = fastcnn.fuse(model)
     with torch.no_grad():
         folded = tensors(fused(x))
-    plain, exact = output_and_gradients(model, x), output_and_gradients(copy.deepcopy(model).double(), x.double())
     count = len(folded)
     assert_as_exact(folded, plain[:count], exact[:count])
     for backend in ("cpu", "auto"):

@@ -108,7 +108,7 @@ def normalize_first(model: nn.Module, statistics: Statistics, dtype: torch.dtype
     """
     name, first = next(model.named_children())
     layers = {"normalize": fastcnn.nn.Normalize(*statistics, dtype), **dict(first.named_children())}
-    setattr(model, name, fastcnn.nn.Sequential(OrderedDict(layers)))
+    setattr(model, name, fastcnn.fuse(nn.Sequential(OrderedDict(layers))))
 
 
 def abridged(classes: Sequence[str]) -> str:

@@ -95,7 +95,7 @@ def analyse(module: nn.Module) -> Analysis:
         rewriter.rewrite()
     needed = _needed(read)
     methods = {each.attribute: _build(each, rewriter, needed) for each, rewriter in read if each.attribute in needed}
-    found = tuple(each for _, rewriter in read for each in rewriter.found)
+    found = tuple(each for _, rewriter in read for each in rewriter.found if each.runs)
     chains = tuple(chain for _, rewriter in read for chain in rewriter.chains)
     walked -= {id(layers[each.texts[0]]) for each in found if not each.roles}
     return Analysis(methods, found, chains, "" if methods else "; ".join(reasons), layers, frozenset(walked))
@@ -264,7 +264,7 @@ def _callees(
                 layers[ast.unparse(place)] = value
             callee = _callee(value, loop=isinstance(each, ast.For))
         if callee:
-            callees[ast.unparse(place)] = callee
+            callees["if " * isinstance(each, ast.If) + ast.unparse(place)] = callee
     return callees, layers
 
 

@@ -84,14 +84,22 @@ class Rewriter:
             return unrolled
         if isinstance(statement, (ast.If, ast.For, ast.While, ast.With)):
             around = f"if {ast.unparse(statement.test)}" if isinstance(statement, ast.If) else ""
-            statement.body = self._block(statement.body, around)
+            holds = self.callees.get(around, Callee("test", None)).role
+            statement.body = self._branch_of(statement.body, around, holds != "false")
             if not isinstance(statement, ast.With):
-                statement.orelse = self._block(statement.orelse, around)
+                statement.orelse = self._branch_of(statement.orelse, around, holds != "true")
         elif (
             isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)) and statement.value
         ):
             statement.value = self._expression(statement.value)
         return statement
+
+    def _branch_of(self, statements: list[ast.stmt], around: str, runs: bool) -> list[ast.stmt]:
+        """Rewrite the statements of one branch, and mark the stages in it where it never runs."""
+        start = len(self.found)
+        written = self._block(statements, around)
+        self.found[start:] = [each._replace(runs=each.runs and runs) for each in self.found[start:]]
+        return written
 
     def _steps(self, statements: list[ast.stmt]) -> list[Step]:
         """Return the statements from the first on of which each takes what the one before it has left, alone."""
@@ -133,12 +141,13 @@ class Rewriter:
         looks = any(is_name(each, name) for each in ast.walk(statement.test))
         if len(names) != 1 or looks or not simple(statement.test) or then is None or otherwise is None:
             return None
-        known = self.callees.get(text := ast.unparse(statement.test))
+        text = f"if {ast.unparse(statement.test)}"
+        known = self.callees.get(text)
         items = [ast.Tuple([link.item for link in links], ast.Load()) for links in (then, otherwise)]
         item = ast.Starred(ast.IfExp(statement.test, *items), ast.Load())
         head = ast.copy_location(ast.Name(name, ast.Load()), statement)
         role = known.role if known else None
-        return Step(statement, name, head, [Link(statement, head, f"if {text}", role, item, (then, otherwise))])
+        return Step(statement, name, head, [Link(statement, head, text, role, item, (then, otherwise))])
 
     def _branch(self, statements: list[ast.stmt], name: str) -> list[Link] | None:
         """Return the calls of a branch in which each statement is ``name = call(name)``."""

@@ -61,6 +61,7 @@ class Found(NamedTuple):
     texts: tuple[str, ...]  # of the callees
     roles: tuple[str, ...]
     source: str
+    runs: bool = True  # not where the attributes of the module rule out the branch that it stands in
 
 
 class Part(NamedTuple):
