@@ -118,14 +118,40 @@ def test_checkpointing_repeats_the_mask() -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_output_may_be_changed_in_place() -> None:
+    x, weight, bias = (new(*shape, dtype=torch.float32).requires_grad_() for shape in ((4, 5), (16, 5), (16,)))
+    with fastcnn.use_backend("triton"):
+        torch.manual_seed(2)
+        plain = FF.linear_relu_dropout(x, weight, bias)
+        expected = torch.autograd.grad((plain * 3 + 1).square().sum(), (x, weight, bias))
+        torch.manual_seed(2)
+        changed = FF.linear_relu_dropout(x, weight, bias)
+        changed.mul_(3).add_(1)
+    for mine, theirs in zip(torch.autograd.grad(changed.square().sum(), (x, weight, bias)), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_penalty_gives_gradients_of_zero_as_stock_does() -> None:
+    x, weight, bias = (new(*shape, dtype=torch.float32).requires_grad_() for shape in ((4, 5), (16, 5), (16,)))
+    with fastcnn.use_backend("triton"):
+        y = FF.linear_relu_dropout(x, weight, bias)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        slope.square().sum().backward()
+    assert weight.grad is not None
+    for each in (x, bias):
+        assert each.grad is not None
+        assert not each.grad.any()
+
+
 def test_gradient_is_the_outputs_mask_and_nothing_else_is_kept() -> None:
     x, weight = new(6, 5, dtype=torch.float32), new(32, 5, dtype=torch.float32)
     bias = torch.zeros(32, device=DEVICE, requires_grad=True)
-    kept: list[tuple[int, ...]] = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t)
+    kept: list[tuple[Any, ...]] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((*t.shape, t.dtype)) or t, lambda t: t)
     with fastcnn.use_backend("triton"), hooks:
         y = FF.linear_relu_dropout(x, weight, bias, 0.2)
-    assert sorted(kept) == sorted([(6, 5), (32, 5), (6, 32)])
+    single = torch.float32
+    assert sorted(kept, key=str) == [(6, 0, single), (6, 32, torch.bool)]
     (grad,) = torch.autograd.grad(y.sum(), bias)
     torch.testing.assert_close(grad, (y > 0).sum(0) / 0.8)
 

@@ -1,6 +1,6 @@
 """Linear layer, ReLU and dropout: ``linear_relu_dropout`` and ``linear_relu_dropout_backward``, and autograd.
 
-The output is the mask: it is zero where ReLU is off or the unit is dropped. Elsewhere it is the activation over
+The output tells the mask: it is zero where ReLU is off or the unit is dropped. Elsewhere it is the activation over
 1 - p, so backward needs neither the activation nor the random numbers. Where the output is NaN the unit counts as kept.
 """
 
@@ -44,27 +44,38 @@ _backward = define(
 
 
 class LinearReLUDropout(torch.autograd.Function):
-    """(N, features) -> (N, out_features); saves input, weight and the output, which is the mask of both layers."""
+    """(N, features) -> (N, out_features), where it is not zero, an anchor; saves input, weight and the last two.
+
+    The output is its caller's, who may change it in place, as he may change that of stock's dropout.
+    """
 
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str) -> Tensor:
-        return _forward[backend](input, weight, bias, seed, p)
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output = _forward[backend](input, weight, bias, seed, p)
+        return output, output != 0, autograd.anchor(output)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
         input, weight, _, _, ctx.p, ctx.backend = inputs
         needs = ctx.needs_input_grad
-        ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None, output)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None, *outputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, output = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, _: None, grad_anchor: Tensor | None) -> tuple[Tensor | None, ...]:
+        input, weight, kept, anchor = ctx.saved_tensors
+        grad = autograd.incoming(grad, grad_anchor, kept)
+        if grad is None:
+            return (None,) * 6
         needs = ctx.needs_input_grad
         if autograd.differentiable():
-            grad_linear = autograd.relu_gradient(grad, output) / (1 - ctx.p)
+            grad_linear = torch.where(kept, grad / (1 - ctx.p), 0) + anchor.sum(1, keepdim=True)
             grad_bias = grad_linear.sum(0) if needs[2] else None
         else:
-            grad_linear, grad_bias = _backward[ctx.backend](grad, output, ctx.p, needs[2])
+            grad_linear, grad_bias = _backward[ctx.backend](grad, kept.to(grad.dtype), ctx.p, needs[2])
         return (
             grad_linear @ weight if needs[0] else None,
             grad_linear.t() @ input if needs[1] else None,
@@ -102,7 +113,7 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: f
 
 def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str) -> Tensor:
     if autograd.needs_grad(rows, weight, bias):
-        return _apply(rows, weight, bias, seed, p, backend)
+        return _apply(rows, weight, bias, seed, p, backend)[0]
     return _forward[backend](rows, weight, bias, seed, p)
 
 
