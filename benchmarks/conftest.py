@@ -34,7 +34,7 @@ from benchmarks.report.reading import read
 from benchmarks.report.tables import compact
 from benchmarks.results import RESULTS, Results, folder_name, surroundings
 from benchmarks.rows import ENDED, OUTCOME, SURROUNDINGS
-from fastcnn.tune.attempts import is_lost
+from fastcnn.tuning.attempts import is_lost
 
 STARTED = "FASTCNN_BENCH_STARTED"  # when a run began that had to start its process anew
 QUICK_MINUTES = 4.5

@@ -8,6 +8,7 @@ from fastcnn.backend import use_backend
 from fastcnn.explain import Explanation, explain
 from fastcnn.fuse import fuse, unfuse
 from fastcnn.models import *  # noqa: F403  the models are re-exported by their own __all__
+from fastcnn.warm_up import warm_up
 
 try:
     __version__ = _metadata.version("fastcnn")
@@ -26,5 +27,6 @@ __all__ = [
     "optim",
     "unfuse",
     "use_backend",
+    "warm_up",
     *models.__all__,
 ]

@@ -4,7 +4,8 @@ import functools
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -50,7 +51,7 @@ def chosen() -> str:
 
 
 def own_choice() -> Choice | None:
-    """Return the choice of this thread alone; None where it follows the process's, as the main thread always does."""
+    """Return the choice of this thread alone; None where it follows the process's, as the main thread mostly does."""
     mine: Choice | None = getattr(_thread, "choice", None)
     return mine
 
@@ -77,6 +78,23 @@ def _set(wanted: Choice | None) -> None:
     else:
         _thread.choice = wanted
     changed()
+
+
+@contextmanager
+def only_here(name: str, algorithm: str | None = None) -> Iterator[None]:
+    """Choose for this thread alone, the main one too, so that nobody else notices: while candidates are tried.
+
+    Raises:
+        RuntimeError, ValueError: as `use_backend`.
+    """
+    _validate(name, algorithm)
+    before, _thread.choice = own_choice(), Choice(name, algorithm)
+    changed()
+    try:
+        yield
+    finally:
+        _thread.choice = before
+        changed()
 
 
 class use_backend(_DecoratorContextManager):

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastcnn import overrides, tuning
 from fastcnn.available import BACKENDS, MISSING, RUNS_ON
 from fastcnn.backend import Choice, choice, device_type, unusable
+from fastcnn.tuning import trial
 
 logger = logging.getLogger("fastcnn")
 
@@ -39,8 +40,8 @@ class Route(NamedTuple):
 
 
 ASKED_FOR = "the backend asked for"
-MEASURED_STOCK = "measured on this device: stock was faster"
-MEASURED_KERNEL = "measured on this device: the fastest"
+MEASURED_STOCK = "measured on this device{}: stock was faster"
+MEASURED_KERNEL = "measured on this device{}: the fastest"
 MEASURED_KIND = "faster from this size on, as measured on this kind of device"
 STOCK_ON_THIS_KIND = "stock is as fast, as measured on this kind of device"
 TOO_SMALL = "below the size from which it pays"
@@ -151,7 +152,8 @@ def _fastest(
     if reason := overrides.lacks_rule(arguments) or overrides.watcher(arguments):
         _say_once(function, reason, device_type(input))
         return Route("torch", None, reason), None
-    route = _by_table(op, arguments) or _by_kind_of_device(measured, input)
+    found, why = _measured(op, arguments)
+    route = _by_measurement(found) if found else _by_kind_of_device(measured, input, why)
     prepared = None
     if route.backend != "torch":
         prepared = prepare(*arguments)
@@ -166,11 +168,26 @@ def _fastest(
     return route, prepared
 
 
-def _by_table(op: str, arguments: tuple[Any, ...]) -> Route | None:
-    winner = tuning.winner(op, arguments, _problem) if op in tuning.ARGUMENTS else None
-    if winner is None:
-        return None
-    return Route(*winner, MEASURED_STOCK if winner.backend == "torch" else MEASURED_KERNEL)
+def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None, str]:
+    """Return what the tables have of a call, which is tried if they have nothing; else why it was not tried."""
+    if op not in tuning.ARGUMENTS:
+        return None, ""
+    found = tuning.winner(op, arguments, _problem)
+    if found or op in _JOINED or torch.compiler.is_compiling() or not trial.concerns(arguments[0]):
+        return found, ""
+    why = trial.off(op, arguments)
+    if not why:
+        if trial.run(op, arguments):
+            return tuning.winner(op, arguments, _problem), ""
+        why = "another thread is trying a stage"
+    return None, why
+
+
+def _by_measurement(found: tuning.Found) -> Route:
+    at = f" at batch {found.batch}" if found.batch else ""
+    if found.winner.backend == "torch":
+        return Route("torch", None, found.why or MEASURED_STOCK.format(at))
+    return Route(*found.winner, MEASURED_KERNEL.format(at))
 
 
 def _problem(op: str, name: str, algorithm: str | None) -> str:
@@ -180,13 +197,13 @@ def _problem(op: str, name: str, algorithm: str | None) -> str:
     return unusable(name, algorithm)
 
 
-def _by_kind_of_device(op: str, input: Tensor) -> Route:
+def _by_kind_of_device(op: str, input: Tensor, why: str) -> Route:
     """Return what is the fastest on devices of a type."""
     entry = FASTEST.get((device_type(input), op))
     if entry is None and (device_type(input), op) in STOCK_IS_AS_FAST and input.dtype == torch.float32:
         return Route("torch", None, STOCK_ON_THIS_KIND)
     if entry is None or input.dtype not in entry.dtypes:
-        return Route("torch", None, _unmeasured(input.dtype))
+        return Route("torch", None, _unmeasured(input.dtype, why))
     if input.layout is not torch.strided:
         return Route("torch", None, f"no kernel takes {input.layout}")
     if input.numel() < entry.least_elements:
@@ -198,11 +215,11 @@ def _by_kind_of_device(op: str, input: Tensor) -> Route:
     return Route(entry.backend, None, MEASURED_KIND)
 
 
-_SILENT = (MEASURED_STOCK, STOCK_ON_THIS_KIND, TOO_SMALL)  # nothing that a user would want to change
+_SILENT = (STOCK_ON_THIS_KIND, TOO_SMALL)  # nothing that a user would want to change
 
 
-def _unmeasured(dtype: torch.dtype) -> str:
-    return f"{UNMEASURED} and {dtype} on this device"
+def _unmeasured(dtype: torch.dtype, why: str = "") -> str:
+    return f"{UNMEASURED} and {dtype} on this device" + (f" ({why})" if why else "")
 
 
 _said: set[tuple[str, str, str]] = set()
@@ -210,7 +227,12 @@ _said: set[tuple[str, str, str]] = set()
 
 def _say_once(function: str, reason: str, device: str) -> None:
     """Log why the stock layers run."""
-    if reason in _SILENT or torch.compiler.is_compiling() or (function, reason, device) in _said:
+    if (
+        reason in _SILENT
+        or reason.startswith("measured")
+        or torch.compiler.is_compiling()
+        or (function, reason, device) in _said
+    ):
         return
     _said.add((function, reason, device))
     logger.info("%s runs the stock layers: %s (%s)", function, reason, device)

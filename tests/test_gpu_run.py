@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpu import run, tuning
 
-from fastcnn.tune import timing
+from fastcnn.tuning import timing
 
 ROOT = Path(__file__).parents[1]
 BLOCKED = (

@@ -26,7 +26,8 @@ GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradien
 # predict, and each folder's command.py) stand on console, never on each other's.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"available", "backend", "explain", "functional", "fuse", "models", "nn", "optim"},
+    "fastcnn": {"available", "backend", "explain", "functional", "fuse", "models", "nn", "optim", "warm_up"},
+    "warm_up": {"backend", "route", "tuning"},
     "models": {"models", "fuse", "nn"},
     "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "route"},
     "fuse": {"rewrite", "instance"},
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     "ops": {"ops", "route", "backend", "algorithms", "overrides", "shapes"},
     "triton": {"triton", "shapes"},
     "route": {"available", "backend", "overrides", "tuning"},
-    "tuning": {"tuning", "backend", "overrides", "shapes"},
+    "tuning": {"tuning", "algorithms", "available", "backend", "overrides", "shapes"},
     "overrides": set(),
     "backend": {"algorithms", "available"},
     "shapes": set(),
@@ -54,10 +55,8 @@ MAY_IMPORT = {
         "tune",
         "tuning",
         "available",
-        "backend",
-        "algorithms",
-        "stages",
         "console",
+        "warm_up",
         *PUBLIC,
     },  # it times what the backends have
     "cli": {"cli", "console", "explain", "predict", "train", "tune", *PUBLIC},
@@ -83,6 +82,7 @@ KERNEL_TESTS = {
     "tuning.py": {"tuning"},
     "test_tma.py": {"triton", "shapes"},
     "test_tune.py": {"tuning"},
+    "test_trial.py": {"backend", "tuning"},
     "test_tuning.py": {"tuning"},
     "test_warp_specialized.py": {"triton", "shapes"},
 }

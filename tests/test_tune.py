@@ -13,8 +13,8 @@ import fastcnn
 import fastcnn.functional as FF
 from fastcnn import tune as tuner
 from fastcnn.cli import main
-from fastcnn.tune import attempts, candidates, parity, report, run, timing
-from fastcnn.tuning import Winner, call, table
+from fastcnn.tune import report, run
+from fastcnn.tuning import Winner, attempts, call, candidates, parity, table, timing
 
 OURS = "epilogue+dgrad+wgrad"
 STOCK, KERNEL = candidates.STOCK, Winner("cpu", "epilogue")
@@ -304,9 +304,8 @@ def test_a_stage_that_stock_cannot_run_is_reported_and_left_out(monkeypatch, cap
     stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
     integers = tuner.Stage(
         "max_pool",
-        "max_pool2d",
         {"input": call.Operand((2, 2, 4, 4), (32, 16, 4, 1), torch.bool, False)},
-        {"kernel_size": 2},
+        {"kernel_size": 2, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False},
     )
     assert [result.stage.op for result in tuner.tune([integers, small_stages()[2]], CPU)] == ["max_pool"] * 2
     assert "max_pool 2x2x4x4 is left out: stock torch cannot run it" in caplog.text

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcnn.algorithms import JOINED
 from fastcnn.ops import autograd, checks, convolution, normalize
-from fastcnn.ops.conv_relu import _backward
+from fastcnn.ops.conv_relu import _backward, conv_relu
 from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepare
 from fastcnn.ops.library import define
 from fastcnn.route import choose
@@ -147,6 +147,13 @@ def normalize_conv_relu(norm_arguments: tuple[Any, ...], *arguments: Any) -> Ten
     """Run `normalize` on the arguments of one and `conv_relu` on the result and the others, or return None."""
     call = joined(_STEM, _NAME, norm_arguments, arguments)
     return None if call is None else autograd.with_batch(_run, *call)
+
+
+def stage(*arguments: Any) -> Tensor:
+    """Run the whole stage: by one kernel, or normalisation and the rest one after another."""
+    images, others = arguments[:4], arguments[4:]
+    joined_output = normalize_conv_relu(images, *others)
+    return conv_relu(normalize.normalize(*images), *others) if joined_output is None else joined_output
 
 
 def _run(

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks, max_pool
+from fastcnn.ops import autograd, checks, max_pool, normalize
 from fastcnn.ops.codes import unpool
-from fastcnn.ops.conv_relu_pool import _backward
+from fastcnn.ops.conv_relu_pool import _backward, conv_relu_pool
 from fastcnn.ops.convolution import Convolution, output_shape
 from fastcnn.ops.library import define
 from fastcnn.ops.max_pool import WINDOW, pool_window
@@ -113,6 +113,13 @@ def normalize_conv_relu_pool(norm_arguments: tuple[Any, ...], *arguments: Any) -
     )
     max_pool.check_window(_NAME, window, "pool_", channels, height, width)
     return autograd.with_batch(_run, *call[:-1], window, call.backend)
+
+
+def stage(*arguments: Any) -> Tensor:
+    """Run the whole stage: by one kernel, or normalisation and the rest one after another."""
+    images, others = arguments[:4], arguments[4:]
+    joined_output = normalize_conv_relu_pool(images, *others)
+    return conv_relu_pool(normalize.normalize(*images), *others) if joined_output is None else joined_output
 
 
 def _run(

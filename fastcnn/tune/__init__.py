@@ -1,9 +1,0 @@
-"""Tuning: time every backend, algorithm and configuration for each stage of a model, and store the winners.
-
-What is stored, and how ``auto`` reads it, is the matter of ``fastcnn.tuning``.
-"""
-
-from fastcnn.tune.run import Result, tune
-from fastcnn.tune.stages import Stage, stages_of
-
-__all__ = ["Result", "Stage", "stages_of", "tune"]

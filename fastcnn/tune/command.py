@@ -13,13 +13,14 @@ from fastcnn.console.errors import UserError
 from fastcnn.console.images import STATISTICS
 from fastcnn.console.models import build_model, default_input_size, normalize_first
 from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
-from fastcnn.tune.candidates import ON
 from fastcnn.tune.report import summary, table
 from fastcnn.tune.run import MODES, Result
 from fastcnn.tune.run import tune as run_tuning
-from fastcnn.tune.stages import stages_of
+from fastcnn.tuning.attempts import Lost
+from fastcnn.tuning.candidates import ON
 from fastcnn.tuning.device import device_name
 from fastcnn.tuning.table import user_path
+from fastcnn.warm_up import stages_of
 
 
 class DtypeName(enum.StrEnum):
@@ -80,9 +81,15 @@ def tune(
     console, path = Console(highlight=False), output or user_path(device_name(place))
     console.print(f"{model}, {dtype}, on {device_name(place)}: {len(stages)} stages", soft_wrap=True)
     results: list[Result] = []
-    with console.status("checking parity, then timing"):
-        for result in run_tuning(stages, place, modes=modes, only=backend, path=path, resume=resume):
-            results.append(result)
+    done: list[int] = []
+    ran = run_tuning(stages, place, modes=modes, only=backend, path=path, resume=resume, left_alone=done.append)
+    try:
+        with console.status("checking parity, then timing"):
+            results += ran
+    except Lost as error:
+        raise UserError(f"{error}: go on by --resume") from error
+    if resume:
+        console.print(f"{sum(done)} of {sum(done) + len(results)} stages and modes were done already")
     console.print(table(results))
     for line in summary(results):
         console.print(line, markup=False)

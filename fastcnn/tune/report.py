@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from fastcnn.tune.candidates import STOCK
 from fastcnn.tune.run import MODES, Result, Trial
+from fastcnn.tuning.candidates import STOCK
 
 NAME_WIDTH, TIME_WIDTH = 36, 17  # both modes fit into 80 columns
 
@@ -34,7 +34,11 @@ def _stage(group: list[Result]) -> Iterator[RenderableType]:
     shown.add_column("parity", justify="right", no_wrap=True)
     for index, trial in enumerate(trials):
         shown.add_row(f"  {trial.candidate}", *(_time(result, index) for result in group), _parity(trial))
+    shown.add_row("  [dim]noise[/]", *(_noise(result) for result in group), "")
     yield shown
+    for result in group:
+        if result.too_noisy:
+            yield f"  [yellow]{result.mode}: too noisy, stock kept[/]"
     for trial in trials:
         if said := trial.refused or trial.problem:
             style = "bold red" if trial.refused else "dim"
@@ -48,6 +52,10 @@ def _time(result: Result, index: int) -> str:
         return ""
     star = " *" if trial.candidate == result.winner.candidate else "  "
     return f"{duration(trial.seconds)} {result.stock / trial.seconds:5.2f}x{star}"
+
+
+def _noise(result: Result) -> str:
+    return f"[dim]{result.noise:.1%}  [/]"
 
 
 def _parity(trial: Trial) -> str:
@@ -81,6 +89,8 @@ def summary(results: Sequence[Result]) -> list[str]:
             f"{mode}: kernels win {won} of {len(mine)} stages; all stages {duration(stock)} stock, "
             f"{duration(tuned)} tuned ({stock / tuned:.2f}x)"
         )
+    if noisy := sum(result.too_noisy for result in results):
+        lines.append(f"{noisy} of {len(results)} too noisy, stock kept: tune again while the machine is idle")
     refused = {
         (result.stage.op, str(result.stage), trial.candidate)
         for result in results

@@ -2,22 +2,20 @@
 
 import datetime
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from fastcnn.tune import timing
-from fastcnn.tune.attempts import Attempts, Lost
-from fastcnn.tune.candidates import STOCK, candidates, differs
-from fastcnn.tune.parity import Reference
-from fastcnn.tune.stages import Stage
-from fastcnn.tuning import Winner, forget
+from fastcnn.tuning import Winner, forget, timing
+from fastcnn.tuning.attempts import Attempts, Lost
+from fastcnn.tuning.candidates import STOCK, TOO_NOISY, candidates, differs
 from fastcnn.tuning.device import device_name
+from fastcnn.tuning.parity import Reference
+from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import holds, merge, user_path
 
 logger = logging.getLogger("fastcnn")
@@ -45,6 +43,7 @@ class Result(NamedTuple):
     noise: float  # by how much two times of stock differ, as a part of them
     winner: Trial
     key: dict[str, Any]
+    too_noisy: bool = False  # a kernel was faster, by no more than the noise: stock is kept
 
     @property
     def stock(self) -> float:
@@ -65,6 +64,7 @@ def tune(
     only: str | None = None,
     path: Path | None = None,
     resume: bool = False,
+    left_alone: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Result]:
     """Time every candidate for each stage, and store each winner as soon as it is known.
 
@@ -77,6 +77,7 @@ def tune(
         only: the one backend to time against stock; by default all that are available.
         path: the table to write to; by default the user's.
         resume: leave stages alone that the table has.
+        left_alone: told of how many modes of a stage that is so.
 
     Yields:
         What was measured, stage by stage.
@@ -96,7 +97,9 @@ def tune(
         for stage in stages:
             wanted = [mode for mode in modes if occurs(stage, mode)]
             if resume:
-                wanted = [mode for mode in wanted if not holds(target, name, stage.key_in(mode, device))]
+                left = [mode for mode in wanted if not holds(target, name, stage.key_in(mode, device))]
+                left_alone(len(wanted) - len(left))
+                wanted = left
             if not wanted:
                 continue
             try:
@@ -156,39 +159,19 @@ def time_stage(stage: Stage, mode: str, checked: list[Trial], device: torch.devi
     """Time the candidates that passed, and stock twice: the difference of its two times is the noise."""
     checked = [trial for trial in checked if differs(trial.candidate, mode)]
     sound = [trial for trial in checked if not (trial.problem or trial.refused)]
-    tensors = stage.draw(device, rounded=False)
     # Stock stands at both ends of a round.
     offered = [*(trial.candidate for trial in sound), STOCK]
     watch = partial(attempts.under_way, stage)
-    *seconds, again = timing.take_turns(offered, _step(stage, mode, tensors), device, watch)
+    *seconds, again = timing.take_turns(offered, timing.step(stage, mode, device), device, watch)
     noise = abs(seconds[0] - again) / min(seconds[0], again)
     seconds[0] = min(seconds[0], again)
     timed = {trial.candidate: trial._replace(seconds=value) for trial, value in zip(sound, seconds)}
     trials = [timed.get(trial.candidate, trial) for trial in checked]
     fastest = offered[seconds.index(min(seconds))]
     beaten = min(seconds) < seconds[0] * (1 - max(noise, MARGIN))
-    key = stage.key(tensors, training=mode == "training")
-    return Result(stage, mode, trials, noise, timed[fastest if beaten else STOCK], key)
-
-
-def _step(stage: Stage, mode: str, tensors: dict[str, Tensor]) -> timing.Run:
-    """Return one call of a stage, with its backward in training; the input is another one at each turn."""
-    first = tensors["input"]
-    count = timing.copies(first.numel() * first.element_size(), first.device)
-    inputs = [first, *(stage.another(first) for _ in range(count - 1))]
-    draws = [tensors | {"input": each} for each in inputs]
-    leaves = [[each for each in draw.values() if each.requires_grad] for draw in draws]
-    with torch.no_grad():
-        cotangent = torch.randn_like(stage.call(tensors))
-
-    def inference(turn: int) -> object:
-        with torch.no_grad():
-            return stage.call(draws[turn % count])
-
-    def training(turn: int) -> object:
-        return torch.autograd.grad(stage.call(draws[turn % count]), leaves[turn % count], cotangent)
-
-    return training if mode == "training" else inference
+    too_noisy = not beaten and min(seconds) < seconds[0] * (1 - MARGIN)
+    key = stage.key_in(mode, device)
+    return Result(stage, mode, trials, noise, timed[fastest if beaten else STOCK], key, too_noisy)
 
 
 def _entry(result: Result) -> dict[str, Any]:
@@ -201,4 +184,5 @@ def _entry(result: Result) -> dict[str, Any]:
         "stock_seconds": result.stock,
         "noise": round(result.noise, 4),
         "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        **({"why": TOO_NOISY} if result.too_noisy else {}),
     }

@@ -11,6 +11,7 @@ releases are taken as the same version.
 """
 
 from fastcnn.tuning.call import ARGUMENTS
-from fastcnn.tuning.lookup import Winner, forget, winner
+from fastcnn.tuning.lookup import Found, forget, winner
+from fastcnn.tuning.table import Winner
 
-__all__ = ["ARGUMENTS", "Winner", "forget", "winner"]
+__all__ = ["ARGUMENTS", "Found", "Winner", "forget", "winner"]

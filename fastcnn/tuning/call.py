@@ -30,6 +30,7 @@ ARGUMENTS = {
 }
 _CONVOLVES = ("conv_relu", "conv_relu_pool", "normalize_conv_relu", "normalize_conv_relu_pool")
 _MULTIPLIES = (*_CONVOLVES, "linear_relu")  # torch casts their arguments under autocast
+_UNBATCHED_TOO = (*_CONVOLVES, "max_pool")  # they take (C, H, W) too
 _OPERANDS = ("input", "other", "weight", "bias")
 _GIVEN_OR_NOT = ("bias", "running_mean", "running_var")  # tensors whose shape follows from the others'
 # Constants that no time depends on, and the dtype of normalised images, which is the weight's.
@@ -125,6 +126,24 @@ def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
 def text(key: dict[str, Any]) -> str:
     """Return a key as text, by which entries are found and sorted."""
     return json.dumps(key, sort_keys=True, default=str)
+
+
+def batch_of(key: dict[str, Any]) -> int:
+    """Return how many images or rows a call has, by its key; 0 where its first axis is no batch.
+
+    Example:
+        >>> batch_of({"op": "max_pool", "input": [64, 3, 8, 8]}), batch_of({"op": "max_pool", "input": [3, 8, 8]})
+        (64, 0)
+    """
+    axes = len(key["input"])
+    has_batch = axes == 4 if key["op"] in _UNBATCHED_TOO else axes > 1
+    return int(key["input"][0]) if has_batch else 0
+
+
+def without_batch(key: dict[str, Any]) -> str:
+    """Return a key as text but for the batch of its activations."""
+    activations = {name: ["batch", *key[name][1:]] for name in ("input", "other") if name in key}
+    return text(key | activations)
 
 
 def _plain(name: str, value: Any) -> Any:

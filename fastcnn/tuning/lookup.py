@@ -1,7 +1,7 @@
-"""The winner of a call: from a cache by the call's summary, else from the tables of its device."""
+"""What was measured fastest for a call: from a cache by the call's summary, else from the tables of its device."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,36 +9,66 @@ from torch import Tensor
 
 from fastcnn.backend import changed
 from fastcnn.overrides import constant_while_compiling
-from fastcnn.tuning.call import call_of, describe, setting_of, text
+from fastcnn.tuning.call import batch_of, call_of, describe, setting_of, text, without_batch
 from fastcnn.tuning.device import device_name
-from fastcnn.tuning.table import Entries, load
+from fastcnn.tuning.table import Entries, Winner, load
 
 logger = logging.getLogger("fastcnn")
 
 MOST_CALLS = 4096  # that the cache holds
 
 
-class Winner(NamedTuple):
-    """What runs a call: a backend, and its algorithm where it has several."""
+class Found(NamedTuple):
+    """The winner of a call, and what is to be said of its entry."""
 
-    backend: str
-    algorithm: str | None
-
-    def __str__(self) -> str:
-        return self.backend if self.algorithm is None else f"{self.backend} {self.algorithm}"
+    winner: Winner
+    batch: int | None = None  # that was measured, where it is not the call's own
+    why: str = ""  # the winner is stock, where no time decided it
 
 
-class _Tables(dict[torch.device, Entries]):
-    """The entries of each device, read when they are first wanted."""
+class Table:
+    """The entries of a device, by key and, for those that serve other batches, by what the key is but for its batch."""
 
-    def __missing__(self, device: torch.device) -> Entries:
+    def __init__(self, entries: Entries) -> None:
+        self.entries = entries
+        self._similar: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        for entry in entries.values():
+            self._index(entry)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Add an entry, in place of one with the same key."""
+        self.entries[text(entry["key"])] = entry
+        self._index(entry)
+
+    def _index(self, entry: dict[str, Any]) -> None:
+        if batch := batch_of(entry["key"]):
+            similar = self._similar.setdefault(without_batch(entry["key"]), [])
+            similar[:] = [each for each in similar if each[0] != batch] + [(batch, entry)]
+
+    def serving(self, key: dict[str, Any]) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        """Yield the entries that serve a call, the best first: its own, then those of half to double its batch."""
+        if own := self.entries.get(text(key)):
+            yield None, own
+        batch = batch_of(key)
+        if not batch:
+            return
+        near = [each for each in self._similar.get(without_batch(key), ()) if batch <= 2 * each[0] <= 4 * batch]
+        for measured, entry in sorted(near, key=lambda each: (max(each[0], batch) / min(each[0], batch), each[0])):
+            if measured != batch:
+                yield measured, entry
+
+
+class _Tables(dict[torch.device, Table]):
+    """The table of each device, read when it is first wanted."""
+
+    def __missing__(self, device: torch.device) -> Table:
         name = device_name(device)
-        self[device] = entries = load(name) if name else {}
-        return entries
+        self[device] = table = Table(load(name) if name else {})
+        return table
 
 
 _tables = _Tables()
-_found: dict[tuple[Any, ...], Winner | None] = {}
+_found: dict[tuple[Any, ...], Found | None] = {}
 
 # Says why an op has no such backend and algorithm here, or returns an empty string.
 Problem = Callable[[str, str, str | None], str]
@@ -51,7 +81,19 @@ def forget() -> None:
     changed()
 
 
-def winner(op: str, arguments: tuple[Any, ...], problem: Problem) -> Winner | None:
+def learn(device: torch.device, entry: dict[str, Any]) -> None:
+    """Take an entry into this process's tables, whether a file has it or not."""
+    _tables[device].add(entry)
+    _found.clear()
+    changed()
+
+
+def entries_of(device: torch.device) -> Entries:
+    """Return all that is known of a device, by the keys' text."""
+    return _tables[device].entries
+
+
+def winner(op: str, arguments: tuple[Any, ...], problem: Problem) -> Found | None:
     """Return what was measured fastest for a call of an op's function, or None where nothing was.
 
     Args:
@@ -62,7 +104,7 @@ def winner(op: str, arguments: tuple[Any, ...], problem: Problem) -> Winner | No
     if torch.compiler.is_compiling():
         return _winner_while_compiling(op, arguments, problem)
     device = arguments[0].device
-    if not _tables[device]:
+    if not _tables[device].entries:
         return None
     call = call_of(op, arguments, setting_of(op, device.type))
     try:
@@ -77,44 +119,30 @@ def winner(op: str, arguments: tuple[Any, ...], problem: Problem) -> Winner | No
     return found
 
 
-def _find(call: tuple[Any, ...], entries: Entries, problem: Problem) -> Winner | None:
-    entry = entries.get(text(describe(call)))
-    if entry is None:
-        return None
-    found = Winner(entry["backend"], entry["algorithm"])
-    if reason := problem(call[0], *found):
-        logger.warning("a tuning table names %s for %s, which is left out: %s", found, call[0], reason)
-        return None
-    return found
+def _find(call: tuple[Any, ...], table: Table, problem: Problem) -> Found | None:
+    for batch, entry in table.serving(describe(call)):
+        winner = Winner(entry["backend"], entry["algorithm"])
+        if not (reason := problem(call[0], *winner)):
+            return Found(winner, batch, entry.get("why", ""))
+        logger.warning("a tuning table names %s for %s, which is left out: %s", winner, call[0], reason)
+    return None
 
 
-def _winner_while_compiling(op: str, arguments: tuple[Any, ...], problem: Problem) -> Winner | None:
-    """Do the same while torch.compile traces: the tables are constants of the graph, and sizes that vary have no entry.
+def _winner_while_compiling(op: str, arguments: tuple[Any, ...], problem: Problem) -> Found | None:
+    """Do the same while torch.compile traces: tables are constants of the graph, and sizes that vary have no entry."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # slow to import, here imported long since
 
-    Dynamo cannot tell a varying size from a fixed one but by its value: a fixed one equals some size of the table.
-    """
-    sizes = _sizes(op, arguments[0].device)
     for each in arguments:
-        if isinstance(each, Tensor) and not all(_is_among(sizes, size) for size in each.shape):
+        if isinstance(each, Tensor) and not all(has_static_value(size) for size in each.shape):
             return None
-    backend, _, algorithm = _constant(call_of(op, arguments, None), problem).partition(" ")
-    return Winner(backend, algorithm or None) if backend else None
-
-
-def _is_among(sizes: tuple[int, ...], size: int) -> bool:
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, here imported long since
-
-    return any(statically_known_true(size == each) for each in sizes)
+    backend, algorithm, batch, why = _constant(call_of(op, arguments, None), problem)
+    return Found(Winner(backend, algorithm or None), batch or None, why) if backend else None
 
 
 @constant_while_compiling
-def _sizes(op: str, device: torch.device) -> tuple[int, ...]:
-    keys = [entry["key"] for entry in _tables[device].values() if entry["key"]["op"] == op]
-    shapes = [[*key["input"], *key.get("other", ()), *key.get("weight", ())] for key in keys]
-    return tuple({size for shape in shapes for size in shape})
-
-
-@constant_while_compiling
-def _constant(call: tuple[Any, ...], problem: Problem) -> str:
+def _constant(call: tuple[Any, ...], problem: Problem) -> tuple[str, str, int, str]:
     op, device, *others, _ = call
-    return str(_find((op, device, *others, setting_of(op, device.type)), _tables[device], problem) or "")
+    found = _find((op, device, *others, setting_of(op, device.type)), _tables[device], problem)
+    if found is None:
+        return "", "", 0, ""
+    return found.winner.backend, found.winner.algorithm or "", found.batch or 0, found.why

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastcnn.tuning.call import text
 from fastcnn.tuning.device import file_name
@@ -15,6 +15,16 @@ logger = logging.getLogger("fastcnn")
 
 FORMAT = 1
 Entries = dict[str, dict[str, Any]]  # by their keys' text
+
+
+class Winner(NamedTuple):
+    """What runs a call: a backend, and its algorithm where it has several."""
+
+    backend: str
+    algorithm: str | None
+
+    def __str__(self) -> str:
+        return self.backend if self.algorithm is None else f"{self.backend} {self.algorithm}"
 
 
 class Unreadable(Exception):
@@ -105,7 +115,7 @@ def merge(path: Path, device: str, entries: list[dict[str, Any]]) -> Path | None
             path.rename(aside)
             logger.warning("tuning table %s has been moved to %s: %s", path, aside.name, reason)
         held |= {text(entry["key"]): entry for entry in entries}
-        _replace(path, _dump(device, held))
+        replace(path, _dump(device, held))
         return aside
 
 
@@ -114,7 +124,8 @@ def _dump(device: str, entries: Entries) -> str:
     return f'{{"format": {FORMAT}, "device": {json.dumps(device)}, "entries": [\n{lines}\n]}}\n'
 
 
-def _replace(path: Path, content: str) -> None:
+def replace(path: Path, content: str) -> None:
+    """Write a file whole or not at all: readers see the old one or the new one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "w", encoding="utf-8") as file:

@@ -10,11 +10,11 @@ from benchmarks.results import folder_name
 from fastcnn.console.images import STATISTICS
 from fastcnn.console.models import build_model, default_input_size, normalize_first
 from fastcnn.tune import Result, stages_of
-from fastcnn.tune.attempts import Attempts
-from fastcnn.tune.candidates import candidates
 from fastcnn.tune.run import Trial, check, tune
-from fastcnn.tune.stages import Stage
+from fastcnn.tuning.attempts import Attempts
+from fastcnn.tuning.candidates import candidates
 from fastcnn.tuning.device import device_name, file_name
+from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import user_path
 
 # In the order in which targets hang on them.

@@ -7,9 +7,10 @@ import torch
 from fastcnn.algorithms import ALGORITHMS, GRADIENTS, JOINED
 from fastcnn.available import backends
 from fastcnn.backend import configurations
-from fastcnn.tuning import Winner
+from fastcnn.tuning.table import Winner
 
 STOCK = Winner("torch", None)
+TOO_NOISY = "measured on this device: too noisy to tell, stock kept"
 ON = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}  # Triton's interpreter on the CPU is for tests: never timed
 
 
@@ -28,6 +29,25 @@ def candidates(op: str, device: torch.device, only: str | None = None) -> list[W
     held = backends()
     names = [name for name in ON.get(device.type, ()) if held[name].available and only in (None, name)]
     return [STOCK, *(Winner(name, algorithm) for name in names for algorithm in _algorithms(op, name))]
+
+
+def light(op: str, device: torch.device) -> list[Winner]:
+    """Return what a trial takes for an op: kernels that are compiled already, or within a second.
+
+    First layers', Hopper's and tiled algorithms are for ``fastcnn tune``, and so are our own dgrad and wgrad.
+
+    Example:
+        >>> light("normalize_conv_relu", torch.device("cpu"))
+        []
+    """
+    return [each for each in candidates(op, device) if each != STOCK and each.algorithm in _LIGHT[each.backend]]
+
+
+_LIGHT: dict[str, tuple[str | None, ...]] = {
+    "cpu": (None, "epilogue"),
+    "triton": (None, "epilogue"),
+    "cuda": (None, "epilogue", "implicit_gemm"),
+}
 
 
 def _algorithms(op: str, name: str) -> list[str | None]:

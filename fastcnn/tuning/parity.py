@@ -6,16 +6,16 @@ training is compared whole, with the running statistics that it leaves behind.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastcnn.backend import use_backend
-from fastcnn.tune.stages import ACTIVATIONS, RUNNING, Stage
-from fastcnn.tuning import Winner
+from fastcnn.backend import only_here
 from fastcnn.tuning.call import setting_of
+from fastcnn.tuning.stage import ACTIVATIONS, RUNNING, Stage
+from fastcnn.tuning.table import Winner
 
 IMAGES = 4  # that are compared, a row each for a linear layer
 
@@ -34,26 +34,47 @@ class Expected(NamedTuple):
 
 
 class Reference:
-    """Stock torch's results for a stage and float64's, made once for all candidates."""
+    """Stock torch's results for a stage and float64's, made once for all candidates.
 
-    def __init__(self, stage: Stage, device: torch.device) -> None:
-        self.stage = stage
+    Args:
+        stage: what is compared.
+        device: where it runs.
+        own: the tensors of the recorded call, whose outputs are compared too.
+        gradients: whether gradients are compared.
+        images: how many are compared in float64, a row each for a linear layer.
+        poison: fill what is allocated with NaN, which changes a setting of the whole process meanwhile.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        device: torch.device,
+        *,
+        own: dict[str, Tensor] | None = None,
+        gradients: bool = True,
+        images: int = IMAGES,
+        poison: bool = True,
+    ) -> None:
+        self.stage, self._images = stage, images
+        self._memory: Any = _poisoned if poison else nullcontext
         # Values of full precision for the output; for gradients such as leave no winner or sign to chance.
-        full, rounded = (stage.draw(device, rounded=each) for each in (_in_tf32(stage, device), True))
-        with use_backend("torch"), _poisoned():
+        full = stage.draw(device, rounded=_in_tf32(stage, device)) if own is None else own
+        with only_here("torch"), self._memory():
             self._draws = [self._expect(full, gradients=False)]
-            if stage.trains:
-                self._draws.append(self._expect(rounded, gradients=True))
+            if stage.trains and gradients:
+                self._draws.append(self._expect(stage.draw(device, rounded=True), gradients=True))
 
     def _expect(self, tensors: dict[str, Tensor], *, gradients: bool) -> Expected:
         stage = self.stage
         count = tensors["input"].shape[0]
-        few = {round(i * (count - 1) / (IMAGES - 1)) for i in range(IMAGES)}
+        few = {round(i * (count - 1) / (self._images - 1)) for i in range(self._images)}
         rows = list(range(count)) if stage.by_batch else sorted(few)
         output = _run(stage, tensors, None)["output"]
         cotangent = torch.zeros_like(output) if gradients else None
         if cotangent is not None:
-            cotangent[rows] = torch.randn_like(output[rows]).mul(4).round().clamp(-8, 8) / 4
+            generator = torch.Generator(output.device).manual_seed(1)
+            some_rows = torch.empty_like(output[rows]).normal_(generator=generator)
+            cotangent[rows] = some_rows.mul(4).round().clamp(-8, 8) / 4
         stock = _run(stage, tensors, cotangent)
         some = {name: each[rows] if name in ACTIVATIONS else each for name, each in tensors.items()}
         wide = {name: _widened(each) for name, each in some.items()}
@@ -67,7 +88,7 @@ class Reference:
             RuntimeError: the candidate does not serve the stage.
         """
         worst, problems = 0.0, []
-        with use_backend(candidate.backend, algorithm=candidate.algorithm), _poisoned():
+        with only_here(*candidate), self._memory():
             for draw in self._draws:
                 mine = _run(self.stage, draw.tensors, draw.cotangent)
                 for name, value in mine.items():

@@ -1,0 +1,120 @@
+"""Candidates that end the process: one that hangs, crashes or leaves the GPU unusable is known at the next start."""
+
+import faulthandler
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from fastcnn.tuning.stage import Stage
+from fastcnn.tuning.table import Winner
+
+HANGS = 120  # seconds of one candidate on a GPU, its compilation included
+
+
+class Lost(RuntimeError):
+    """A candidate has left the GPU unusable for this process."""
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether an error has left a GPU unusable for this process.
+
+    Example:
+        >>> is_lost(torch.device("cpu"))
+        False
+    """
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+class Attempts:
+    """Notes in a folder beside a table, each there while its candidate runs; what stays behind ended its process.
+
+    A note is locked by the process that wrote it, so that others which try the same at the same time (DDP) do not take
+    it for one that was left behind. Where no file can be written there are no notes.
+
+    Args:
+        table: the table that is written; processes may share it.
+        device: where candidates run.
+        ends: whether a candidate that hangs on a GPU ends the process.
+
+    Example:
+        >>> Attempts(Path("nvidia-h200.json"), torch.device("cuda")).folder.name
+        'nvidia-h200.json.attempts'
+    """
+
+    def __init__(self, table: Path, device: torch.device, *, ends: bool = True) -> None:
+        self.folder = table.with_name(f"{table.name}.attempts")
+        self._device, self._ends = device, ends and device.type == "cuda"
+
+    def problem(self, stage: Stage, candidate: Winner) -> str:
+        """Say that a candidate has ended a process, or return an empty string."""
+        for note in self.folder.glob(f"{_name(stage, candidate)}.*.txt"):
+            if not _is_held(note):
+                return f"it ended the process that tried it (to try it again, delete {note})"
+        return ""
+
+    @contextmanager
+    def under_way(self, stage: Stage, candidate: Winner) -> Iterator[None]:
+        """Have a note while the block runs, which stays if the process ends there.
+
+        Raises:
+            Lost: the block has raised, and so does everything on this GPU from now on.
+        """
+        note = self.folder / f"{_name(stage, candidate)}.{os.getpid()}.txt"
+        file = _written(note, f"{stage.op} {stage}: {candidate}\n")
+        if self._ends:
+            faulthandler.dump_traceback_later(HANGS, exit=True)
+        lost = False
+        try:
+            yield
+        except Exception as error:
+            lost = is_lost(self._device)
+            if lost:
+                raise Lost(f"{candidate} left the GPU unusable ({error}); the next process leaves it out") from error
+            raise
+        finally:
+            if self._ends:
+                faulthandler.cancel_dump_traceback_later()
+            if file and not lost:
+                note.unlink(missing_ok=True)
+            if file:
+                file.close()
+
+
+def _name(stage: Stage, candidate: Winner) -> str:
+    operands = {name: (each.shape, str(each.dtype), each.strides) for name, each in stage.tensors.items()}
+    what = f"{stage.op} {operands} {stage.settings} {candidate}"
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def _written(note: Path, text: str) -> IO[str] | None:
+    """Write a note and lock it, until the file is closed or the process ends."""
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        file = note.open("w", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    file.write(text)
+    file.flush()
+    return file
+
+
+def _is_held(note: Path) -> bool:
+    """Whether the process that wrote a note is at it still, or has just ended it."""
+    try:
+        with note.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,119 @@
+"""Where candidates are tried: a kind of device with its clock and its candidates, in one place for tests to play."""
+
+import functools
+import hashlib
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcnn.tuning.candidates import light
+from fastcnn.tuning.device import device_name, versions
+from fastcnn.tuning.table import Winner
+from fastcnn.tuning.timing import Run, Times, seconds_of
+
+LONGEST_SLEEP = 0.02  # seconds that a GPU waits, so that launches queue up before it begins
+CLOCK = 2e9  # cycles a second, at the most, of a GPU
+
+
+class Place:
+    """A processor, whose clock is the wall's.
+
+    Example:
+        >>> Place(torch.device("cpu")).by_default
+        False
+    """
+
+    by_default = False  # whether stages are tried unasked
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def name(self) -> str:
+        """Return the model of the device."""
+        return device_name(self.device)
+
+    def light(self, op: str) -> list[Winner]:
+        """Return the candidates of an op beside stock."""
+        return light(op, self.device)
+
+    def measure(self, run: Run, times: int) -> Times:
+        """Return the seconds of a call."""
+        seconds = seconds_of(run, times, self.device)
+        return Times(seconds, seconds)
+
+    def is_capturing(self) -> bool:
+        """Whether a graph is being captured, in which nothing may be timed."""
+        return False
+
+    def make_room(self) -> None:
+        """Give back memory that nobody uses, after it has run out."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a proof depends on: the device, its driver, the versions and the kernels themselves."""
+        held = versions(self.device.type) | {"torch": torch.__version__, "python": platform.python_version()}
+        return {"device": self.name, "driver": self._driver(), "build": _digest(), **held}
+
+    def _driver(self) -> str:
+        return platform.release()
+
+    def child(self) -> list[str]:
+        """Return the command of the process that proves kernels."""
+        return [sys.executable, "-m", "fastcnn.tuning.proof", str(self.device)]
+
+
+class Gpu(Place):
+    """A CUDA GPU, whose own clock times the work that queues up behind a pause."""
+
+    by_default = True
+
+    def measure(self, run: Run, times: int) -> Times:
+        """Return the seconds of a call, by the wall's clock, and by the GPU's without waiting for launches."""
+        with torch.cuda.device(self.device):
+            call = seconds_of(run, times, self.device)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(int(min(call * times, LONGEST_SLEEP) * CLOCK))
+            start.record()
+            for turn in range(times):
+                run(turn)
+            end.record()
+            torch.cuda.synchronize(self.device)
+            return Times(call, start.elapsed_time(end) / 1e3 / times)
+
+    def is_capturing(self) -> bool:
+        """Whether this stream is captured into a CUDA graph."""
+        with torch.cuda.device(self.device):
+            return torch.cuda.is_current_stream_capturing()
+
+    def make_room(self) -> None:
+        """Let torch's allocator hand back what it keeps."""
+        torch.cuda.empty_cache()
+
+    def _driver(self) -> str:
+        file = Path("/proc/driver/nvidia/version")
+        found = re.search(r"Kernel Module\D*([\d.]+)", file.read_text()) if file.is_file() else None
+        return found.group(1) if found else ""
+
+
+PLACES: dict[str, type[Place]] = {"cpu": Place, "cuda": Gpu}
+
+
+@functools.cache
+def place_of(device: torch.device) -> Place | None:
+    """Return the place of a device, or None where nothing is tried."""
+    kind = PLACES.get(device.type)
+    return kind(device) if kind else None
+
+
+@functools.cache
+def _digest() -> str:
+    """Return a digest of the kernels' code: the compiled extension, and Triton's sources."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in [*sorted(package.glob("_C.*")), *sorted((package / "triton").rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,241 @@
+"""The proof: a child process runs each light kernel on small cases before the first trial on a device with this build.
+
+A kernel that crashes, hangs or computes wrong results there is left out of every trial. The verdicts are kept beside
+the device's table, for this device, driver, versions and build.
+
+    python -m fastcnn.tuning.proof cuda:0 < kernels, a line each
+
+proves kernels, and writes before each ``begin NAME`` and after it ``end NAME``, with what is wrong after a tab.
+"""
+
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from fastcnn.tuning import telling
+from fastcnn.tuning.call import Operand
+from fastcnn.tuning.parity import Reference
+from fastcnn.tuning.places import Place
+from fastcnn.tuning.stage import Stage
+from fastcnn.tuning.table import Winner, replace, user_path
+
+SECONDS = 120.0  # that a kernel may take for all its cases, compilations included
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+_CONV = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}
+_STEM = {"stride": 2, "padding": 2, "dilation": 1, "groups": 1}
+_POOLS = (
+    {"pool_size": 2, "pool_stride": 2, "pool_padding": 0, "pool_ceil_mode": False},
+    {"pool_size": 3, "pool_stride": 2, "pool_padding": 1, "pool_ceil_mode": True},
+)
+_LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
+_BN = {"momentum": 0.1, "eps": 1e-5}
+_Cases = tuple[tuple[dict[str, Any], dict[str, Any]], ...]  # shapes of the tensors, other arguments
+_CONVOLUTIONS: _Cases = (
+    ({"input": (3, 8, 9, 11), "weight": (16, 8, 3, 3), "bias": (16,)}, _CONV),
+    ({"input": (2, 3, 15, 13), "weight": (8, 3, 5, 5)}, _STEM | {"bias": None}),
+)
+_NORMS = (({"input": (5, 12, 7, 9), **dict.fromkeys(("running_mean", "running_var", "weight", "bias"), (12,))}, _BN),)
+_NORMED = (({"input": (3, 24, 7, 9)}, _LRN),)
+_POOL_NAMES = ("kernel_size", "stride", "padding", "ceil_mode")
+_POOLED = {"dilation": 1, "return_indices": False}
+
+CASES: dict[str, _Cases] = {  # by op
+    "add_relu": (({"input": (3, 8, 7, 9), "other": (3, 8, 7, 9)}, {}),),
+    "bn_relu": tuple((shapes, {**given, "training": each}) for shapes, given in _NORMS for each in (True, False)),
+    "bn_relu_pool": tuple((shapes, {**given, "training": True, **pool}) for shapes, given in _NORMS for pool in _POOLS),
+    "conv_relu": _CONVOLUTIONS,
+    "conv_relu_pool": tuple((shapes, given | pool) for (shapes, given), pool in zip(_CONVOLUTIONS, _POOLS)),
+    "linear_relu": (
+        ({"input": (7, 24), "weight": (17, 24), "bias": (17,)}, {}),
+        ({"input": (3, 40), "weight": (9, 40)}, {"bias": None}),
+    ),
+    "lrn": _NORMED,
+    "lrn_pool": tuple((shapes, given | pool) for shapes, given in _NORMED for pool in _POOLS),
+    "max_pool": tuple(
+        ({"input": (3, 8, 13, 15)}, {**_POOLED, **dict(zip(_POOL_NAMES, pool.values()))}) for pool in _POOLS
+    ),
+}
+
+
+def kernel_name(op: str, candidate: Winner) -> str:
+    """Return what verdicts call a kernel.
+
+    Example:
+        >>> kernel_name("lrn", Winner("cuda", None))
+        'lrn: cuda'
+    """
+    return f"{op}: {candidate}"
+
+
+def verdicts(place: Place) -> dict[str, str]:
+    """Return what is wrong with each light kernel on a device, an empty string where nothing is; prove what is new."""
+    path, identity = path_of(place.name), place.identity()
+    known = read(path, identity)
+    if not _missing(place, known):
+        return known
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # of several processes (DDP) one proves, and the others read
+            known = read(path, identity)
+            known |= _proved(place, _missing(place, known))
+            replace(path, json.dumps({**identity, "verdicts": known}, indent=1) + "\n")
+    except OSError:  # no file can be written: the verdicts are for this process
+        if missing := _missing(place, known := _unkept | known):
+            _unkept.update(_proved(place, missing))
+        known = _unkept | known
+    return known
+
+
+_unkept: dict[str, str] = {}
+
+
+def path_of(name: str) -> Path:
+    """Return where the verdicts of a device are."""
+    return user_path(name).with_suffix(".proof.json")
+
+
+def read(path: Path, identity: dict[str, Any]) -> dict[str, str]:
+    """Return the verdicts of a file that are of this device and build."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        found = held.pop("verdicts")
+    except (OSError, ValueError, AttributeError, KeyError):
+        return {}
+    return dict(found) if held == identity else {}
+
+
+def _missing(place: Place, known: dict[str, str]) -> list[str]:
+    names = (kernel_name(op, each) for op in CASES for each in place.light(op))
+    return [name for name in names if name not in known]
+
+
+def _proved(place: Place, names: list[str]) -> dict[str, str]:
+    """Have child processes prove kernels, another one after each that ended or had to be ended."""
+    found: dict[str, str] = {}
+    what = f"checking {len(names)} kernels on {place.name} in a process of their own, once for this build"
+    with telling.under_way(what, counts=False):
+        while left := [name for name in names if name not in found]:
+            found |= _in_a_child(place, left)
+    for name, problem in found.items():
+        if problem:
+            telling.once(f"kernel {name} is left out on {place.name}: {problem}")
+    return found
+
+
+def _in_a_child(place: Place, names: list[str]) -> dict[str, str]:
+    """Return the verdicts of one child process: one at least, of a kernel that ended it if it ended early."""
+    found: dict[str, str] = {}
+    environment = os.environ | {"FASTCNN_TRIAL": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for each in ("FASTCNN_BACKEND", "FASTCNN_ALGORITHM"):
+        environment.pop(each, None)
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as asked:
+        asked.write("\n".join(names))
+        asked.seek(0)
+        child = subprocess.Popen(
+            place.child(), env=environment, stdin=asked, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert child.stdout is not None
+        under_way = names[0]
+        try:
+            for line in _lines(child.stdout):
+                kind, _, rest = line.rstrip("\n").partition(" ")
+                under_way, _, problem = rest.partition("\t")
+                if kind == "end":
+                    found[under_way] = problem
+            code = child.wait()
+            problem = f"it ended its process ({_ended(code)})" if len(found) < len(names) else ""
+        except queue.Empty:
+            problem = f"it did not end within {SECONDS:g} s"
+        finally:
+            child.kill()
+            child.wait()
+        if problem:
+            left = next(name for name in names if name not in found)
+            errors.seek(0)
+            said = errors.read().strip().splitlines()[-1:] if not found and under_way == left else []
+            found[left] = ": ".join([problem, *said])
+    return found
+
+
+def _lines(stream: IO[str]) -> Iterator[str]:
+    """Yield the lines of a stream until it ends.
+
+    Raises:
+        queue.Empty: none came for `SECONDS`.
+    """
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read_on() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=read_on, daemon=True).start()
+    while line := lines.get(timeout=SECONDS):
+        yield line
+
+
+def _ended(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+
+def stages(op: str) -> Iterator[Stage]:
+    """Yield the small cases of an op in each dtype and layout; they run forward and backward."""
+    for (shapes, given), dtype, layout in itertools.product(CASES[op], DTYPES, FORMATS):
+        if layout != torch.contiguous_format and len(shapes["input"]) != 4:
+            continue
+        tensors = {}
+        for name, shape in shapes.items():
+            running = name.startswith("running")
+            like = torch.empty(shape, device="meta", memory_format=layout if len(shape) == 4 else None)
+            kind = torch.float32 if op.startswith("bn") and len(shape) == 1 else dtype
+            tensors[name] = Operand(shape, like.stride(), kind, not running)
+        yield Stage(op, tensors, given)
+
+
+def prove(name: str, device: torch.device) -> str:
+    """Say what is wrong with a kernel, or return an empty string."""
+    op, _, text = name.partition(": ")
+    backend, _, algorithm = text.partition(" ")
+    candidate = Winner(backend, algorithm or None)
+    for stage in stages(op):
+        try:
+            reference = Reference(stage, device)
+        except RuntimeError:  # stock torch has no such operation here
+            continue
+        try:
+            _, problem = reference.compare(candidate)
+        except Exception as error:
+            said = " ".join(str(error).split())
+            problem = "" if f"backend {backend!r}" in said else f"{type(error).__name__}: {said}"
+        if problem:
+            dtype = str(stage.tensors["input"].dtype).removeprefix("torch.")
+            return f"{stage}, {dtype}: {problem}"
+    return ""
+
+
+def main() -> None:
+    """Prove the kernels that standard input names on the device that the command line names."""
+    device = torch.device(sys.argv[1])
+    for name in sys.stdin.read().splitlines():
+        print(f"begin {name}", flush=True)
+        problem = prove(name, device)
+        print(f"end {name}\t{problem}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

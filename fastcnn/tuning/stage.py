@@ -1,0 +1,130 @@
+"""A stage as it is tried: a call of an op, with the shapes of its tensors, that can be drawn and run again."""
+
+import functools
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcnn.tuning.call import ARGUMENTS, Operand, call_of, describe, setting_of
+
+JOINED = ("normalize_conv_relu", "normalize_conv_relu_pool")  # whose kernels normalise images on their way
+RUNNING = ("running_mean", "running_var")  # which a call in training updates
+ACTIVATIONS = ("input", "other")
+CONSTANTS = {"mean": 0.5, "std": 0.25}  # by which black and white get on the grid
+TENSORS = (*ACTIVATIONS, "weight", "bias", *RUNNING, *CONSTANTS)
+GRID = 16  # inputs on the grid are multiples of one 16th, parameters of one 64th
+COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no two results differ by a rounding
+
+
+@functools.cache
+def operation(op: str) -> Callable[..., Tensor]:
+    """Return the function of an op, ``fastcnn/ops/<op>.py``: found by name, as it stands above what asks for it."""
+    module = importlib.import_module(f"fastcnn.ops.{op}")
+    function: Callable[..., Tensor] = getattr(module, "stage" if op in JOINED else op)
+    return function
+
+
+def tensors_of(op: str, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Return a call's own tensors by name, without their gradients."""
+    named = zip(ARGUMENTS[op], arguments, strict=True)
+    return {name: each.detach() for name, each in named if name in TENSORS and isinstance(each, Tensor)}
+
+
+class Stage(NamedTuple):
+    """A call of an op's function: its tensors, without their data, and its other arguments, by name."""
+
+    op: str
+    tensors: dict[str, Operand]
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, op: str, arguments: tuple[Any, ...]) -> "Stage":
+        """Return the stage of a call."""
+        given = dict(zip(ARGUMENTS[op], arguments, strict=True))
+        kept = {
+            name: Operand(tuple(each.shape), each.stride(), each.dtype, each.requires_grad)
+            for name, each in given.items()
+            if name in TENSORS and isinstance(each, Tensor)
+        }
+        return cls(op, kept, {name: value for name, value in given.items() if name not in kept})
+
+    def call(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Run the stage on these tensors, with the backend that is chosen."""
+        return operation(self.op)(*self._arguments(tensors))
+
+    def _arguments(self, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
+        settings = self.settings
+        if self.op in JOINED:  # what comes out of the normalisation is what the weight takes
+            settings = {**settings, "dtype": tensors["weight"].dtype}
+        return tuple(tensors[name] if name in tensors else settings[name] for name in ARGUMENTS[self.op])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype that it computes in: that of its input, or for images that it normalises the weight's."""
+        return self.tensors["weight" if self.op in JOINED else "input"].dtype
+
+    @property
+    def trains(self) -> bool:
+        """Return whether a tensor wants a gradient."""
+        return any(each.requires_grad for each in self.tensors.values())
+
+    @property
+    def by_batch(self) -> bool:
+        """Return whether a batch norm takes the statistics of all images together."""
+        return self.settings.get("training") is True
+
+    def draw(self, device: torch.device, *, rounded: bool) -> dict[str, Tensor]:
+        """Return random tensors like the recorded ones, the same at each call.
+
+        Args:
+            device: where they are.
+            rounded: draw them from a coarse grid, on which sums of products are exact in float32 in any order and in
+                TF32: then every algorithm finds the same maxima and the same signs. Else of normal distribution.
+        """
+        generator = torch.Generator(device).manual_seed(0)
+        return {name: self._draw(name, like, generator, rounded) for name, like in self.tensors.items()}
+
+    def _draw(self, name: str, like: Operand, generator: torch.Generator, rounded: bool) -> Tensor:
+        values = torch.randn(like.shape, device=generator.device, generator=generator)
+        if name in CONSTANTS:
+            values = torch.full_like(values, CONSTANTS[name])
+        elif like.dtype == torch.uint8:
+            values = (values > 0) * 255.0 if rounded else values.mul(64).add(128).clamp(0, 255)
+        elif name in RUNNING:
+            values = values.abs() + 0.5
+        elif name not in ACTIVATIONS:
+            values /= max(math.prod(like.shape[1:]), 16) ** 0.5
+        if rounded and like.dtype != torch.uint8:
+            step = (COARSE if self.op.startswith("lrn") else GRID) * (1 if name in ACTIVATIONS else 4)
+            values = (values * step).round().clamp(-4 * step, 4 * step) / step
+        placed = torch.empty_strided(like.shape, like.strides, dtype=like.dtype, device=values.device).copy_(values)
+        return placed.requires_grad_(like.requires_grad)
+
+    def another(self, input: Tensor, seed: int) -> Tensor:
+        """Return other random values like an input's."""
+        generator = torch.Generator(input.device).manual_seed(seed)
+        if input.dtype == torch.uint8:
+            return torch.empty_like(input).random_(256, generator=generator)
+        like = torch.empty_like(input, requires_grad=False).normal_(generator=generator)
+        return like.requires_grad_(input.requires_grad)
+
+    def key(self, tensors: dict[str, Tensor], *, training: bool) -> dict[str, Any]:
+        """Return the key of the entry of a call with these tensors."""
+        with torch.set_grad_enabled(training):
+            setting = setting_of(self.op, tensors["input"].device.type)
+            return describe(call_of(self.op, self._arguments(tensors), setting))
+
+    def key_in(self, mode: str, device: torch.device) -> dict[str, Any]:
+        """Return the key of the entry of a mode, ``inference`` or ``training``."""
+        return self.key(self.draw(device, rounded=False), training=mode == "training")
+
+    def __str__(self) -> str:
+        shapes = ["x".join(map(str, self.tensors["input"].shape))]
+        if "weight" in self.tensors and not self.op.startswith("bn"):
+            shapes.append("x".join(map(str, self.tensors["weight"].shape)))
+        frozen, bytes = self.settings.get("training") is False, self.tensors["input"].dtype == torch.uint8
+        return " * ".join(shapes) + (", running statistics" if frozen else "") + (", bytes" if bytes else "")

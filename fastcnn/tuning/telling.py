@@ -1,0 +1,121 @@
+"""What a user sees of trials, on standard error: that something is tried, and in one line what came of it."""
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger("fastcnn")
+
+PATIENCE = 2.0  # seconds until something is said of what is under way
+QUIET = 1.0  # seconds without a trial after which the trials are summed up
+
+
+class _Told:
+    """The trials since the last summary, and what has been said."""
+
+    def __init__(self) -> None:
+        self.stages = self.faster = 0
+        self.seconds = 0.0
+        self.where, self.path = "", Path()
+        self.timer: threading.Timer | None = None
+        self.said: set[str] = set()
+
+
+_told = _Told()
+_lock = threading.RLock()
+
+
+def once(message: str) -> None:
+    """Write a line, once a process; of the processes of one training (DDP) the first one of a machine alone does."""
+    with _lock:
+        new = message not in _told.said
+        _told.said.add(message)
+    if new and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"fastcnn: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def under_way(what: str, *, counts: bool = True) -> Iterator[None]:
+    """Say what is done where it takes long, and count its time as that of trials."""
+    with _lock:
+        _stop()
+        left = max(PATIENCE - _told.seconds, 0.01) if counts else PATIENCE
+    timer = threading.Timer(left, once, [f"{what} (FASTCNN_TRIAL=0 turns that off)"])
+    timer.daemon = True
+    timer.start()
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with _lock:
+            _told.seconds += (time.perf_counter() - begin) * counts
+
+
+def tried(where: str, path: Path, *, faster: bool) -> None:
+    """Count a stage that was tried; some time after the last one they are summed up."""
+    with _lock:
+        _told.stages += 1
+        _told.faster += faster
+        _told.where, _told.path = where, path
+        _stop()
+        _told.timer = threading.Timer(QUIET, sum_up)
+        _told.timer.daemon = True
+        _told.timer.start()
+
+
+def _stop() -> None:
+    if _told.timer:
+        _told.timer.cancel()
+        _told.timer = None
+
+
+@atexit.register
+def sum_up() -> None:
+    """Say what trials have found: visibly the first time, then in the log."""
+    with _lock:
+        _stop()
+        if not _told.stages:
+            return
+        stages = f"{_told.stages} stage{'s' if _told.stages > 1 else ''}"
+        line = (
+            f"tried {stages} on {_told.where} in {_told.seconds:.1f} s, "
+            f"{_told.faster} run{'s' if _told.faster == 1 else ''} faster than stock; kept in {_told.path}"
+        )
+        _told.stages = _told.faster = 0
+        _told.seconds = 0.0
+        first = "summary" not in _told.said
+        _told.said.add("summary")
+    if first:
+        once(line)
+    else:
+        logger.info(line)
+
+
+def warn_of_stock(device: str, batch: int, why: str) -> None:
+    """Warn, once a process, that a GPU runs the stock layers, with the command that changes that."""
+    with _lock:
+        if "stock" in _told.said:
+            return
+        _told.said.add("stock")
+    command = f"fastcnn tune MODEL --batch-size {batch or 'N'}"
+    warnings.warn(
+        f"fastcnn runs stock layers on {device}: no table has these shapes ({why}). This changes that: {command}, with "
+        "the model's name, or its dtype and layout (--help)",
+        stacklevel=2,
+    )
+
+
+def forget() -> None:
+    """Begin anew, as a process does: for tests."""
+    global _told
+    with _lock:
+        _stop()
+        _told = _Told()

@@ -1,0 +1,86 @@
+"""The stages of a model, and trying them before they are needed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn.backend import only_here
+from fastcnn.route import Route, listening
+from fastcnn.tuning import ARGUMENTS, trial
+from fastcnn.tuning.stage import Stage
+
+
+def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
+    """Return the stages that a model runs on an input, each once.
+
+    The model runs on the stock layers, so that shapes and layouts are those that training and inference will see: once
+    as it is, and once in evaluation where batch norms do something else there. Its buffers and modes stay.
+
+    Example:
+        >>> import torch, fastcnn
+        >>> [stage.op for stage in stages_of(fastcnn.MnistCNN(), torch.randn(8, 1, 28, 28))]
+        ['conv_relu_pool', 'conv_relu_pool', 'linear_relu']
+    """
+    seen: dict[str, Stage] = {}
+
+    def note(op: str, arguments: tuple[Any, ...], route: Route) -> None:
+        if op in ARGUMENTS and isinstance(arguments[0], Tensor):
+            stage = Stage.of(op, arguments)
+            seen.setdefault(repr(stage), stage)
+
+    # Nobody asks for the gradient of this pass, so what it would save is dropped.
+    saves_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda nothing: nothing)
+    with only_here("torch"), torch.enable_grad(), saves_nothing, listening(note), _left_as_it_is(model, input):
+        model(input)
+        if any(stage.by_batch for stage in seen.values()):
+            model.eval()(input)
+    return list(seen.values())
+
+
+def warm_up(model: nn.Module, input: Tensor) -> nn.Module:
+    """Try the stages of a model that no table covers, as their first eager calls would; return the model.
+
+    Before ``torch.compile``, whose graphs read the tables, before a CUDA graph is captured, or before requests come in.
+    In training mode both training and inference are tried, in evaluation inference alone, with the autocast that
+    surrounds the call. Nothing of the model changes, nor torch's random numbers. Where nothing is tried
+    (``FASTCNN_TRIAL=0``; a processor, unless it is 1) this does nothing.
+
+    Args:
+        model: any network that runs through fastcnn.
+        input: an example input of the batch size, dtype and layout that will be used.
+
+    Raises:
+        TypeError: `input` is no tensor.
+
+    Example:
+        >>> import torch, fastcnn
+        >>> model = fastcnn.warm_up(fastcnn.MnistCNN(), torch.randn(8, 1, 28, 28))
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"warm_up: argument 'input': expected a Tensor, got {type(input).__name__}")
+    if not trial.concerns(input):
+        return model
+    for stage in stages_of(model, input):
+        for training in (True, False) if model.training else (False,):
+            if stage.trains if training else not stage.by_batch:
+                with only_here("auto"), torch.set_grad_enabled(training):
+                    stage.call(stage.draw(input.device, rounded=False))
+    return model
+
+
+@contextmanager
+def _left_as_it_is(model: nn.Module, input: Tensor) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng([input.device] if input.is_cuda else []):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

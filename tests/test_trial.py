@@ -1,0 +1,529 @@
+"""The trial: what `auto` tries by itself, what it keeps, and which candidates never run in the user's process."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from tables import CPU, NAME, cache, operators
+from torch import nn
+
+import fastcnn
+import fastcnn.functional as FF
+from fastcnn.tuning import Winner, lookup, places, proof, stage, table, telling, timing, trial
+
+__all__ = ["cache"]
+pytestmark = [
+    pytest.mark.usefixtures("cache"),
+    pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension"),
+]
+ROOT = Path(__file__).parents[1]
+KERNEL = Winner("cpu", None)
+FAST, SLOW = {"torch": 2.0, "cpu": 1.0}, {"torch": 1.0, "cpu": 2.0}
+
+
+class Player(places.Place):
+    """A device whose clock and child process are played; the candidates are the processor's."""
+
+    seconds = FAST
+    noise = 0.0
+    capturing = False
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.timed = []
+        self.room = 0
+
+    def measure(self, run, times):
+        run(0)
+        backend = lookup_chosen()
+        self.timed.append(backend)
+        seconds = self.seconds[backend] * (1 + self.noise * (self.timed.count("torch") % 2 * (backend == "torch")))
+        return timing.Times(seconds, seconds)
+
+    def is_capturing(self):
+        return self.capturing
+
+    def make_room(self):
+        self.room += 1
+
+    def child(self):
+        code = "import sys\nfor line in sys.stdin: print('end ' + line.strip() + '\\t', flush=True)"
+        return [sys.executable, "-c", code]
+
+
+def lookup_chosen():
+    from fastcnn.backend import chosen
+
+    return chosen()
+
+
+@pytest.fixture
+def player(monkeypatch):
+    """Let a player stand for the processor, on which stages are tried now; nothing is deterministic."""
+    monkeypatch.setenv("FASTCNN_TRIAL", "1")
+    monkeypatch.setitem(places.PLACES, "cpu", Player)
+    places.place_of.cache_clear()
+    telling.forget()
+    monkeypatch.setattr(proof, "_unkept", {})
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield places.place_of(CPU)
+    torch.use_deterministic_algorithms(before, warn_only=True)
+    places.place_of.cache_clear()
+    telling.forget()
+
+
+def pool(batch=2, grad=False, **changes):
+    x = torch.randn(batch, 3, 8, 8, requires_grad=grad)
+    return FF.max_pool2d(x, 2, **changes)
+
+
+def runs_kernel(**arguments):
+    """Whether a pool runs by a kernel: one that is in the tables, as nothing is tried under a dispatch mode."""
+    return bool(operators(lambda: pool(**arguments)))
+
+
+def entries():
+    return list(table.read(table.user_path(NAME), NAME).values())
+
+
+def test_the_first_eager_call_tries_and_the_faster_one_runs_from_then_on(player):
+    assert not runs_kernel()
+    pool()
+    assert runs_kernel()
+    (entry,) = entries()
+    assert (entry["backend"], entry["seconds"], entry["stock_seconds"]) == ("cpu", 1.0, 2.0)
+    count = len(player.timed)
+    pool()
+    assert len(player.timed) == count
+    pool(grad=True)
+    assert [each["key"]["mode"] for each in entries()] == ["inference", "training"]
+
+
+def test_the_next_process_starts_with_what_was_kept(player):
+    pool()
+    count = len(player.timed)
+    lookup.forget()  # as a new process does
+    pool()
+    assert runs_kernel()
+    assert len(player.timed) == count
+
+
+@pytest.mark.parametrize(("seconds", "noise"), [(SLOW, 0.0), ({"torch": 1.0, "cpu": 0.99}, 0.0)], ids=["slow", "same"])
+def test_stock_stays_where_it_is_not_clearly_beaten(player, seconds, noise):
+    player.seconds = seconds
+    pool()
+    assert not runs_kernel()
+    (entry,) = entries()
+    assert entry["backend"] == "torch"
+    assert fastcnn.explain(nn.Sequential(nn.MaxPool2d(2)), torch.zeros(2, 3, 8, 8))[0].reason == (
+        "measured on this device: stock was faster"
+    )
+
+
+def test_a_gain_within_the_noise_is_none(player):
+    player.seconds, player.noise = {"torch": 1.0, "cpu": 0.8}, 0.5
+    pool()
+    assert not runs_kernel()
+    (entry,) = entries()
+    assert entry["why"] == "measured on this device: too noisy to tell, stock kept"
+    assert entry["noise"] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("device", "call", "wins"),
+    [(0.5, 1.0, True), (1.0, 0.5, True), (0.5, 1.5, False), (1.5, 0.5, False)],
+    ids=["device faster", "launch faster", "launch slower", "device slower"],
+)
+def test_a_winner_loses_neither_by_the_device_s_time_nor_by_the_call_s(device, call, wins):
+    times = {trial.STOCK: timing.Times(1.0, 1.0), KERNEL: timing.Times(call, device)}
+    assert (trial._fastest(times, 0.03) == KERNEL) == wins
+
+
+def call_of_stage(change):
+    """Return `Stage.call` with something done to what the kernel gives, in training too."""
+    call = stage.Stage.call
+
+    def changed(self, tensors):
+        output = call(self, tensors)
+        return change(output) if lookup_chosen() == "cpu" else output
+
+    return changed
+
+
+WRONG = {
+    "value": lambda output: output * 1.001,
+    "gradient": lambda output: output.detach() * 2 - output if output.requires_grad else output,
+    "not a number": lambda output: output / 0,
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_candidate_with_wrong_numbers_never_wins(player, change, monkeypatch, caplog):
+    monkeypatch.setattr(stage.Stage, "call", call_of_stage(change))
+    pool(grad=True)
+    assert not runs_kernel(grad=True)
+    (entry,) = entries()
+    assert (entry["backend"], entry["why"]) == ("torch", "no kernel passed its trial on this device")
+    assert "max_pool 2x3x8x8 runs without cpu, which failed its trial" in caplog.text
+    assert set(player.timed) == {"torch"}
+
+
+def test_a_candidate_that_raises_never_wins(player, monkeypatch, caplog):
+    def fail(_):
+        raise ValueError("no such\ninstruction")
+
+    monkeypatch.setattr(stage.Stage, "call", call_of_stage(fail))
+    pool()
+    assert not runs_kernel()
+    assert "failed its trial: ValueError: no such instruction" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["kernel", "stock"])
+def test_running_out_of_memory_means_stock_for_this_process(where, player, monkeypatch):
+    call = stage.Stage.call
+
+    def full(self, tensors):
+        if (lookup_chosen() == "cpu") == (where == "kernel"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(self, tensors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.Stage, "call", full)
+        assert pool().shape == (2, 3, 4, 4)
+    assert not runs_kernel()
+    assert player.room == 1
+    assert entries() == []
+    lookup.forget()
+    pool()
+    assert runs_kernel()
+
+
+def test_what_stock_cannot_run_raises_as_in_stock(player):
+    with pytest.raises(NotImplementedError):
+        FF.max_pool2d(torch.zeros(2, 3, 8, 8, dtype=torch.bool), 2)
+    assert entries() == []
+
+
+def test_a_trial_leaves_the_call_and_the_process_alone(player):
+    model = fastcnn.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
+    stock = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+    x = torch.randn(4, 3, 8, 8)
+    state = torch.get_rng_state()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each) or each, lambda each: each):
+        output = model(x)
+    assert len(saved) < 10
+    torch.testing.assert_close(output, stock(x))
+    torch.testing.assert_close(model.state_dict(), stock.state_dict())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert entries()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        FF.conv2d_relu(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3))
+    assert len(entries()) == 2
+
+
+def off_by_environment(monkeypatch):
+    monkeypatch.setenv("FASTCNN_TRIAL", "0")
+    return contextlib.nullcontext()
+
+
+def capturing(monkeypatch):
+    monkeypatch.setattr(Player, "capturing", True)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def deterministic(monkeypatch):
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+OFF = {
+    "FASTCNN_TRIAL=0": off_by_environment,
+    "graph capture": capturing,
+    "deterministic algorithms": deterministic,
+    "explicit backend": lambda _: fastcnn.use_backend("torch"),
+}
+
+
+@pytest.mark.parametrize("off", OFF.values(), ids=OFF)
+def test_nothing_is_tried(off, player, monkeypatch):
+    with off(monkeypatch):
+        pool()
+    assert not player.timed
+    assert entries() == []
+
+
+def test_nothing_is_tried_under_torch_func_or_compile(player):
+    x = torch.randn(2, 3, 8, 8)
+    torch.func.grad(lambda each: FF.max_pool2d(each, 2).sum())(x)
+    torch.vmap(lambda each: FF.max_pool2d(each, 2))(x[None])
+    torch._dynamo.reset()
+    torch.compile(lambda each: FF.max_pool2d(each, 2), backend="eager", fullgraph=True)(x)
+    assert not player.timed
+
+
+def test_one_thread_tries_while_the_others_run_stock(player, monkeypatch):
+    tries, go_on = threading.Event(), threading.Event()
+    measure = Player.measure
+
+    def wait(self, run, times):
+        tries.set()
+        assert go_on.wait(60)
+        return measure(self, run, times)
+
+    monkeypatch.setattr(Player, "measure", wait)
+    first = threading.Thread(target=pool)
+    first.start()
+    assert tries.wait(60)
+    assert pool().shape == (2, 3, 4, 4)  # and comes back at once
+    assert not player.timed
+    go_on.set()
+    first.join()
+    count = len(player.timed)
+    pool()
+    assert (len(player.timed), len(entries())) == (count, 1)
+
+
+BATCHES = {64: True, 128: True, 127: True, 32: True, 31: False, 129: False}
+
+
+@pytest.mark.parametrize(("batch", "served"), BATCHES.items())
+def test_an_entry_serves_half_to_double_its_batch(player, batch, served, monkeypatch):
+    pool(64)
+    monkeypatch.setenv("FASTCNN_TRIAL", "0")
+    assert runs_kernel(batch=batch) == served
+    (row,) = fastcnn.explain(nn.Sequential(nn.MaxPool2d(2)), torch.zeros(batch, 3, 8, 8))
+    near = "measured on this device at batch 64: the fastest"
+    assert (row.reason == near) == (served and batch != 64)
+
+
+def test_the_nearest_measured_batch_comes_first(player, monkeypatch):
+    pool(8)
+    player.seconds = SLOW
+    pool(20)
+    monkeypatch.setenv("FASTCNN_TRIAL", "0")
+    reasons = [fastcnn.explain(nn.Sequential(nn.MaxPool2d(2)), (n, 3, 8, 8))[0].reason for n in (11, 12, 16)]
+    assert ["at batch 8: the fastest" in reason for reason in reasons] == [True, True, False]
+    assert "at batch 20: stock was faster" in reasons[2]
+
+
+def test_unbatched_images_have_no_batch(player, monkeypatch):
+    FF.max_pool2d(torch.randn(4, 8, 8), 2)
+    monkeypatch.setenv("FASTCNN_TRIAL", "0")
+    assert operators(lambda: FF.max_pool2d(torch.randn(4, 8, 8), 2))
+    assert not operators(lambda: FF.max_pool2d(torch.randn(5, 8, 8), 2))
+
+
+def test_one_visible_line_sums_up(player, capsys):
+    pool()
+    player.seconds = SLOW
+    pool(batch=7)
+    telling.sum_up()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"fastcnn: tried 2 stages on {NAME} in ")
+    assert said[0].endswith(f" s, 1 runs faster than stock; kept in {table.user_path(NAME)}")
+    pool(batch=30)
+    telling.sum_up()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_takes_long_says_so(player, capsys, monkeypatch):
+    said = threading.Event()
+    once = telling.once
+    monkeypatch.setattr(telling, "once", lambda message: (once(message), said.set()))
+    monkeypatch.setattr(telling, "PATIENCE", 0.0)
+    with telling.under_way("trying kernels"):
+        assert said.wait(60)
+    assert "fastcnn: trying kernels (FASTCNN_TRIAL=0 turns that off)" in capsys.readouterr().err
+
+
+def test_a_gpu_that_runs_stock_warns_once_with_the_command(player, monkeypatch):
+    monkeypatch.setenv("FASTCNN_TRIAL", "0")
+    monkeypatch.setattr(Player, "by_default", True)
+    with pytest.warns(UserWarning, match="fastcnn runs stock layers") as caught:
+        pool(batch=6)
+    message = str(caught[0].message)
+    assert message.startswith(f"fastcnn runs stock layers on {NAME}: no table has these shapes (FASTCNN_TRIAL=0)")
+    assert "fastcnn tune MODEL --batch-size 6" in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pool(batch=7)
+
+
+# The proof, in child processes.
+
+CHILD = """
+import os, signal, sys, time
+import torch
+from fastcnn.tuning import proof, stage
+from fastcnn.backend import chosen
+call = stage.Stage.call
+def bad(self, tensors):
+    output = call(self, tensors)
+    if chosen() == "cpu" and self.op == "max_pool":
+        {what}
+    return output
+stage.Stage.call = bad
+proof.main()
+"""
+DEEDS = {
+    "wrong": ("return output * 2", "output: error"),
+    "raising": ("raise KeyError('x')", "KeyError: 'x'"),
+    "killed": ("os.kill(os.getpid(), signal.SIGSEGV)", "it ended its process (signal 11)"),
+    "exits": ("os._exit(3)", "it ended its process (exit status 3)"),
+    "hanging": ("time.sleep(600)", "it did not end within"),
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_a_kernel_that_fails_its_proof_never_runs_in_this_process(deed, player, monkeypatch, capsys):
+    what, words = DEEDS[deed]
+    names = [proof.kernel_name(op, each) for op in ("lrn", "max_pool", "add_relu") for each in player.light(op)]
+    monkeypatch.setattr(proof, "CASES", {op: proof.CASES[op] for op in ("lrn", "max_pool", "add_relu")})
+    monkeypatch.setattr(Player, "child", lambda self: [sys.executable, "-c", CHILD.format(what=what), "cpu"])
+    if deed == "hanging":
+        monkeypatch.setattr(proof, "SECONDS", 30.0)
+    ran = []
+    call = stage.Stage.call
+    monkeypatch.setattr(stage.Stage, "call", lambda self, tensors: ran.append(lookup_chosen()) or call(self, tensors))
+    pool()
+    assert not runs_kernel()
+    assert set(ran) == {"torch"}
+    kept = json.loads(proof.path_of(NAME).read_text())["verdicts"]
+    assert [bool(kept[name]) for name in names] == [False, True, False]
+    assert words in kept[names[1]]
+    assert f"kernel max_pool: cpu is left out on {NAME}: " in capsys.readouterr().err
+    FF.local_response_norm(torch.randn(2, 9, 4, 4), 3)
+    assert operators(lambda: FF.local_response_norm(torch.randn(2, 9, 4, 4), 3))
+
+
+def test_the_proof_is_kept_for_a_build_and_made_anew_for_another(player, monkeypatch):
+    count = []
+    child = Player.child
+    monkeypatch.setattr(Player, "child", lambda self: count.append(1) or child(self))
+    pool()
+    lookup.forget()
+    pool(batch=9)
+    assert len(count) == 1
+    monkeypatch.setattr(places, "_digest", lambda: "another")
+    pool(batch=50)
+    assert len(count) == 2
+
+
+def test_where_nothing_can_be_kept_the_process_knows_for_itself(player, monkeypatch, capsys):
+    monkeypatch.setenv("FASTCNN_CACHE", os.devnull)
+    lookup.forget()
+    count = []
+    child = Player.child
+    monkeypatch.setattr(Player, "child", lambda self: count.append(1) or child(self))
+    pool()
+    assert runs_kernel()
+    pool(batch=9)
+    assert len(count) == 1
+    assert "trials cannot be kept for the next process" in capsys.readouterr().err
+
+
+def test_a_process_that_dies_in_a_trial_leaves_the_candidate_out_in_the_next(player, monkeypatch):
+    call = stage.Stage.call
+
+    def die(self, tensors):
+        if lookup_chosen() == "cpu":
+            os._exit(7)
+        return call(self, tensors)
+
+    process = os.fork()
+    if not process:
+        stage.Stage.call = die
+        pool()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
+    pool()
+    assert not runs_kernel()
+    assert set(player.timed) == {"torch"}
+
+
+# For real, on the processor.
+
+
+def test_warm_up_tries_beforehand_and_changes_nothing(player):
+    layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout()]
+    model, x = fastcnn.fuse(nn.Sequential(*layers)), torch.randn(4, 2, 12, 12)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    random = torch.get_rng_state()
+    assert fastcnn.warm_up(model, x) is model
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    count = len(player.timed)
+    assert count
+    model(x).sum().backward()
+    with torch.no_grad():
+        model.eval()(x)
+    assert len(player.timed) == count
+    with pytest.raises(TypeError, match="argument 'input': expected a Tensor, got tuple"):
+        fastcnn.warm_up(model, (4, 2, 12, 12))
+
+
+TRAIN = """
+import json, os, sys
+import torch
+import fastcnn
+from fastcnn.tuning import trial
+tried, measured = [], trial._measured
+trial._measured = lambda stage, *rest: tried.append(str(stage)) or measured(stage, *rest)
+torch.set_num_threads(1)
+losses = {}
+for name, build, size, batch in (
+    ("mnist", fastcnn.MnistCNN, (1, 28, 28), 8),
+    ("alexnet", lambda: fastcnn.AlexNet2012(num_classes=10, dropout=0.0), (3, 227, 227), 2),
+):
+    torch.manual_seed(0)
+    model = build()
+    if sys.argv[1] == "stock":
+        fastcnn.unfuse(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x, y = torch.randn(batch, *size), torch.arange(batch) % 10
+    losses[name] = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses[name].append(loss.item())
+print(json.dumps({"losses": losses, "tried": tried}))
+"""
+
+
+def trained(folder, kind):
+    environment = os.environ | {"FASTCNN_CACHE": str(folder), "FASTCNN_TRIAL": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", TRAIN, kind], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(process.stdout), process.stderr
+
+
+def test_training_on_the_processor_tries_once_and_keeps_the_losses(tmp_path):
+    stock, _ = trained(tmp_path, "stock")
+    first, said = trained(tmp_path, "fused")
+    second, quiet = trained(tmp_path, "fused")
+    assert stock["tried"] == []
+    assert len(first["tried"]) == 10  # three of MnistCNN, five of AlexNet's features, two linear ones
+    assert second["tried"] == []
+    assert f"fastcnn: tried 10 stages on {NAME} in " in said
+    assert "fastcnn:" not in quiet
+    for name, losses in stock["losses"].items():
+        torch.testing.assert_close(torch.tensor(first["losses"][name]), torch.tensor(losses), rtol=1e-3, atol=1e-3)
+        assert second["losses"][name] == first["losses"][name]
+    kept = table.read(tmp_path / "tuning" / table.user_path(NAME).name, NAME).values()
+    assert all(each["seconds"] <= each["stock_seconds"] for each in kept)
+    assert {each["key"]["op"] for each in kept if each["backend"] == "cpu"} >= {"lrn_pool"}
