@@ -82,6 +82,7 @@ KERNEL_TESTS = {
     "tuning.py": {"tuning"},
     "test_tma.py": {"triton", "shapes"},
     "test_tune.py": {"tuning"},
+    "test_gpu_run.py": {"tuning"},
     "test_trial.py": {"backend", "tuning"},
     "test_tuning.py": {"tuning"},
     "test_warp_specialized.py": {"triton", "shapes"},

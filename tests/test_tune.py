@@ -367,7 +367,7 @@ def test_the_command_tunes_what_begins_with_bytes(monkeypatch, capsys):
 
 MISTAKES = {
     "no batch size": ("tune mnist_cnn", 2, "--batch-size"),
-    "unknown model": ("tune vgg61 --batch-size 2", 1, "no model is named 'vgg61'"),
+    "unknown model": ("tune vgg61 --batch-size 2", 2, "no model is named 'vgg61'"),
     "unknown backend": ("tune mnist_cnn --batch-size 2 --backend cudnn", 1, "expected one of triton, cuda, cpu"),
     "device": ("tune mnist_cnn --batch-size 2 --device tpu", 1, "--device: expected cpu"),
     "too small": (

@@ -70,7 +70,7 @@ def test_an_entry_of_stock_keeps_stock_where_the_heuristic_would_not():
 
 
 CHANGES = {
-    "batch": {"input": torch.randn(3, 3, 8, 8)},
+    "batch": {"input": torch.randn(5, 3, 8, 8)},
     "size": {"input": torch.randn(2, 3, 9, 8)},
     "dtype": {name: tensor.bfloat16() for name, tensor in conv_arguments().items() if isinstance(tensor, torch.Tensor)},
     "layout": {"input": torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)},

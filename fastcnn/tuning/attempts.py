@@ -17,23 +17,28 @@ from fastcnn.tuning.table import Winner
 HANGS = 120  # seconds of one candidate on a GPU, its compilation included
 
 
-class Lost(RuntimeError):
+class Lost(Exception):
     """A candidate has left the GPU unusable for this process."""
 
 
 def is_lost(device: torch.device) -> bool:
     """Whether an error has left a GPU unusable for this process.
 
+    Asked twice: a launch that failed may have left its error in the runtime, which the first question clears.
+
     Example:
         >>> is_lost(torch.device("cpu"))
         False
     """
+    return device.type == "cuda" and not (_answers(device) or _answers(device))
+
+
+def _answers(device: torch.device) -> bool:
     try:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)
     except RuntimeError:
-        return True
-    return False
+        return False
+    return True
 
 
 class Attempts:
