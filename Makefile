@@ -1,4 +1,4 @@
-# make demo | test | lint | bench-cpu | wheel: each installs what it needs into .venv, at the versions of constraints.txt.
+# make demo | check | test | test-all | lint | bench-cpu | wheel: each installs what it needs into .venv, at the versions of constraints.txt.
 # make gpu, sanitize, bench and bench-quick use the python that is there (PYTHON=...), with its own torch.
 PYTHON ?= python3
 VENV := .venv
@@ -12,14 +12,36 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.
 export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0;10.0
 export NVCC_APPEND_FLAGS ?= -Werror=all-warnings
 
-.PHONY: demo test zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
+# The tests whose numbers depend on the processor's widest instructions, by torch's and oneDNN's choice of them.
+NUMERIC := $(patsubst %,tests/test_%.py,add_relu autograd batch_norm_stages bn_relu bn_relu_pool compile conv_relu \
+	conv_relu_pool equal_values first_layers func linear_relu linear_relu_dropout lrn lrn_pool max_pool models \
+	normalize normalize_conv_relu resnet sequential swapped_in)
+PARALLEL := -n $(JOBS) --dist worksteal
+
+.PHONY: demo check test test-all test-avx2 zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
 
+check: $(VENV)/dev.stamp
+	@echo "make check: lint, then the tests of what differs from main, but the sweeps, for 60 seconds: 90 seconds in all"
+	$(MAKE) --no-print-directory lint
+	tests=$$($(BIN)/python tests/changed.py); if [ -z "$$tests" ]; then echo "no tests belong to what has changed"; \
+	else PYTHONPATH=tests $(BIN)/python -m pytest -q -x -p changed -m "not sweep" $$tests; fi
+
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-	bash tests/host_cuda/run.sh -n $(JOBS) --dist worksteal
+	@echo "make test: all tests but the sweeps, then the played CUDA kernels: 10 minutes on two idle cores"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not sweep"
+	bash tests/host_cuda/run.sh $(PARALLEL) -m "not sweep"
+
+test-all: $(VENV)/dev.stamp
+	@echo "make test-all: all tests, then the played CUDA kernels: 30 minutes on two idle cores"
+	$(BIN)/python -m pytest $(PARALLEL)
+	bash tests/host_cuda/run.sh $(PARALLEL)
+
+test-avx2: $(VENV)/dev.stamp
+	@echo "make test-avx2: the numeric tests but the sweeps, as on a processor without AVX-512: 5 minutes on two idle cores"
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PARALLEL) -m "not sweep" $(NUMERIC)
 
 zoo: $(VENV)/dev.stamp
 	FASTCNN_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py -v

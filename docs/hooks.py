@@ -13,6 +13,14 @@ from mkdocs.structure.files import File, Files
 from docs.pictures import drawn
 
 RESULTS = Path("benchmarks/results")
+# Tables of ten columns need the whole window.
+WIDE = """---
+hide: [navigation, toc]
+---
+
+<style>.md-grid { max-width: 96rem; }</style>
+
+"""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,7 +46,7 @@ def report(folder: Path) -> Iterator[tuple[str, str | bytes]]:
     """Yield what `benchmarks.report` made of the committed results: the page `benchmarks.md` and its charts."""
     for chart in sorted(folder.glob("*.png")):
         yield chart.name, chart.read_bytes()
-    yield "benchmarks.md", (folder / "report.md").read_text(encoding="utf-8")
+    yield "benchmarks.md", WIDE + (folder / "report.md").read_text(encoding="utf-8")
 
 
 def command_line() -> str:

@@ -5,7 +5,7 @@ the same dtype and layout, plus one unit in the last place of the largest value.
 do the output's strides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -48,21 +48,32 @@ each_convolution = _each_of(
 
 
 def each_case(cases: dict[str, Any]) -> pytest.MarkDecorator:
-    """Parametrise a test over named cases."""
+    """Parametrize a test over named cases."""
     return pytest.mark.parametrize("case", cases.values(), ids=cases)
 
 
 def each_variant(cases: dict[str, Any]) -> pytest.MarkDecorator:
-    """Parametrise a test over named cases, dtypes and layouts.
+    """Parametrize a test over named cases, dtypes and layouts.
 
-    The first two cases run in every dtype and layout; the others, in turn, in two of the six pairs.
+    The first two cases run in every dtype and layout; the others, in turn, in two of the six pairs. Half of a case's
+    pairs are a sweep: the first two cases share out the six, the others keep one each.
     """
     pairs = [(dtype, format) for dtype in DTYPES for format in FORMATS]
     params = []
     for i, (name, case) in enumerate(cases.items()):
-        for dtype, format in pairs if i < 2 else (pairs[i % 6], pairs[(i + 3) % 6]):
-            params.append(pytest.param(case, DTYPES[dtype], FORMATS[format], id=f"{name}-{dtype}-{format}"))
+        for n in range(6) if i < 2 else (i % 6, (i + 3) % 6):
+            dtype, format = pairs[n]
+            once = (n // 2 + n % 2) % 2 == i if i < 2 else n == i % 6
+            marks = () if once else pytest.mark.sweep
+            params.append(
+                pytest.param(case, DTYPES[dtype], FORMATS[format], id=f"{name}-{dtype}-{format}", marks=marks)
+            )
     return pytest.mark.parametrize(("case", "dtype", "format"), params)
+
+
+def mostly_sweep(values: Iterable[Any], kept: int = 2) -> list[Any]:
+    """Return a test's parameters, of which all but the first ones are a sweep."""
+    return [value if n < kept else pytest.param(value, marks=pytest.mark.sweep) for n, value in enumerate(values)]
 
 
 def new(*shape: int, dtype: torch.dtype, format: torch.memory_format = torch.contiguous_format) -> Tensor:

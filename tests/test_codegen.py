@@ -16,6 +16,7 @@ from fastcnn.triton.convolution.gradient import SHARED_MEMORY
 from fastcnn.triton.convolution.hopper import TMA, WARP_SPECIALIZED
 
 ROOT = Path(__file__).parent
+pytestmark = pytest.mark.sweep  # minutes of compilation
 HOPPER = {"tma": TMA, "warp_specialized": WARP_SPECIALIZED}
 CONFIGS = {
     "implicit_gemm": implicit_gemm.CONFIGS,

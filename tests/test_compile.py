@@ -356,7 +356,9 @@ def test_compiled_operator_counts_the_numbers_of_a_window():
 
 @each_operator
 @pytest.mark.parametrize(
-    ("layout", "with_bias"), [("contiguous", False), ("channels_last", True)], ids=["contiguous", "channels_last, bias"]
+    ("layout", "with_bias"),
+    [pytest.param("contiguous", False, marks=pytest.mark.sweep), ("channels_last", True)],
+    ids=["contiguous", "channels_last, bias"],
 )
 def test_opcheck(layout, with_bias, name, backend):
     # Every test of opcheck's: that of the autograd registration is for inputs that require a gradient, which these

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from parity import DEVICE, FORMATS, assert_parity, each_dtype, each_format, last_place, new
+from parity import DEVICE, FORMATS, assert_parity, each_dtype, each_format, last_place, mostly_sweep, new
 
 import fastcnn
 import fastcnn.functional as FF
@@ -17,7 +17,7 @@ from fastcnn.triton.convolution import implicit_gemm
 
 
 @each_dtype
-@pytest.mark.parametrize("config", implicit_gemm.CONFIGS, ids=str)
+@pytest.mark.parametrize("config", mostly_sweep(implicit_gemm.CONFIGS), ids=str)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_every_tile_of_the_implicit_gemm(groups: int, config: implicit_gemm.Config, dtype: torch.dtype) -> None:
     format = FORMATS["channels_last"] if groups == 1 else FORMATS["nchw"]

@@ -53,6 +53,11 @@ def test_pages_load_files_that_are_there(site):
             assert (page.parent / address.split("#")[0].split("?")[0]).is_file(), f"{page}: {address} is missing"
 
 
+def test_search_works_on_pages_opened_from_the_disk(site):
+    assert (site / "search" / "search_index.js").is_file()
+    assert 'src="iframe-worker.js"' in (site / "index.html").read_text()
+
+
 def test_each_picture_is_shown_in_light_and_dark(site):
     drawn = {path.name for path in (site / "pictures").glob("*.svg")}
     text = "".join(page.read_text() for page in (site / "kernels").glob("*.html"))

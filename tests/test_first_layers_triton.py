@@ -7,7 +7,18 @@ import test_conv_relu as plain
 import test_conv_relu_pool as pooled
 import torch
 import torch.nn.functional as F
-from parity import DEVICE, FORMATS, assert_parity, assert_same, each_dtype, each_format, each_variant, last_place, new
+from parity import (
+    DEVICE,
+    FORMATS,
+    assert_parity,
+    assert_same,
+    each_dtype,
+    each_format,
+    each_variant,
+    last_place,
+    mostly_sweep,
+    new,
+)
 
 import fastcnn
 import fastcnn.functional as FF
@@ -142,7 +153,7 @@ def test_refused_by_name(case: Any) -> None:
         FF.conv2d_relu(x, w, **settings)
 
 
-@pytest.mark.parametrize("config", first_layers.CONFIGS, ids=str)
+@pytest.mark.parametrize("config", mostly_sweep(first_layers.CONFIGS), ids=str)
 @each_dtype
 def test_every_tile_of_packed(config: Config, dtype: torch.dtype) -> None:
     x, weight, bias = new(2, 3, 9, 8, dtype=dtype), new(22, 3, 4, 3, dtype=dtype) / 6, new(22, dtype=dtype)

@@ -138,7 +138,11 @@ EACH_CONFIG = [(config, BOXES[config.pixels][0]) for config in TMA]
 EACH_BOX = [(TMA[i], box) for i, pixels in ((2, 128), (0, 256)) for box in BOXES[pixels][1:]]
 
 
-@pytest.mark.parametrize(("config", "box"), EACH_CONFIG + EACH_BOX, ids=str)
+@pytest.mark.parametrize(
+    ("config", "box"),
+    [*EACH_CONFIG[:1], *(pytest.param(*each, marks=pytest.mark.sweep) for each in EACH_CONFIG[1:] + EACH_BOX)],
+    ids=str,
+)
 def test_every_configuration_and_box(config: Config, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     force(box, monkeypatch)
     images = 1 if box.images == 1 else box.images + 2

@@ -72,9 +72,13 @@ def _numbers(cell: Cell) -> list[str]:
 
 
 def compact(cells: Iterable[Cell]) -> Table:
-    """Build the same in fewer columns, for cells of many kinds."""
-    rows = [[cell.name, cell.mode, *_numbers(cell), _types(cell)] for cell in cells]
-    return Table(["what", "mode", *NUMBERS, "dtype, layout"], rows, texts=2)
+    """Build the same in fewer columns, for cells of many kinds; the device is named where there are several."""
+    shown = list(cells)
+    several = len({cell.device for cell in shown}) > 1
+    rows = [
+        [cell.name, cell.mode, *_numbers(cell), _types(cell), *([cell.device] if several else [])] for cell in shown
+    ]
+    return Table(["what", "mode", *NUMBERS, "dtype, layout", *(["device"] if several else [])], rows, texts=2)
 
 
 def _types(cell: Cell) -> str:
@@ -85,9 +89,7 @@ def slower(cells: Iterable[Cell]) -> Table | None:
     """Build the cells in which fastcnn takes longer than the best baseline, the worst first; None: there is none."""
     found = [(ratio, cell) for cell in cells if (ratio := cell.speedup(FASTCNN, cell.best_baseline)) and ratio < 1]
     found.sort(key=lambda pair: pair[0])
-    table = compact(cell for _, cell in found)
-    rows = [[*row, cell.device] for (_, cell), row in zip(found, table.rows)]
-    return Table([*table.heads, "device"], rows, table.texts) if rows else None
+    return compact(cell for _, cell in found) if found else None
 
 
 def counts(cells: list[Cell]) -> Table:

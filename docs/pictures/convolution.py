@@ -71,8 +71,8 @@ def _matrix(
 
 
 def boxes(theme: Theme) -> Figure:
-    """Draw a box of pixels shifted by a tap, the swapped operands, and the two kinds of warps in time."""
-    canvas = Canvas.of(theme, 7.6, 4.3)
+    """Draw a box of pixels shifted by a tap, and the swapped operands."""
+    canvas = Canvas.of(theme, 7.6, 2.7)
     canvas.text(0.2, 0.25, "a box of 4×4 pixels, shifted by a tap", align="left", size=SMALL, bold=True)
     cell, left, top = 0.24, 0.5, 0.75
     for i in range(-1, 6):
@@ -106,7 +106,6 @@ def boxes(theme: Theme) -> Figure:
         colour=theme.quiet,
     )
     _swapped(canvas, 4.35, 0.25)
-    _warps(canvas, 2.95)
     return canvas.figure
 
 
@@ -124,27 +123,6 @@ def _swapped(canvas: Canvas, x: float, y: float) -> None:
         x + 1.75,
         y + 1.88,
         "a thread holds neighbouring pixels of a\nchannel: a 2×2 window needs no exchange",
-        size=SMALL,
-        colour=theme.quiet,
-    )
-
-
-def _warps(canvas: Canvas, y: float) -> None:
-    theme, unit = canvas.theme, 0.62
-    canvas.text(0.2, y, "warp_specialized: in time", align="left", size=SMALL, bold=True)
-    for name, row, colour in (("copies", 0, theme.blue), ("multiply", 1, theme.green)):
-        top = y + 0.22 + row * 0.42
-        canvas.text(0.2, top + 0.16, name, align="left", size=SMALL, colour=colour)
-        for i in range(8):
-            x = 1.0 + (i + 1.0 * row) * unit + (0.42 if row and i >= 4 else 0)
-            canvas.box(x, top, unit - 0.05, 0.32, f"{'AB'[i // 4]}{i % 4}", colour=colour, size=SMALL)
-            if row and i in (3, 7):
-                canvas.box(x + unit, top, 0.37, 0.32, "end", colour=theme.orange, size=SMALL)
-    canvas.text(
-        0.2,
-        y + 1.2,
-        "A0 … A3: steps of tile A; end: bias, ReLU, pool, write. The copies of tile B go on meanwhile.",
-        align="left",
         size=SMALL,
         colour=theme.quiet,
     )
