@@ -14,7 +14,6 @@ from parity import (
     assert_parity,
     assert_same,
     each_backend,
-    each_case,
     each_dtype,
     each_format,
     each_variant,
@@ -80,9 +79,7 @@ USUAL = {
 
 
 @each_backend
-@each_case(USUAL)
-@each_dtype
-@each_format
+@each_variant(USUAL, whole=len(USUAL))
 def test_usual_window(format: torch.memory_format, dtype: torch.dtype, case: Any, backend: Any) -> None:
     assert_parity(*both(size=5, alpha=2.0), (new(*case, dtype=dtype, format=format),), backend)
 

@@ -12,7 +12,6 @@ from parity import (
     each_backend,
     each_case,
     each_compiled,
-    each_dtype,
     each_format,
     each_variant,
     new,
@@ -71,9 +70,7 @@ USUAL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 
 
 @each_backend
-@each_case(USUAL)
-@each_dtype
-@each_format
+@each_variant(USUAL, whole=len(USUAL))
 def test_usual_lrn(format: torch.memory_format, dtype: torch.dtype, case: Any, backend: Any) -> None:
     shape, pool = case
     assert_parity(*both({"size": 5, "alpha": 2.0}, pool), (new(*shape, dtype=dtype, format=format),), backend)
