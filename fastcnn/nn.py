@@ -15,6 +15,9 @@ from fastcnn.normalization import Normalize, is_recorded
 
 __all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 
+# Captured at import: a tool that replaces them, to count operations, sees the calls of the stock layers.
+_MAX_POOL2D, _LRN = F.max_pool2d, F.local_response_norm
+
 Size2d: TypeAlias = int | tuple[int, int]
 
 
@@ -34,7 +37,9 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool `input`: (N, C, H, W) or (C, H, W); with `return_indices=True` give the pair (values, indices)."""
-        return nn.MaxPool2d.forward(self, input) if is_recorded(input) else stages.run_max_pool(input, self)
+        if is_recorded(input) or F.max_pool2d is not _MAX_POOL2D:
+            return nn.MaxPool2d.forward(self, input)
+        return stages.run_max_pool(input, self)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -53,7 +58,9 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize `input`: (N, C, ...)."""
-        return nn.LocalResponseNorm.forward(self, input) if is_recorded(input) else stages.run_lrn(input, self)
+        if is_recorded(input) or F.local_response_norm is not _LRN:
+            return nn.LocalResponseNorm.forward(self, input)
+        return stages.run_lrn(input, self)
 
 
 class ConvReLU2d(nn.Conv2d):

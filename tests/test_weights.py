@@ -2,6 +2,7 @@
 
 import json
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,46 @@ def test_alexnet_takes_the_tensors_of_the_file_and_downloads_it_once(hub: Hub, c
     assert len(hub.asked) == 1
     assert list(hub.checkpoints.iterdir()) == [file]
     assert "100%" in capsys.readouterr().err
+
+
+LEGACY = {
+    "pretrained=False": lambda build: build(pretrained=False),
+    "False": lambda build: build(False),
+    "False, False, num_classes": lambda build: build(False, False, num_classes=3),
+    "pretrained=True": lambda build: build(pretrained=True),
+    "True": lambda build: build(True),
+}
+
+
+@pytest.mark.parametrize("call", LEGACY)
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg16_bn"])
+def test_legacy_pretrained_is_taken_with_torchvisions_warnings(
+    name: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+
+    def nothing(_self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        loaded.append(_self)
+        return {}
+
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", nothing)
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_: None)
+    said = []
+    for module in (fastcnn, models):
+        with torch.device("meta"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = LEGACY[call](getattr(module, name))
+        said.append([(warning.category, str(warning.message)) for warning in caught])
+        assert model.classifier[-1].out_features == (3 if "num_classes" in call else 1000)
+    assert said[0] == said[1] != []
+    assert loaded == [models.get_model_weights(name).IMAGENET1K_V1] * (2 if "True" in call else 0)
+
+
+def test_legacy_pretrained_of_a_network_that_torchvision_does_not_have() -> None:
+    with pytest.raises(ValueError, match="no weights of vgg16_1x1"), pytest.warns(UserWarning, match="positional"):
+        fastcnn.vgg16_1x1(True)
+    with pytest.raises(TypeError), pytest.warns(UserWarning, match="positional"):
+        fastcnn.alexnet(None, True, 3)
 
 
 def test_progress_can_be_hidden(hub: Hub, capsys: Any) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastcnn.fuse import fuse
 from fastcnn.models.dropin import DropIn
-from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights
+from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights, takes_pretrained
 
 __all__ = ["AlexNet", "AlexNet2012", "alexnet"]
 
@@ -62,10 +62,12 @@ class AlexNet(DropIn):
         return self.classifier(x)
 
 
+@takes_pretrained
 def alexnet(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> AlexNet:
     """Build `AlexNet(**kwargs)`, with torchvision's pretrained weights where `weights` names some.
 
-    `weights` is a member of `torchvision.models.AlexNet_Weights` or its name; `progress` shows the download.
+    `weights` is a member of `torchvision.models.AlexNet_Weights` or its name; `progress` shows the download. The legacy
+    `pretrained=True` is taken with torchvision's warning.
     Raises ImportError where weights are asked for and torchvision is missing, ValueError where `num_classes`
     is not that of the weights, ConnectionError and RuntimeError where they cannot be downloaded or are damaged.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastcnn.fuse import fuse
 from fastcnn.models.dropin import DropIn
-from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights
+from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights, takes_pretrained
 
 __all__ = [
     "VGG",
@@ -152,18 +152,18 @@ def _builder(name: str, column: str, *, batch_norm: bool = False) -> Callable[..
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"""Build the VGG of column {column}{" with batch normalization" if batch_norm else ""}.
 
-    `weights` is a member of torchvision's weights of the same model, or its name; `progress` shows the download.
-    `cifar=True` builds the variant for 32x32 images, with ten classes unless `num_classes` says otherwise; other
-    keywords go to `fastcnn.VGG`. Raises ImportError where weights are asked for and torchvision is missing,
-    ValueError where there are none of this variant or `num_classes` is not theirs, ConnectionError and RuntimeError
-    where they cannot be downloaded or are damaged.
+    `weights` is a member of torchvision's weights of the same model, or its name; `progress` shows the download. The
+    legacy `pretrained=True` is taken with torchvision's warning. `cifar=True` builds the variant for 32x32 images, with
+    ten classes unless `num_classes` says otherwise; other keywords go to `fastcnn.VGG`. Raises ImportError where
+    weights are asked for and torchvision is missing, ValueError where there are none of this variant or `num_classes`
+    is not theirs, ConnectionError and RuntimeError where they cannot be downloaded or are damaged.
 
     Example:
         >>> import torch, fastcnn
         >>> fastcnn.{name}(cifar=True)(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    return build
+    return takes_pretrained(build)
 
 
 vgg11 = _builder("vgg11", "A")

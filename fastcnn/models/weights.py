@@ -1,18 +1,22 @@
 """Pretrained weights: named by torchvision, downloaded by torch.hub, their hash checked."""
 
+import functools
 import hashlib
 import http.client
 import os
 import re
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 import torch
 
-__all__ = ["pretrained_state_dict", "pretrained_weights"]
+__all__ = ["pretrained_state_dict", "pretrained_weights", "takes_pretrained"]
 
+_Arguments = ParamSpec("_Arguments")
+_Model = TypeVar("_Model")
 HASH = re.compile(r"-([a-f0-9]+)\.\w+$")  # the first digits of the SHA-256, as torch.hub finds them in a file's name
 
 
@@ -44,6 +48,34 @@ def pretrained_weights(model: str, weights: Any) -> Any:
     except KeyError as error:
         names = ", ".join(sorted({*members.__members__}))
         raise ValueError(f"weights: expected one of {names} for {model}, got {weights!r}") from error
+
+
+def takes_pretrained(build: Callable[_Arguments, _Model]) -> Callable[_Arguments, _Model]:
+    """Let a builder take torchvision's legacy `pretrained`, by keyword and by position, with torchvision's warning.
+
+    Such a call raises ImportError without torchvision, ValueError for a model that torchvision has no weights of.
+
+    Example:
+        >>> import fastcnn
+        >>> model = fastcnn.vgg11(pretrained=True)  # doctest: +SKIP
+    """
+
+    @functools.wraps(build)
+    def builder(*args: Any, **kwargs: Any) -> Any:
+        legacy: Any = build
+        if args or "pretrained" in kwargs or isinstance(kwargs.get("weights"), bool):
+            try:
+                from torchvision.models._utils import handle_legacy_interface
+            except ImportError as error:
+                raise ImportError(
+                    f"{build.__name__}: expected weights=, got torchvision's legacy arguments, which need torchvision: "
+                    "pip install 'fastcnn[train]'"
+                ) from error
+            first = ("pretrained", lambda _: pretrained_weights(build.__name__, "IMAGENET1K_V1"))
+            legacy = handle_legacy_interface(weights=first)(build)
+        return legacy(*args, **kwargs)
+
+    return builder
 
 
 def num_classes_of(weights: Any, num_classes: int | None) -> dict[str, int]:
