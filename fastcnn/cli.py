@@ -105,7 +105,10 @@ def doctor(debug: Debug = False) -> None:
         table.add_row(f"backend {key}", escape(state + built))
     table.add_row()
     table.add_row("backend in use", f"{choice or 'auto'} ({origin})")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))  # rich pads to the terminal's width
 
 
 def main(arguments: list[str] | None = None) -> int:

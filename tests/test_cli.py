@@ -252,6 +252,11 @@ def test_doctor_tells_versions_and_why_a_backend_is_missing(
     assert "backend in use torch (set by FASTCNN_BACKEND)" in output
 
 
+def test_doctor_pads_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if line != line.rstrip()]
+
+
 def test_choices_are_those_of_the_loop() -> None:
     assert list(OptimizerName) == list(lane.OPTIMIZERS) == list(recipes.DEFAULT_LR)
     assert list(AmpName) == list(lane.AMP_DTYPES)

@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 
 import fastcnn
 from fastcnn.cli import main
+from fastcnn.explain import Explanation, Row
 
 
 class Net(nn.Module):
@@ -310,7 +311,7 @@ WRONG_COMMANDS = {
 @pytest.mark.parametrize("case", WRONG_COMMANDS)
 def test_command_says_in_one_line_what_is_wrong(case, capsys):
     arguments, expected = WRONG_COMMANDS[case]
-    assert main(["explain", *arguments]) in (1, 2)  # 2: an argument names what there is not
+    assert main(["explain", *arguments]) == 2
     captured = capsys.readouterr()
     assert expected in captured.err
     assert len(captured.err.splitlines()) == 1
@@ -328,3 +329,22 @@ def test_package_alone_does_not_bring_in_the_command():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_table_fits_the_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["explain", "alexnet"]) == 0
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= min(columns, 80)
+    words = "".join(output.split())
+    for whole in ("why", "1x3x224x224", "Linear"):
+        assert columns < 60 or whole in words
+
+
+def test_nothing_of_a_row_is_cut(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    reason = "a reason of many words that goes on in the next lines until it is whole"
+    row = Row(("features.0", "1", "2"), ("Conv2d",), "linear+relu+dropout", "torch", (1, 384, 13, 13), reason)
+    text = str(Explanation([row]))
+    assert all(word in text.split() for word in reason.split())

@@ -208,7 +208,7 @@ def test_checkpoint_of_other_classes_or_data_is_refused(tmp_path: Path) -> None:
     state = checkpoint.load(tmp_path)
     with pytest.raises(UserError, match="trained on 2 classes"):
         train(SETTINGS, tmp_path, resume={**state, "classes": ["cat", "dog"]})
-    with pytest.raises(UserError, match="trained on 60000 images, the data has 70"):
+    with pytest.raises(UserError, match="trained on 60,000 images, the data has 70"):
         train(SETTINGS, tmp_path, resume={**state, "train_size": 60000})
 
 

@@ -368,11 +368,11 @@ def test_the_command_tunes_what_begins_with_bytes(monkeypatch, capsys):
 MISTAKES = {
     "no batch size": ("tune mnist_cnn", 2, "--batch-size"),
     "unknown model": ("tune vgg61 --batch-size 2", 2, "no model is named 'vgg61'"),
-    "unknown backend": ("tune mnist_cnn --batch-size 2 --backend cudnn", 1, "expected one of triton, cuda, cpu"),
-    "device": ("tune mnist_cnn --batch-size 2 --device tpu", 1, "--device: expected cpu"),
+    "unknown backend": ("tune mnist_cnn --batch-size 2 --backend cudnn", 2, "expected one of triton, cuda, cpu"),
+    "device": ("tune mnist_cnn --batch-size 2 --device tpu", 2, "--device: expected cpu"),
     "too small": (
         "tune alexnet --batch-size 2 --input-size 3,7,7",
-        1,
+        2,
         "alexnet does not run in float32 on an input of 2x3x7x7",
     ),
 }
@@ -401,6 +401,16 @@ def test_table_says_what_failed():
     assert "0.42" in text
     assert "error 9" in " ".join(text.split())
     assert "1 candidates FAILED" in " ".join(report.summary(results))
+    assert "take stock's place" not in text
+
+
+def test_table_says_why_a_slower_one_wins():
+    stage = small_stages()[0]
+    trials = [run.Trial(STOCK, 2e-3, 0.0), run.Trial(KERNEL, 1.98e-3, 0.1)]
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(report.table([run.Result(stage, "inference", trials, 0.01, trials[0], {})]))
+    said = "a candidate that is faster by less than 2% does not take stock's place"
+    assert said in " ".join(console.file.getvalue().split())
 
 
 def bytes_model(pool):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fastcnn.explain.layers import Group, Ran, alone, stages
 from fastcnn.fuse import fused
 
+MOST_OF_NAMES, LEAST_OF_REASONS = 26, 12  # columns of the table
+
 __all__ = ["Explanation", "Row", "explain"]
 
 
@@ -102,23 +104,29 @@ def _ran_row(ran: Ran) -> Row:
 
 def _lines(rows: tuple[Row, ...], width: int) -> Iterator[str]:
     """Yield the lines of a table; long names and reasons go on in the next line, shared ones below the table."""
+    from rich.console import Console  # only what is printed needs it
+    from rich.table import Table
+    from rich.text import Text
+
     single = [_cells(*each) for each in _alike([row for row in rows if not row.stage])]
-    cells = [("layers", "stage", "input", "runs", "why"), *(_cells(row) for row in rows if row.stage), *single]
-    shape, runs = (max(len(row[i]) for row in cells) for i in (2, 3))
-    if not any(row.shape for row in rows):
-        cells = [(names, stage, "", "", why) for names, stage, _, _, why in cells]
-        shape = runs = 0
-    stage = max(len(row[1]) for row in cells)
-    names = min(max(len(row[0]) for row in cells), 26)
-    widths = [names, stage, shape, runs]
-    why = max(width - sum(widths) - 2 * sum(map(bool, widths)), 12)
-    cells, notes = _noted(cells, why)
+    cells = [*(_cells(row) for row in rows if row.stage), *single]
+    ran = any(row.shape for row in rows)
+    shown = [0, 1, 2, 3, 4] if ran else [0, 1, 4]
+    header = ("layers", "stage", "input", "runs", "why")
+    widest = [max(len(row[i]) for row in (header, *cells)) for i in shown[:-1]]
+    widest[0] = min(widest[0], MOST_OF_NAMES)
+    left = width - sum(widest) - 2 * len(widest)
+    cells, notes = _noted(cells, max(left, LEAST_OF_REASONS))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for i in shown:  # in a narrow terminal all columns fold
+        table.add_column(header[i], overflow="fold", no_wrap=i < 4 and left >= LEAST_OF_REASONS)
     for row in cells:
-        columns = [wrap(text, size) or [""] for text, size in zip(row, [*widths, why]) if size]
-        for i in range(max(map(len, columns))):
-            parts = [column[i] if i < len(column) else "" for column in columns]
-            sizes = [size for size in [*widths, why] if size]
-            yield "  ".join(part.ljust(size) for part, size in zip(parts, sizes))
+        folded = ("\n".join(wrap(row[0], MOST_OF_NAMES)), *row[1:])
+        table.add_row(*(Text(folded[i]) for i in shown))
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    yield from capture.get().splitlines()
     for number, note in enumerate(notes, 1):
         yield from ("", *wrap(f"note {number}: {note}", width))
 

@@ -14,7 +14,7 @@ import typer
 from torch import nn
 
 from fastcnn.console.devices import usable_device
-from fastcnn.console.errors import UserError, require
+from fastcnn.console.errors import OptionError, require
 from fastcnn.console.models import build_model, default_input_size
 from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.explain import explain as explain_model
@@ -51,7 +51,7 @@ def explain(
         with torch.set_grad_enabled(train), patch.object(TRIED, "disabled", True):
             rows = explain_model(network, (batch_size, *size) if size else None)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"{model}: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"{model}: {str(error).splitlines()[0]}") from error
     typer.echo(str(rows))
 
 
@@ -67,9 +67,9 @@ def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, tuple[int, ..
     try:
         build = getattr(importlib.import_module(source), member)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{name}: expected package.module:callable, but {error}") from error
+        raise OptionError(f"{name}: expected package.module:callable, but {error}") from error
     except (Exception, SystemExit) as error:
-        raise UserError(f"{name}: {source} cannot be imported: {type(error).__name__}: {error}") from error
+        raise OptionError(f"{name}: {source} cannot be imported: {type(error).__name__}: {error}") from error
     return _called(name, build, options), None
 
 
@@ -79,7 +79,7 @@ def _torchvision(member: str) -> Callable[..., nn.Module]:
     from torchvision import models
 
     if member not in models.list_models():
-        raise UserError(f"torchvision has no model {member!r}; torchvision.models.list_models() names them")
+        raise OptionError(f"torchvision has no model {member!r}; torchvision.models.list_models() names them")
     build = models.get_model_builder(member)
     without = {key: None for key in inspect.signature(build).parameters if key in ("weights", "weights_backbone")}
 
@@ -96,7 +96,7 @@ def _called(name: str, build: Any, options: dict[str, Any]) -> nn.Module:
     try:
         network = build(**options)
     except (Exception, SystemExit) as error:
-        raise UserError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
+        raise OptionError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"{name}: expected a callable that gives an nn.Module, got {type(network).__name__}")
+        raise OptionError(f"{name}: expected a callable that gives an nn.Module, got {type(network).__name__}")
     return network

@@ -51,11 +51,13 @@ def _steps(values: np.ndarray) -> np.ndarray:
 def _draw_losses(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], ...]) -> None:
     for lane, style in zip(lanes, styles):
         losses = np.asarray(lane.losses)
-        axes.plot(_steps(losses), losses, label=lane.title, **style)
+        axes.plot(_steps(losses), losses, label=lane.title, marker="o" if len(losses) == 1 else None, **style)
     for step in _rate_changes(lanes[0]):
         axes.axvline(step, color="#aaaaaa", linewidth=0.8, linestyle=":")
-    axes.set_yscale("log")
+    if any(loss > 0 for lane in lanes for loss in lane.losses):
+        axes.set_yscale("log")
     axes.set_ylabel("training loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(frameon=False)
     _tidy(axes)
 
@@ -92,11 +94,20 @@ def _draw_accuracy(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], 
             five = np.asarray([epoch.test_top5 for epoch in lane.epochs])
             axes.plot(_steps(five), five, linestyle="--", label="among the first five", **style)
             axes.legend(frameon=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.5, max(1, *(len(lane.epochs) for lane in lanes)) + 0.5)  # a single epoch is a point
+    axes.set_ylim(*_share_limits(axes))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.set_xlabel("epoch")
     axes.set_ylabel("test accuracy")
     _tidy(axes)
+
+
+def _share_limits(axes: Axes) -> tuple[float, float]:
+    """Return the limits of shares, at least 0.1 apart and with no tick above 100 %."""
+    low, high = axes.get_ylim()
+    low = max(0.0, min(low, high - 0.1))
+    return low, min(high, 1.0 + (1.0 - low) * 0.03)
 
 
 def _tidy(axes: Axes) -> None:

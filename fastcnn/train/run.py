@@ -180,7 +180,8 @@ def _train_and_write(run: Run) -> None:
             raise
         except Exception as error:
             if "DataLoader worker" not in str(error):
-                error.add_note(whence_to_resume(run))
+                if run.saved:
+                    error.add_note(whence_to_resume(run))
                 raise
             killed = (
                 "a process that loads images was killed, as happens where memory runs out: fewer --workers need less"

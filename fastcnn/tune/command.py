@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from fastcnn.available import BACKENDS, backends
-from fastcnn.console.errors import UserError
+from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.images import STATISTICS
 from fastcnn.console.models import build_model, default_input_size, normalize_first
 from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
@@ -75,7 +75,7 @@ def tune(
         stages = stages_of(network.to(place, kind).to(memory_format=format), images)
     except (RuntimeError, ValueError) as error:
         shape = "x".join(map(str, (batch_size, *size)))
-        raise UserError(f"{model} does not run in {dtype} on an input of {shape}: {error}") from error
+        raise OptionError(f"{model} does not run in {dtype} on an input of {shape}: {error}") from error
     del network, images
     modes = MODES if train is None else (MODES[train],)
     console, path = Console(highlight=False), output or user_path(device_name(place))
@@ -100,9 +100,9 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
-        raise UserError(f"--device: expected cpu, cuda or cuda:1, got {name!r}") from error
+        raise OptionError(f"--device: expected cpu, cuda or cuda:1, got {name!r}") from error
     if device.type not in ON or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"--device: expected cpu{' or cuda' if torch.cuda.is_available() else ''} here, got {name!r}")
+        raise OptionError(f"--device: expected cpu{' or cuda' if torch.cuda.is_available() else ''} here, got {name!r}")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -110,8 +110,8 @@ def _check_backend(name: str | None, device: torch.device) -> None:
     if name is None:
         return
     if name not in BACKENDS[2:]:
-        raise UserError(f"--backend: expected one of {', '.join(BACKENDS[2:])}, got {name!r}")
+        raise OptionError(f"--backend: expected one of {', '.join(BACKENDS[2:])}, got {name!r}")
     if reason := backends()[name].reason:
-        raise UserError(f"--backend {name}: backend {name!r} is not available: {reason}")
+        raise OptionError(f"--backend {name}: backend {name!r} is not available: {reason}")
     if name not in ON[device.type]:
-        raise UserError(f"--backend {name}: is not timed on {device.type}, expected {' or '.join(ON[device.type])}")
+        raise OptionError(f"--backend {name}: is not timed on {device.type}, expected {' or '.join(ON[device.type])}")

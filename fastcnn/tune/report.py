@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from fastcnn.tune.run import MODES, Result, Trial
+from fastcnn.tune.run import MARGIN, MODES, Result, Trial
 from fastcnn.tuning.candidates import STOCK
 
 NAME_WIDTH, TIME_WIDTH = 36, 17  # both modes fit into 80 columns
@@ -20,8 +20,17 @@ def table(results: Sequence[Result]) -> Group:
         >>> rich.print(table(results))  # doctest: +SKIP
     """
     groups = [list(group) for _, group in groupby(results, key=lambda result: id(result.stage))]
-    legend = "parity: the largest error as a part of what is allowed; *: the winner, which auto takes"
-    return Group(*(part for group in groups for part in _stage(group)), f"[dim]{legend}[/]")
+    legend = ["parity: the largest error as a part of what is allowed; *: the winner, which auto takes"]
+    if any(_is_close(result) for result in results):
+        legend.append(f"a candidate that is faster by less than {MARGIN:.0%} does not take stock's place")
+    return Group(*(part for group in groups for part in _stage(group)), *(f"[dim]{line}[/]" for line in legend))
+
+
+def _is_close(result: Result) -> bool:
+    """Whether a candidate was faster than stock, but not by enough to win."""
+    return not result.too_noisy and any(
+        trial.seconds and trial.seconds < (result.winner.seconds or 0.0) for trial in result.trials
+    )
 
 
 def _stage(group: list[Result]) -> Iterator[RenderableType]:
