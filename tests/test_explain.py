@@ -13,7 +13,6 @@ from torch.nn.utils import prune
 
 import fastcnn
 from fastcnn.cli import main
-from fastcnn.explain import Explanation, Row
 
 
 class Net(nn.Module):
@@ -345,6 +344,8 @@ def test_table_fits_the_terminal(columns, monkeypatch, capsys):
 def test_nothing_of_a_row_is_cut(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     reason = "a reason of many words that goes on in the next lines until it is whole"
-    row = Row(("features.0", "1", "2"), ("Conv2d",), "linear+relu+dropout", "torch", (1, 384, 13, 13), reason)
-    text = str(Explanation([row]))
+    row = type(fastcnn.explain(fastcnn.MnistCNN())[0])(
+        ("features.0", "1", "2"), ("Conv2d",), "linear+relu+dropout", "torch", (1, 384, 13, 13), reason
+    )
+    text = str(fastcnn.Explanation([row]))
     assert all(word in text.split() for word in reason.split())

@@ -14,7 +14,7 @@ import typer
 from torch import nn
 
 from fastcnn.console.devices import usable_device
-from fastcnn.console.errors import OptionError, require
+from fastcnn.console.errors import OptionError, UserError, require
 from fastcnn.console.models import build_model, default_input_size
 from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.explain import explain as explain_model
@@ -69,7 +69,7 @@ def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, tuple[int, ..
     except (ImportError, AttributeError, ValueError) as error:
         raise OptionError(f"{name}: expected package.module:callable, but {error}") from error
     except (Exception, SystemExit) as error:
-        raise OptionError(f"{name}: {source} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"{name}: {source} cannot be imported: {type(error).__name__}: {error}") from error
     return _called(name, build, options), None
 
 
@@ -96,7 +96,7 @@ def _called(name: str, build: Any, options: dict[str, Any]) -> nn.Module:
     try:
         network = build(**options)
     except (Exception, SystemExit) as error:
-        raise OptionError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
+        raise UserError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise OptionError(f"{name}: expected a callable that gives an nn.Module, got {type(network).__name__}")
     return network
