@@ -32,10 +32,10 @@ check: $(VENV)/dev.stamp
 test: $(VENV)/dev.stamp
 	@echo "make test: all tests but the sweeps, then the played CUDA kernels: 10 minutes on two idle cores"
 	$(BIN)/python -m pytest $(PARALLEL) -m "not sweep"
-	bash tests/host_cuda/run.sh $(PARALLEL) -m "not sweep"
+	SANITIZE=0 bash tests/host_cuda/run.sh $(PARALLEL) -m "not sweep"
 
 test-all: $(VENV)/dev.stamp
-	@echo "make test-all: all tests, then the played CUDA kernels: 30 minutes on two idle cores"
+	@echo "make test-all: all tests, then the played CUDA kernels under AddressSanitizer and UBSan: 30 minutes on two idle cores"
 	$(BIN)/python -m pytest $(PARALLEL)
 	bash tests/host_cuda/run.sh $(PARALLEL)
 

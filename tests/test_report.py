@@ -188,6 +188,21 @@ def test_stages_stand_in_the_order_of_the_model(tmp_path: Path) -> None:
     assert [cell.layer for cell in unit.cells] == ["features.2", "features.10", "classifier.1"]
 
 
+def test_call_costs_have_a_table(folder: Path) -> None:
+    found = {"torch": "2.14.1", "python": "3.11.7", "rows": []}
+    for front in (8.0, 12.5):
+        found["rows"].append(
+            {"what": "lrn", "backend": "cpu", "mode": "graph", "stock": 10.0, "front": front, "python": 30.0}
+        )
+    write(folder / "cpu" / "call_cost.json", found)
+    table = section(markdown_of(folder), "## What a call costs the processor")
+    assert "| lrn | graph, cpu | 0.80 | 10.0 µs | 8.00 µs | 30.0 µs |" in table
+    assert "| lrn | graph, cpu | **1.25** | 10.0 µs | 12.5 µs | 30.0 µs |" in table
+    del found["rows"][0]["front"]
+    write(folder / "cpu" / "call_cost.json", found)
+    assert "KeyError: 'front'" in section(markdown_of(folder), "## Skipped lines")
+
+
 BAD_LINES: dict[str, tuple[object, str]] = {
     "cut off": ('{"kind": "row", "run": ', "not JSON"),
     "no object": ("[1, 2]", "kind: expected 'run' or 'row', got [1, 2]"),
@@ -297,7 +312,7 @@ def test_readme_holds_the_committed_results() -> None:
 
 def test_stale_readme_is_rewritten(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n\n{readme.block(Results([], []))}\n\nafter\n")
+    path.write_text(f"before\n\n{readme.block(Results([], [], []))}\n\nafter\n")
     assert "Nothing has been measured yet" in path.read_text()
     assert main(folder, "--readme", path)[0] == 0
     text = path.read_text()

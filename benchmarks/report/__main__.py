@@ -56,7 +56,7 @@ def main(
 def _read(places: list[Path] | None, *, may_be_empty: bool) -> Results:
     """Read results; tell which lines were skipped."""
     chosen = places or [RESULTS]
-    results = Results([], []) if may_be_empty and not places and not RESULTS.exists() else read(chosen)
+    results = Results([], [], []) if may_be_empty and not places and not RESULTS.exists() else read(chosen)
     for problem in results.problems[:SHOWN_PROBLEMS]:
         typer.echo(f"skipped {problem}", err=True)
     if results.problems:

@@ -24,7 +24,7 @@ def report(results: Results, chart: Chart = lambda kind, unit: None) -> str:
         chart: draws a chart of a kind, where there is anything to draw.
 
     Example:
-        >>> "No GPU has been measured" in report(Results([], []))
+        >>> "No GPU has been measured" in report(Results([], [], []))
         True
     """
     cells, replaced = compare(results.rows)
@@ -37,6 +37,7 @@ def report(results: Results, chart: Chart = lambda kind, unit: None) -> str:
         failed=sum(row.error is not None for row in rows),
         replaced=replaced,
         problems=results.problems,
+        call_costs=results.call_costs,
     )
 
 

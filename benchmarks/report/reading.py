@@ -21,11 +21,20 @@ class Problem(NamedTuple):
         return f"{self.path}:{self.line}: {self.reason}"
 
 
+class CallCosts(NamedTuple):
+    """What `benchmarks.call_cost` wrote: microseconds of thread CPU time a call, on tiny tensors."""
+
+    torch: str
+    python: str
+    rows: list[dict[str, Any]]
+
+
 class Results(NamedTuple):
-    """What files hold: rows in their order, and the lines that were skipped."""
+    """What files hold: rows in their order, the lines that were skipped, and what calls cost."""
 
     rows: list[Row]
     problems: list[Problem]
+    call_costs: list[CallCosts]
 
 
 class ReportError(Exception):
@@ -37,7 +46,7 @@ class _Unreadable(ValueError):
 
 
 def read(places: Iterable[Path]) -> Results:
-    """Read result files, and those in folders (`*.jsonl`, at any depth).
+    """Read result files, and those in folders (`*.jsonl` and `call_cost.json`, at any depth).
 
     Raises:
         ReportError: a place is not there or cannot be read.
@@ -46,16 +55,31 @@ def read(places: Iterable[Path]) -> Results:
         >>> read([]).rows
         []
     """
-    results = Results([], [])
+    results = Results([], [], [])
     for path in dict.fromkeys(found for place in places for found in _files(place)):
-        _read_file(path, results)
+        (_read_call_costs if path.suffix == ".json" else _read_file)(path, results)
     return results
 
 
 def _files(place: Path) -> list[Path]:
     if not place.exists():
         raise ReportError(f"{place}: no such file or folder of benchmark results")
-    return sorted(place.rglob("*.jsonl")) if place.is_dir() else [place]
+    return sorted([*place.rglob("*.jsonl"), *place.rglob("call_cost.json")]) if place.is_dir() else [place]
+
+
+def _read_call_costs(path: Path, results: Results) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for row in found["rows"]:
+            if not all(isinstance(row[name], str) for name in ("what", "backend", "mode")):
+                raise _Unreadable(f"what, backend, mode: expected text, got {_short(row)}")
+            for name in ("stock", "front", "python"):
+                _positive(name, row[name])
+        results.call_costs.append(CallCosts(str(found["torch"]), str(found["python"]), found["rows"]))
+    except OSError as error:
+        raise ReportError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        results.problems.append(Problem(path, 1, f"{type(error).__name__}: {error}"))
 
 
 def _read_file(path: Path, results: Results) -> None:

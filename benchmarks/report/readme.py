@@ -15,7 +15,7 @@ def block(results: Results) -> str:
     """Return the block with its two comments.
 
     Example:
-        >>> "Nothing has been measured yet" in block(Results([], []))
+        >>> "Nothing has been measured yet" in block(Results([], [], []))
         True
     """
     cells, _ = compare(results.rows)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from benchmarks.report import text
 from benchmarks.report.cells import EVEN, FASTER, SLOWER, Cell, Unit, typical, verdicts
 from benchmarks.report.document import Strong, Table
-from benchmarks.report.reading import Problem
+from benchmarks.report.reading import CallCosts, Problem
 from benchmarks.rows import AGAIN, EAGER, FASTCNN, Row, Run, is_ours
 
 BEST = "best baseline"
@@ -211,6 +211,17 @@ def _described(key: tuple[tuple[str, object], ...], runs: dict[Run, int]) -> dic
 def _range(name: str, values: list[float]) -> str:
     low, high = text.rate(name, min(values)), text.rate(name, max(values))
     return low if low == high else f"{low} to {high}"
+
+
+def call_costs(found: CallCosts) -> Table:
+    """Build what a call costs the processor, by the stock layers, by the front, and by the path through Python."""
+    rows = []
+    for row in found.rows:
+        share = f"{row['front'] / row['stock']:.2f}"
+        times = [text.seconds(row[way] * 1e-6) for way in ("stock", "front", "python")]
+        labels = [row["what"], f"{row['mode']}, {row['backend']}"]
+        rows.append([*labels, Strong(share) if row["front"] > row["stock"] else share, *times])
+    return Table(["what", "mode, backend", "front / stock", "stock", "front", "Python path"], rows, texts=2)
 
 
 def skipped(problems: Iterable[Problem]) -> Table:
