@@ -2,7 +2,7 @@
 
 from importlib import metadata as _metadata
 
-from fastcnn import functional, models, nn, optim
+from fastcnn import _entry, functional, models, nn, optim  # noqa: F401  _entry does its work by being imported
 from fastcnn.available import BackendStatus, backends
 from fastcnn.backend import use_backend
 from fastcnn.explain import Explanation, explain

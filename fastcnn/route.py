@@ -211,6 +211,7 @@ def _by_kind_of_device(op: str, input: Tensor, why: str) -> Route:
     if not (entry.channels_last or input.is_contiguous()):
         return Route("torch", None, STOCK_ON_THIS_KIND)
     if reason := MISSING[entry.backend]():
+        _warn_once(reason)
         return Route("torch", None, reason)
     return Route(entry.backend, None, MEASURED_KIND)
 
@@ -223,6 +224,13 @@ def _unmeasured(dtype: torch.dtype, why: str = "") -> str:
 
 
 _said: set[tuple[str, str, str]] = set()
+
+
+def _warn_once(missing: str) -> None:
+    """Say at the first use what the build left out: pip has hidden it."""
+    if ("", missing, "") not in _said and not torch.compiler.is_compiling():
+        _said.add(("", missing, ""))
+        logger.warning("the stock layers run, as kernels are missing: %s; `fastcnn doctor` tells more", missing)
 
 
 def _say_once(function: str, reason: str, device: str) -> None:

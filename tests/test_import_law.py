@@ -26,7 +26,7 @@ GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradien
 # predict, and each folder's command.py) stand on console, never on each other's.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
-    "fastcnn": {"available", "backend", "explain", "functional", "fuse", "models", "nn", "optim", "warm_up"},
+    "fastcnn": {"_entry", "available", "backend", "explain", "functional", "fuse", "models", "nn", "optim", "warm_up"},
     "warm_up": {"backend", "route", "tuning"},
     "models": {"models", "fuse", "nn"},
     "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "route"},
@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "shapes": set(),
     "algorithms": set(),
     "available": set(),
+    "_entry": set(),
     "console": {"console", *PUBLIC},
     "train": {"train", "console", *PUBLIC},
     "predict": {"predict", "console", *PUBLIC},

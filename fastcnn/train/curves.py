@@ -104,10 +104,10 @@ def _draw_accuracy(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], 
 
 
 def _share_limits(axes: Axes) -> tuple[float, float]:
-    """Return the limits of shares, at least 0.1 apart and with no tick above 100 %."""
+    """Return the limits of shares, at least a tenth apart, with no tick above 100 %."""
     low, high = axes.get_ylim()
     low = max(0.0, min(low, high - 0.1))
-    return low, min(high, 1.0 + (1.0 - low) * 0.03)
+    return low, min(max(high, low + 0.1), 1.0 + (1.0 - low) * 0.03)
 
 
 def _tidy(axes: Axes) -> None:
