@@ -18,16 +18,17 @@ NUMERIC := $(patsubst %,tests/test_%.py,add_relu autograd batch_norm_stages bn_r
 	normalize normalize_conv_relu resnet sequential swapped_in)
 PARALLEL := -n $(JOBS) --dist worksteal
 
-.PHONY: demo check test test-all test-avx2 zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
+.PHONY: demo check announce-check test test-all test-avx2 zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
 
-check: $(VENV)/dev.stamp
-	@echo "make check: lint, then the tests of what differs from main, but the sweeps, for 60 seconds: 90 seconds in all"
-	$(MAKE) --no-print-directory lint
+check: announce-check lint
 	tests=$$($(BIN)/python tests/changed.py); if [ -z "$$tests" ]; then echo "no tests belong to what has changed"; \
 	else PYTHONPATH=tests $(BIN)/python -m pytest -q -x -p changed -m "not sweep" $$tests; fi
+
+announce-check:
+	@echo "make check: lint, then the tests of what differs from main, but the sweeps, for 60 seconds: 90 seconds in all"
 
 test: $(VENV)/dev.stamp
 	@echo "make test: all tests but the sweeps, then the played CUDA kernels: 10 minutes on two idle cores"
