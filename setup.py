@@ -3,6 +3,7 @@
 FASTCNN_BUILD_CUDA=auto|0|1: whether CUDA is built; TORCH_CUDA_ARCH_LIST: for which GPUs, the machine's own unless set;
 MAX_JOBS: how much at once.
 One build serves Python >= 3.11 (limited API) and torch >= 2.11 (ABI-stable LibTorch).
+And fastcnn._front, which runs planned calls: for this Python and this torch; where it cannot be built, Python runs them.
 """
 
 import os
@@ -210,16 +211,34 @@ def kernels(cuda: CUDA | None) -> Extension:
     )
 
 
+def front() -> Extension:
+    """Return the extension fastcnn._front."""
+    from torch.utils.cpp_extension import CppExtension
+
+    return CppExtension(
+        "fastcnn._front",
+        ["csrc/front/module.cpp"],
+        depends=glob("csrc/front/*.h"),
+        extra_compile_args={"cxx": ["-O2", *FLAGS[1:]]},
+        optional=True,
+    )
+
+
 def build_command(cuda: CUDA | None) -> type:
     """Return torch's build command, which also says how many files it compiles, and where it is."""
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
         def build_extension(self, extension: Extension) -> None:
-            gpus = f", CUDA for {', '.join(cuda.architectures)}" if cuda else ""
+            gpus = f", CUDA for {', '.join(cuda.architectures)}" if cuda and len(extension.sources) > 1 else ""
             say(f"{extension.name}: {len(extension.sources)} files to compile{gpus}")
             os.environ.setdefault("NINJA_STATUS", "fastcnn: file %s of %t, after %e s: ")
-            super().build_extension(extension)
+            try:
+                super().build_extension(extension)
+            except RuntimeError as error:
+                if not extension.optional:
+                    raise
+                leave_out(f"{extension.name} is", str(error))
 
     return Build
 
@@ -233,7 +252,7 @@ def extensions() -> dict[str, object]:
     if cuda:
         os.environ["CUDA_HOME"] = str(cuda.toolkit)  # torch looks for it when its build is imported
     return {
-        "ext_modules": [kernels(cuda)],
+        "ext_modules": [kernels(cuda), front()],
         "cmdclass": {"build_ext": build_command(cuda)},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }

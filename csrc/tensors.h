@@ -1,6 +1,7 @@
 #pragma once
 // What every operator does with tensors: layout, allocation, the choice of the element type.
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -64,14 +65,41 @@ inline torch::headeronly::MemoryFormat format(int64_t axes, bool channels_last) 
   return axes == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
 }
 
-// The tensor without gaps, in the given layout.
+inline bool is_dense(const Tensor& tensor, bool channels_last) {
+  const int64_t axes = tensor.dim();
+  int64_t stride = 1;
+  for (int64_t i = 0; i < axes; ++i) {
+    const int64_t last = axes - 1 - i;  // channels_last: C, then the pixels' axes from the last, N
+    const int64_t axis = !channels_last || i == axes - 1 ? last : i == 0 ? 1 : last + 1;
+    const int64_t size = tensor.size(axis);
+    if (size != 1 && tensor.stride(axis) != stride) {
+      return false;
+    }
+    stride *= size;
+  }
+  return true;
+}
+
+// The tensor without gaps, in the given layout. The dispatcher, slow from here, is asked only where there is work.
 inline Tensor dense(const Tensor& tensor, bool channels_last) {
-  return torch::stable::contiguous(tensor, format(tensor.dim(), channels_last));
+  return is_dense(tensor, channels_last) ? tensor
+                                         : torch::stable::contiguous(tensor, format(tensor.dim(), channels_last));
+}
+
+inline Tensor new_contiguous(const Tensor& like, Sizes sizes, int32_t dtype) {
+  AtenTensorHandle made = nullptr;
+  FASTCNN_TORCH_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &dtype,
+      nullptr, nullptr, 0, nullptr, &made));
+  return Tensor(made);
 }
 
 // An empty tensor (N, C, *) on the device of another.
 inline Tensor new_tensor(const Tensor& like, Sizes sizes, torch::headeronly::ScalarType dtype, bool channels_last) {
   const auto axes = static_cast<int64_t>(sizes.size());
+  if (!channels_last) {  // a third of the time of the dispatcher's search by name
+    const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+    return new_contiguous(like, sizes, type);
+  }
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format(axes, channels_last));
 }
 

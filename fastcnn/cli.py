@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import fastcnn
+from fastcnn import front
 from fastcnn.console import environment, terminal
 from fastcnn.console.errors import Interrupted, OptionError, UserError, require
 from fastcnn.console.models import build_model, default_input_size, score_shape
@@ -105,6 +106,7 @@ def doctor(debug: Debug = False) -> None:
         table.add_row(f"backend {key}", escape(state + built))
     table.add_row()
     table.add_row("backend in use", f"{choice or 'auto'} ({origin})")
+    table.add_row("front", escape(f"left out: {front.problem}" if front.problem else "runs planned calls"))
     console = Console(highlight=False)
     with console.capture() as capture:
         console.print(table)

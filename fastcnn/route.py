@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcnn import overrides, tuning
+from fastcnn import front, overrides, tuning
 from fastcnn.available import BACKENDS, MISSING, RUNS_ON
 from fastcnn.backend import Choice, choice, device_type, unusable
 from fastcnn.tuning import trial
@@ -130,7 +130,8 @@ def listening(listener: Listener) -> Iterator[None]:
     """Have a function told of every route that is given while the block runs."""
     _listeners.append(listener)
     try:
-        yield
+        with front.aside():
+            yield
     finally:
         _listeners.remove(listener)
 

@@ -39,9 +39,10 @@ MAY_IMPORT = {
     "optim": {"backend", "route"},
     "calls": set(),
     "functional": {"functional", "ops", "shapes"},
-    "ops": {"ops", "route", "backend", "algorithms", "overrides", "shapes"},
+    "ops": {"ops", "front", "route", "backend", "algorithms", "overrides", "shapes"},
     "triton": {"triton", "shapes"},
-    "route": {"available", "backend", "overrides", "tuning"},
+    "front": {"available", "backend"},
+    "route": {"available", "backend", "front", "overrides", "tuning"},
     "tuning": {"tuning", "algorithms", "available", "backend", "overrides", "shapes"},
     "overrides": set(),
     "backend": {"algorithms", "available"},
@@ -60,7 +61,7 @@ MAY_IMPORT = {
         "warm_up",
         *PUBLIC,
     },  # it times what the backends have
-    "cli": {"cli", "console", "explain", "predict", "train", "tune", *PUBLIC},
+    "cli": {"cli", "front", "console", "explain", "predict", "train", "tune", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
 TESTS_MAY_IMPORT = {"console", "train", "predict", "tune", "cli", *PUBLIC}

@@ -2,13 +2,12 @@
 
 from typing import Any, Literal, overload
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastcnn.ops import add_relu as addition
-from fastcnn.ops import conv_relu, conv_relu_pool, max_pool
+from fastcnn.ops import conv_relu, conv_relu_pool, max_pool, plans
 from fastcnn.ops import linear_relu as linear
-from fastcnn.ops import linear_relu_dropout as dropout
 from fastcnn.shapes import Size
 
 
@@ -45,7 +44,8 @@ def conv2d_relu(
         >>> FF.conv2d_relu(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4), padding=1).shape
         torch.Size([2, 4, 8, 8])
     """
-    return conv_relu.conv_relu(input, weight, bias, stride, padding, dilation, groups)
+    run = conv_relu.conv_relu if is_compiling() else plans.conv_relu
+    return run(input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_relu_max_pool2d(
@@ -89,7 +89,8 @@ def conv2d_relu_max_pool2d(
         >>> FF.conv2d_relu_max_pool2d(x, weight, padding=1, pool_size=2).shape
         torch.Size([2, 4, 4, 4])
     """
-    return conv_relu_pool.conv_relu_pool(
+    run = conv_relu_pool.conv_relu_pool if is_compiling() else plans.conv_relu_pool
+    return run(
         input, weight, bias, stride, padding, dilation, groups, pool_size, pool_stride, pool_padding, pool_ceil_mode
     )
 
@@ -165,7 +166,8 @@ def max_pool2d(
         tensor([[[[ 5.,  7.],
                   [13., 15.]]]])
     """
-    return max_pool.max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    run = max_pool.max_pool if is_compiling() else plans.max_pool
+    return run(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -188,7 +190,8 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         >>> FF.linear_relu(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
         tensor([[3., 0.]])
     """
-    return linear.linear_relu(input, weight, bias)
+    run = linear.linear_relu if is_compiling() else plans.linear_relu
+    return run(input, weight, bias)
 
 
 def linear_relu_dropout(
@@ -218,8 +221,8 @@ def linear_relu_dropout(
         >>> FF.linear_relu_dropout(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), training=False)
         tensor([[3., 0.]])
     """
-    fused = dropout.linear_relu_dropout(input, weight, bias, p, training)
-    return F.dropout(linear_relu(input, weight, bias), p, training) if fused is None else fused
+    run = plans.plain_linear_relu_dropout if is_compiling() else plans.linear_relu_dropout
+    return run(input, weight, bias, p, training)
 
 
 def add_relu(input: Tensor, other: Tensor) -> Tensor:
@@ -241,4 +244,5 @@ def add_relu(input: Tensor, other: Tensor) -> Tensor:
         >>> FF.add_relu(torch.tensor([1.0, -3.0]), torch.tensor([2.0, 1.0]))
         tensor([3., 0.])
     """
-    return addition.add_relu(input, other)
+    run = addition.add_relu if is_compiling() else plans.add_relu
+    return run(input, other)

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fastcnn.ops import bn_relu, bn_relu_pool, lrn, lrn_pool
+from fastcnn.ops import bn_relu, bn_relu_pool, lrn, lrn_pool, plans
 from fastcnn.ops import normalize as normalization
 from fastcnn.ops.normalize import Constants
 from fastcnn.shapes import Size
@@ -34,7 +35,8 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         >>> FF.local_response_norm(torch.ones(1, 4, 2, 2), size=3, alpha=3.0, beta=1.0)[0, :, 0, 0]
         tensor([0.3333, 0.2500, 0.2500, 0.3333])
     """
-    return lrn.lrn(input, size, alpha, beta, k)
+    run = lrn.lrn if is_compiling() else plans.lrn_
+    return run(input, size, alpha, beta, k)
 
 
 def local_response_norm_max_pool2d(
@@ -69,7 +71,8 @@ def local_response_norm_max_pool2d(
         >>> FF.local_response_norm_max_pool2d(torch.randn(1, 8, 7, 7), 5, pool_size=3, pool_stride=2).shape
         torch.Size([1, 8, 3, 3])
     """
-    return lrn_pool.lrn_pool(input, size, alpha, beta, k, pool_size, pool_stride, pool_padding, pool_ceil_mode)
+    run = lrn_pool.lrn_pool if is_compiling() else plans.lrn_pool
+    return run(input, size, alpha, beta, k, pool_size, pool_stride, pool_padding, pool_ceil_mode)
 
 
 def batch_norm_relu(
@@ -111,7 +114,8 @@ def batch_norm_relu(
         tensor([[0.],
                 [1.]])
     """
-    return bn_relu.bn_relu(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    run = bn_relu.bn_relu if is_compiling() else plans.bn_relu
+    return run(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def batch_norm_relu_max_pool2d(
@@ -150,7 +154,8 @@ def batch_norm_relu_max_pool2d(
         >>> FF.batch_norm_relu_max_pool2d(x, mean, variance, pool_size=2).shape
         torch.Size([2, 8, 3, 3])
     """
-    return bn_relu_pool.bn_relu_pool(
+    run = bn_relu_pool.bn_relu_pool if is_compiling() else plans.bn_relu_pool
+    return run(
         input, running_mean, running_var, weight, bias, training, momentum, eps,
         pool_size, pool_stride, pool_padding, pool_ceil_mode,
     )  # fmt: skip

@@ -1,0 +1,87 @@
+"""The front: Python plans a call once, fastcnn._front (C++) runs it from then on; without it Python runs every call.
+
+What the front does not take goes down the Python path by itself: tensor subclasses, torch.func, tracing, modes, hooks on
+saved tensors, symbolic sizes, forward-mode derivatives.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from fastcnn import backend
+from fastcnn.available import _PLAYED
+
+
+def _load() -> tuple[Any, str]:
+    """Return the compiled front, or None and the reason why the Python path serves alone."""
+    try:
+        return importlib.import_module("fastcnn._front"), ""
+    except ImportError as error:
+        if importlib.util.find_spec("fastcnn._front") is None:
+            return None, "it was not built"
+        return None, str(error).splitlines()[0]
+
+
+_front, problem = _load()
+_numbers: dict[backend.Choice, int] = {}  # of the choices that threads have made
+
+
+def _number(choice: backend.Choice | None) -> int:
+    return 0 if choice is None else _numbers.setdefault(choice, len(_numbers) + 1)
+
+
+def forget() -> None:
+    """Forget every plan, and note what this thread has chosen."""
+    if _front:
+        _front.choose(_number(backend.own_choice()), _number(backend.process_choice()))
+        _front.forget()
+
+
+if _front:
+    backend.watchers.append(forget)
+    forget()
+    if _PLAYED:
+        _front.watch_precision()
+
+
+def fronted(stem: str, plan: Callable[..., Any], check: Callable[..., Any], python: Callable[..., Any]) -> Any:
+    """Return what runs the calls of an op, given the arguments of its function by position.
+
+    Args:
+        stem: of the op.
+        plan: returns what runs a call, as a dict for csrc/front/plan.h, or None for the Python path.
+        check: raises what is known of a mistake when the stock layers have refused a call.
+        python: runs any call.
+    """
+    return _front.function(stem, plan, check, python) if _front else python
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Send every call down the Python path for a while."""
+    if _front:
+        _front.aside(1)
+    try:
+        yield
+    finally:
+        if _front:
+            _front.aside(-1)
+
+
+def derivative(function: Any, *, others: int = 0, **context: Any) -> Callable[..., Any]:
+    """Return the backward of a Function for a front's node that must itself be differentiable.
+
+    Args:
+        function: the Function, whose backward is called with a context of these attributes.
+        others: the number of the forward's outputs besides the first, which have no gradient.
+        context: what the Function's setup_context would have noted.
+    """
+
+    def derive(saved: tuple[Any, ...], needs: tuple[bool, ...], grad: Any) -> Any:
+        ctx = SimpleNamespace(saved_tensors=saved, needs_input_grad=needs, **context)
+        return function.backward(ctx, grad, *(None,) * others)
+
+    return derive

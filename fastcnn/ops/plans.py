@@ -1,0 +1,218 @@
+"""How the front runs a call: one planner an op, asked once for each kind of call; the checks and choices of its op."""
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.front import derivative, fronted
+from fastcnn.ops import add_relu as add
+from fastcnn.ops import bn_relu as bn
+from fastcnn.ops import bn_relu_pool as bn_pool
+from fastcnn.ops import checks, lrn
+from fastcnn.ops import conv_relu as conv
+from fastcnn.ops import conv_relu_pool as conv_pool
+from fastcnn.ops import linear_relu as linear
+from fastcnn.ops import linear_relu_dropout as dropout
+from fastcnn.ops import lrn_pool as norm_pool
+from fastcnn.ops import max_pool as pool
+from fastcnn.ops.convolution import Convolution, output_shape
+from fastcnn.route import choose
+from fastcnn.shapes import pair
+
+Plan = dict[str, Any] | None
+
+
+def _stock_convolution(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    _, weight, _, stride, padding, dilation, groups = arguments
+    checks.check_tensor("", "", weight)
+    name = padding if isinstance(padding, str) else ""
+    pads = (0, 0) if name else pair("", "", padding)
+    checks.check_integer("", "", groups)
+    return {"convolution": (*pair("", "", stride), *pads, *pair("", "", dilation), groups), "padding": name}
+
+
+def _stock_window(*window: Any) -> dict[str, Any]:
+    return {"window": pool.pool_window("", "", *window).numbers()}
+
+
+def _stock_pool(size: Any, stride: Any, padding: Any, ceil_mode: Any) -> dict[str, Any]:
+    return _stock_window(size, stride, padding, 1, ceil_mode)
+
+
+def _stock_norm(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    input, size, *constants = arguments
+    checks.check_lrn("", *arguments)
+    if input.numel() == 0 or checks.refuse_constants(**dict(zip(("alpha", "beta", "k"), constants))):
+        raise TypeError
+    return {"size": size, "constants": tuple(map(float, constants))}
+
+
+def _stock_batch_norm(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    input, *_, training, momentum, eps = arguments
+    checks.check_batch_norm("", *arguments)
+    return {"training": training, "constants": (float(momentum), float(eps))}
+
+
+def _stock(tensors: tuple[Any, ...], *settings: Any) -> Plan:
+    """Return the plan of the stock layers: by functions of their arguments; None where these are of an odd kind.
+
+    Of the tensors all but the first, and a weight, may be None.
+    """
+    plan: dict[str, Any] = {"backend": "torch"}
+    if not all(isinstance(each, Tensor) for each in tensors if each is not None) or tensors[0] is None:
+        return None
+    try:
+        for read, *arguments in settings:
+            plan |= read(*arguments)
+    except (TypeError, ValueError, RuntimeError):  # the stock layers themselves are to say what is wrong
+        return None
+    return plan
+
+
+def _cast(prepared: tuple[Tensor | None, ...], given: tuple[Tensor | None, ...]) -> dict[str, Any]:
+    """Tell the dtype that autocast gives to some of a convolution's tensors, if it does."""
+    changes = any(a is not None and b is not None and a.dtype != b.dtype for a, b in zip(prepared, given))
+    return {"cast": prepared[0].dtype if changes else None}  # type: ignore[union-attr]
+
+
+def _kernel_convolution(
+    prepared: tuple[Tensor | None, ...], given: tuple[Any, ...], settings: Convolution, algorithm: str | None
+) -> Plan:
+    if algorithm:
+        settings = settings.running(algorithm)
+    if settings.dgrad is not None or settings.wgrad is not None or prepared[0].shape != given[0].shape:  # type: ignore[union-attr]
+        return None  # gradients by our kernels, which neighbours share, or an input that is padded by hand
+    numbers, name = settings.arguments()
+    batched = given[0].dim() == 4
+    return {"convolution": numbers, "algorithm": name, "batched": batched, **_cast(prepared, given)}
+
+
+def _plan_conv_relu(*arguments: Any) -> Plan:
+    route, prepared = choose("conv_relu", conv._NAME, arguments, conv._prepare, conv._refuse)
+    if route.backend == "torch":
+        return _stock(arguments[:3], (_stock_convolution, arguments))
+    *tensors, settings = prepared
+    plan = _kernel_convolution(tuple(tensors), arguments[:3], settings, route.algorithm)
+    derive = derivative(conv.ConvReLU, settings=settings, backend=route.backend, before=None)
+    return plan and {**plan, "backend": route.backend, "derive": derive}
+
+
+def _plan_conv_relu_pool(*arguments: Any) -> Plan:
+    route, prepared = choose("conv_relu_pool", conv_pool._NAME, arguments, conv_pool._prepare, conv_pool._refuse)
+    if route.backend == "torch":
+        return _stock(arguments[:3], (_stock_convolution, arguments[:7]), (_stock_pool, *arguments[7:]))
+    *tensors, settings, window = prepared
+    plan = _kernel_convolution(tuple(tensors), arguments[:3], settings, route.algorithm)
+    input, weight, _ = tensors
+    height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])[2:]
+    context = {"settings": settings, "window": window, "height": height, "width": width, "before": None}
+    derive = derivative(conv_pool.ConvReLUPool, others=2, backend=route.backend, **context)
+    pooled = {"window": window.numbers(), "height": height, "width": width}
+    return plan and {**plan, **pooled, "backend": route.backend, "derive": derive}
+
+
+def _plan_max_pool(*arguments: Any) -> Plan:
+    input, *settings, return_indices = arguments
+    if return_indices is not False:
+        return None
+    route, prepared = choose("max_pool", pool._NAME, arguments, pool._prepare, pool._refuse)
+    if route.backend == "torch":
+        return _stock((input,), (_stock_window, *settings))
+    window = prepared[1]
+    height, width = input.shape[-2:]
+    derive = derivative(pool.MaxPool, others=2, window=window, height=height, width=width, backend=route.backend)
+    pooled = {"window": window.numbers(), "height": height, "width": width, "batched": input.dim() == 4}
+    return {**pooled, "backend": route.backend, "derive": derive}
+
+
+def _plan_lrn(*arguments: Any) -> Plan:
+    route, prepared = choose("lrn", lrn._NAME, arguments, lrn._prepare, lrn.refuse)
+    if route.backend == "torch":
+        return _stock(arguments[:1], (_stock_norm, arguments))
+    size, *constants = norm = lrn.kernel_norm(prepared[1])
+    derive = derivative(lrn.LocalResponseNorm, norm=norm, backend=route.backend)
+    return {"size": size, "constants": tuple(constants), "backend": route.backend, "derive": derive}
+
+
+def _plan_lrn_pool(*arguments: Any) -> Plan:
+    route, prepared = choose("lrn_pool", norm_pool._NAME, arguments, norm_pool._prepare, norm_pool._refuse)
+    if route.backend == "torch":
+        return _stock(arguments[:1], (_stock_norm, arguments[:5]), (_stock_pool, *arguments[5:]))
+    window = prepared[2]
+    size, *constants = norm = lrn.kernel_norm(prepared[1])
+    derive = derivative(norm_pool.LRNPool, others=1, norm=norm, window=window, backend=route.backend)
+    numbers = {"size": size, "constants": tuple(constants), "window": window.numbers()}
+    return {**numbers, "backend": route.backend, "derive": derive}
+
+
+def _plan_linear_relu(*arguments: Any) -> Plan:
+    route, prepared = choose("linear_relu", linear._NAME, arguments, linear._prepare, linear.refuse)
+    if route.backend == "torch":
+        return _stock(arguments) if isinstance(arguments[1], Tensor) else None
+    derive = derivative(linear.LinearReLU, backend=route.backend)
+    return {**_cast(prepared, arguments), "backend": route.backend, "derive": derive}
+
+
+def _plan_linear_relu_dropout(*arguments: Any) -> Plan:
+    *layer, p, training = arguments
+    dropout.check_probability(p)
+    if not isinstance(training, bool):
+        return None
+    if training and 0 < p < 1:
+        prepare = partial(linear.prepare, dropout._NAME)
+        route, _ = choose("linear_relu_dropout", dropout._NAME, tuple(layer), prepare, linear.refuse)
+        if route.backend != "torch":
+            return None
+    plan = _plan_linear_relu(*layer)
+    return plan and {**plan, "constants": (float(p),), "training": training}
+
+
+def _plan_bn_relu(*arguments: Any) -> Plan:
+    measured = "bn_relu" if arguments[5] is True else "bn_relu_running"
+    route, _ = choose("bn_relu", bn._NAME, arguments, bn._prepare, bn.refuse, measured)
+    if route.backend == "torch" or arguments[0].numel() == 0:
+        return _stock(arguments[:5], (_stock_batch_norm, arguments))
+    settings = _stock_batch_norm(arguments)
+    context = {"eps": settings["constants"][1], "training": arguments[5]}
+    derive = derivative(bn.BatchNormReLU, backend=route.backend, **context)
+    return {**settings, "backend": route.backend, "derive": derive}
+
+
+def _plan_bn_relu_pool(*arguments: Any) -> Plan:
+    route, prepared = choose("bn_relu_pool", bn_pool._NAME, arguments, bn_pool._prepare, bn_pool._refuse)
+    if route.backend == "torch" or arguments[0].numel() == 0:
+        return _stock(arguments[:5], (_stock_batch_norm, arguments[:8]), (_stock_pool, *arguments[8:]))
+    settings, window = _stock_batch_norm(arguments[:8]), prepared[1]
+    context = {"eps": settings["constants"][1], "training": arguments[5], "window": window}
+    derive = derivative(bn_pool.BatchNormReLUPool, others=1, backend=route.backend, **context)
+    return {**settings, "window": window.numbers(), "backend": route.backend, "derive": derive}
+
+
+def _plan_add_relu(*arguments: Any) -> Plan:
+    route, _ = choose("add_relu", add._NAME, arguments, add._prepare, add._refuse)
+    if route.backend == "torch":
+        return _stock(arguments) if isinstance(arguments[1], Tensor) else None
+    return {"backend": route.backend, "derive": derivative(add.AddReLU, backend=route.backend)}
+
+
+def plain_linear_relu_dropout(*arguments: Any) -> Tensor:
+    """Run ``fastcnn.functional.linear_relu_dropout`` down the Python path."""
+    *layer, p, training = arguments
+    fused = dropout.linear_relu_dropout(*arguments)
+    return F.dropout(linear.linear_relu(*layer), p, training) if fused is None else fused
+
+
+add_relu = fronted("add_relu", _plan_add_relu, add._prepare, add.add_relu)
+bn_relu = fronted("bn_relu", _plan_bn_relu, bn._prepare, bn.bn_relu)
+bn_relu_pool = fronted("bn_relu_pool", _plan_bn_relu_pool, bn_pool._prepare, bn_pool.bn_relu_pool)
+conv_relu = fronted("conv_relu", _plan_conv_relu, conv._prepare, conv.conv_relu)
+conv_relu_pool = fronted("conv_relu_pool", _plan_conv_relu_pool, conv_pool._prepare, conv_pool.conv_relu_pool)
+linear_relu = fronted("linear_relu", _plan_linear_relu, linear._prepare, linear.linear_relu)
+linear_relu_dropout = fronted(
+    "linear_relu_dropout", _plan_linear_relu_dropout, lambda *arguments: linear._prepare(*arguments[:3]), plain_linear_relu_dropout
+)
+lrn_ = fronted("lrn", _plan_lrn, lrn._prepare, lrn.lrn)
+lrn_pool = fronted("lrn_pool", _plan_lrn_pool, norm_pool._prepare, norm_pool.lrn_pool)
+max_pool = fronted("max_pool", _plan_max_pool, pool._prepare, pool.max_pool)
