@@ -3,7 +3,7 @@
 FASTCNN_BUILD_CUDA=auto|0|1: whether CUDA is built; TORCH_CUDA_ARCH_LIST: for which GPUs, the machine's own unless set;
 MAX_JOBS: how much at once.
 One build serves Python >= 3.11 (limited API) and torch >= 2.11 (ABI-stable LibTorch).
-And fastcnn._front, which runs planned calls: for this Python and this torch; where it cannot be built, Python runs them.
+And fastcnn._front, which runs planned calls, for this Python and this torch; Python runs them where it is missing.
 """
 
 import os

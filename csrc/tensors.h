@@ -88,8 +88,8 @@ inline Tensor dense(const Tensor& tensor, bool channels_last) {
 
 inline Tensor new_contiguous(const Tensor& like, Sizes sizes, int32_t dtype) {
   AtenTensorHandle made = nullptr;
-  FASTCNN_TORCH_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &dtype,
-      nullptr, nullptr, 0, nullptr, &made));
+  FASTCNN_TORCH_CHECK(aoti_torch_aten_new_empty(
+      like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &dtype, nullptr, nullptr, 0, nullptr, &made));
   return Tensor(made);
 }
 

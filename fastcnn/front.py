@@ -1,7 +1,7 @@
 """The front: Python plans a call once, fastcnn._front (C++) runs it from then on; without it Python runs every call.
 
-What the front does not take goes down the Python path by itself: tensor subclasses, torch.func, tracing, modes, hooks on
-saved tensors, symbolic sizes, forward-mode derivatives.
+What the front does not take goes down the Python path by itself: tensor subclasses, torch.func, tracing, modes, hooks
+on saved tensors, symbolic sizes, forward-mode derivatives.
 """
 
 import importlib

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,21 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let every call of a run go down one path."""
+    parser.addoption("--path", choices=["front", "python"], default="front", help="which path calls go down")
+
+
+@pytest.fixture(autouse=True)
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start every test without plans; with `--path python` the front steps aside."""
+    from fastcnn import front
+
+    front.forget()
+    with front.aside() if request.config.getoption("--path") == "python" else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastcnn
 import fastcnn.functional as FF
+from fastcnn import front
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +54,11 @@ MORE = {
 }
 
 
+FUNCTIONS = ("ConvReLU", "ConvReLUPool", "LinearReLU", "LocalResponseNorm", "LRNPool", "MaxPoolBackward")
+
+
 def has_kernel_gradient(output):
-    """Whether autograd leads through a Function of ours, so that a test does not compare stock with stock."""
+    """Whether autograd leads through a node of ours, so that a test does not compare stock with stock."""
     nodes, seen = [output.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -62,7 +66,7 @@ def has_kernel_gradient(output):
             continue
         seen.add(node)
         nodes += [parent for parent, _ in node.next_functions]
-    return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in seen)
+    return any(each in node.name() for node in seen for each in FUNCTIONS)
 
 
 @each_stage
@@ -74,7 +78,8 @@ def test_first_derivatives_go_through_kernels_and_equal_stock(stage):
 @each_stage
 def test_a_plain_call_takes_the_cheap_function(stage):
     """One whose forward takes the context: torch reads the other kind's signature at every call."""
-    function = stage.ours(*stage.tensors()).grad_fn._forward_cls
+    with front.aside():
+        function = stage.ours(*stage.tensors()).grad_fn._forward_cls
     assert function.setup_context is torch.autograd.Function.setup_context
     assert function.__name__ in ("ConvReLU", "ConvReLUPool", "LinearReLU", "LocalResponseNorm", "LRNPool", "MaxPool")
 

@@ -23,8 +23,7 @@ struct AddReLU {
     if (!needs_grad({&tensors[0], &tensors[1]})) {
       return run();
     }
-    return record<AddReLU>(
-        plan, {tensors[0], tensors[1]}, {}, true, [&] { return std::tuple(run(), Tensor()); });
+    return record<AddReLU>(plan, {tensors[0], tensors[1]}, {}, true, [&] { return std::tuple(run(), Tensor()); });
   }
 
   static variable_list backward(Node& node, const Tensor& grad) {

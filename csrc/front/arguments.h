@@ -28,22 +28,22 @@ using Tensors = std::array<Tensor, MOST_TENSORS>;  // undefined where an argumen
 
 // Plain tensors: strided, on the CPU or a CUDA device, without wrappers, modes or lazy conjugates.
 inline const uint64_t PLAIN_TENSOR =
-    (c10::DispatchKeySet(
-         {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::ADInplaceOrView,
-             c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutogradCUDA}) |
+    (c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::ADInplaceOrView,
+         c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutogradCUDA}) |
         c10::autocast_dispatch_keyset)
         .raw_repr();
 
 // Whether the thread is in a state that plans know: as it starts, under autocast, or in inference mode. Every other one
 // (a dispatch mode, torch.func, tracing, another operator's kernel) shows in the dispatch keys too.
 inline bool is_plain(const c10::impl::LocalDispatchKeySet& keys) {
-  const uint64_t in_inference = c10::autograd_dispatch_keyset.raw_repr(), cast = c10::autocast_dispatch_keyset.raw_repr();
+  const uint64_t in_inference = c10::autograd_dispatch_keyset.raw_repr(),
+                 cast = c10::autocast_dispatch_keyset.raw_repr();
   const uint64_t usual = c10::default_included_set.raw_repr();
   const uint64_t without_views = usual & ~c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView).raw_repr();
   const uint64_t included = keys.included_.raw_repr();
   const uint64_t excluded = keys.excluded_.raw_repr() & ~cast, others = c10::default_excluded_set.raw_repr() & ~cast;
   return (included == usual && excluded == others) ||
-      (included == without_views && excluded == (others | in_inference) && c10::InferenceMode::is_enabled());
+         (included == without_views && excluded == (others | in_inference) && c10::InferenceMode::is_enabled());
 }
 
 template <class Level>
@@ -55,10 +55,10 @@ bool forward_mode() {
   }
 }
 
-inline std::atomic<uint64_t> epoch{0};  // grows when what plans depend on has changed
+inline std::atomic<uint64_t> epoch{0};           // grows when what plans depend on has changed
 inline std::atomic<uint64_t> process_choice{0};  // the number of the backend and algorithm asked for,
 inline thread_local uint64_t own_choice = 0;     // or 0 where this thread follows the process
-inline std::atomic<bool> plays_cuda{false};  // whether kernels for CUDA run on the CPU, as in tests
+inline std::atomic<bool> plays_cuda{false};      // whether kernels for CUDA run on the CPU, as in tests
 
 class Arguments {
  public:
@@ -106,8 +106,8 @@ class Arguments {
     const auto& context = at::globalContext();
     push(epoch.load(std::memory_order_relaxed) << 16 | (own_choice ? own_choice : process_choice.load()));
     push(uint64_t(at::get_num_threads()) << 8 | uint64_t(c10::InferenceMode::is_enabled()) << 3 |
-        uint64_t(context.deterministicAlgorithmsWarnOnly()) << 2 | uint64_t(context.deterministicAlgorithms()) << 1 |
-        uint64_t(at::GradMode::is_enabled()));
+         uint64_t(context.deterministicAlgorithmsWarnOnly()) << 2 | uint64_t(context.deterministicAlgorithms()) << 1 |
+         uint64_t(at::GradMode::is_enabled()));
     push(excluded);
     if (excluded != c10::default_excluded_set.raw_repr()) {
       for (auto device : {at::kCPU, at::kCUDA}) {
@@ -123,7 +123,7 @@ class Arguments {
   void add_precision() {
     const auto& context = at::globalContext();
     push(uint64_t(context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV)) << 32 |
-        uint64_t(context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL)));
+         uint64_t(context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL)));
   }
 
   bool add(PyObject* object, size_t position) {
@@ -213,9 +213,9 @@ class Arguments {
       return false;
     }
     const at::Device device = impl->device();
-    push(TENSOR,
-        uint64_t(sizes.size()) << 48 | uint64_t(impl->requires_grad()) << 40 | uint64_t(tensor.scalar_type()) << 24 |
-            uint64_t(uint8_t(device.index())) << 8 | uint64_t(uint8_t(device.type())));
+    push(TENSOR, uint64_t(sizes.size()) << 48 | uint64_t(impl->requires_grad()) << 40 |
+                     uint64_t(tensor.scalar_type()) << 24 | uint64_t(uint8_t(device.index())) << 8 |
+                     uint64_t(uint8_t(device.type())));
     push(keys);
     for (size_t i = 0; i < sizes.size(); ++i) {
       push(uint64_t(sizes[i]));

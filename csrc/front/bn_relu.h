@@ -75,8 +75,8 @@ struct BatchNormReLU {
     const Tensor& input = tensors[0];
     const Norm norm(*plan, tensors);
     const auto run = [&] {
-      return first(call(*plan->values, input, norm.mean, norm.variance, maybe(norm.weight), maybe(norm.bias),
-          plan->constants[1]));
+      return first(call(
+          *plan->values, input, norm.mean, norm.variance, maybe(norm.weight), maybe(norm.bias), plan->constants[1]));
     };
     if (!needs_grad({&input, &norm.weight, &norm.bias})) {
       return run();

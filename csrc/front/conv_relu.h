@@ -13,8 +13,7 @@ namespace fastcnn::front {
 struct Convolved {
   Tensor input, weight, bias;
 
-  Convolved(const Plan& plan, const Tensors& tensors)
-      : input(tensors[0]), weight(tensors[1]), bias(tensors[2]) {
+  Convolved(const Plan& plan, const Tensors& tensors) : input(tensors[0]), weight(tensors[1]), bias(tensors[2]) {
     if (plan.cast) {
       for (Tensor* each : {&input, &weight, &bias}) {
         *each = each->defined() ? each->to(*plan.cast) : *each;
@@ -27,9 +26,10 @@ struct Convolved {
 
 inline Tensor stock_convolution(const Plan& plan, const Tensors& tensors) {
   const Maybe bias = maybe(tensors[2]);
-  const Tensor output = plan.padding.empty()
-      ? at::conv2d(tensors[0], tensors[1], bias, plan.stride(), plan.pads(), plan.dilation(), plan.groups())
-      : at::conv2d(tensors[0], tensors[1], bias, plan.stride(), plan.padding, plan.dilation(), plan.groups());
+  const Tensor output =
+      plan.padding.empty()
+          ? at::conv2d(tensors[0], tensors[1], bias, plan.stride(), plan.pads(), plan.dilation(), plan.groups())
+          : at::conv2d(tensors[0], tensors[1], bias, plan.stride(), plan.padding, plan.dilation(), plan.groups());
   return at::relu_(const_cast<Tensor&>(output));
 }
 
@@ -39,8 +39,9 @@ inline variable_list convolution_gradients(
   variable_list gradients(3);
   const Plan& plan = *node.plan;
   if (node.needs(0) || node.needs(1)) {
-    auto [grad_input, grad_weight, none] = at::convolution_backward(grad, input, weight, at::OptionalIntArrayRef(),
-        plan.stride(), plan.pads(), plan.dilation(), false, {0, 0}, plan.groups(), {node.needs(0), node.needs(1), false});
+    auto [grad_input, grad_weight, none] =
+        at::convolution_backward(grad, input, weight, at::OptionalIntArrayRef(), plan.stride(), plan.pads(),
+            plan.dilation(), false, {0, 0}, plan.groups(), {node.needs(0), node.needs(1), false});
     gradients[0] = std::move(grad_input);
     gradients[1] = std::move(grad_weight);
   }
@@ -66,8 +67,8 @@ struct ConvReLU {
       if (!all.needs_grad()) {
         return run();
       }
-      return record<ConvReLU>(plan, {input, all.weight, all.bias}, {input, all.weight}, true,
-          [&] { return std::tuple(run(), Tensor()); });
+      return record<ConvReLU>(
+          plan, {input, all.weight, all.bias}, {input, all.weight}, true, [&] { return std::tuple(run(), Tensor()); });
     });
   }
 

@@ -24,8 +24,8 @@ struct ConvReLUPool {
       if (!all.needs_grad()) {
         return first(run(*plan->values));
       }
-      return record<ConvReLUPool>(plan, {input, all.weight, all.bias}, {input, all.weight}, false,
-          [&] { return both(run(*plan->recorded)); });
+      return record<ConvReLUPool>(
+          plan, {input, all.weight, all.bias}, {input, all.weight}, false, [&] { return both(run(*plan->recorded)); });
     });
   }
 

@@ -51,8 +51,7 @@ class Plans {
 };
 
 struct Function {
-  PyObject_HEAD
-  vectorcallfunc vectorcall;
+  PyObject_HEAD vectorcallfunc vectorcall;
   const Runners* runners;
   PyObject *planner, *check, *python;  // what plans a call, says more about one that stock refuses, and runs any call
   Plans* plans;

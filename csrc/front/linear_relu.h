@@ -55,7 +55,8 @@ struct LinearReLU {
     if (!needs_grad({&rows, &weight, &bias})) {
       return forward();
     }
-    const Tensor kept_rows = weight.requires_grad() ? rows : Tensor(), kept_weight = rows.requires_grad() ? weight : Tensor();
+    const Tensor kept_rows = weight.requires_grad() ? rows : Tensor(),
+                 kept_weight = rows.requires_grad() ? weight : Tensor();
     return record<LinearReLU>(
         plan, {rows, weight, bias}, {kept_rows, kept_weight}, true, [&] { return std::tuple(forward(), Tensor()); });
   }

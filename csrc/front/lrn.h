@@ -37,8 +37,8 @@ struct LRN {
     const auto& numbers = plan->constants;
     const auto run = [&] { return first(call(*plan->values, input, plan->size, numbers[0], numbers[1], numbers[2])); };
     return needs_grad({&input})
-        ? record<LRN>(plan, {input}, {input}, false, [&] { return std::tuple(run(), Tensor()); })
-        : run();
+               ? record<LRN>(plan, {input}, {input}, false, [&] { return std::tuple(run(), Tensor()); })
+               : run();
   }
 
   static variable_list backward(Node& node, const Tensor& grad) {

@@ -11,7 +11,9 @@ struct LRNPool {
   static constexpr Names NAMES{"lrn_pool", "lrn_pool_codes", "lrn_pool_backward"};
   static constexpr bool MATERIALIZES = false, ANCHORED = false;
 
-  static Tensor stock(const Plan& plan, const Tensors& tensors) { return stock_pool(plan, stock_lrn(plan, tensors[0])); }
+  static Tensor stock(const Plan& plan, const Tensors& tensors) {
+    return stock_pool(plan, stock_lrn(plan, tensors[0]));
+  }
 
   static Tensor kernel(const PlanPtr& plan, const Tensors& tensors) {
     const Tensor& input = tensors[0];
@@ -29,8 +31,8 @@ struct LRNPool {
     const auto saved = node.unpack();  // input, codes
     const Plan& plan = *node.plan;
     const auto& numbers = plan.constants;
-    return {first(call(*plan.backward, grad, saved[1], saved[0], plan.size, numbers[0], numbers[1], numbers[2],
-        plan.window_list))};
+    return {first(call(
+        *plan.backward, grad, saved[1], saved[0], plan.size, numbers[0], numbers[1], numbers[2], plan.window_list))};
   }
 };
 

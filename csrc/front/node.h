@@ -132,8 +132,8 @@ void tell_hooks(const Pointer& node) {
 }
 
 inline bool needs_grad(std::initializer_list<const Tensor*> tensors) {
-  return at::GradMode::is_enabled() &&
-      std::any_of(tensors.begin(), tensors.end(), [](const Tensor* t) { return t->defined() && t->requires_grad(); });
+  return at::GradMode::is_enabled() && std::any_of(tensors.begin(), tensors.end(),
+                                           [](const Tensor* t) { return t->defined() && t->requires_grad(); });
 }
 
 // Run `forward`, which returns the output and what else of its making is to be saved, and note it in the graph.

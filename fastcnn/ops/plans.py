@@ -50,7 +50,7 @@ def _stock_norm(arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _stock_batch_norm(arguments: tuple[Any, ...]) -> dict[str, Any]:
-    input, *_, training, momentum, eps = arguments
+    training, momentum, eps = arguments[5:]
     checks.check_batch_norm("", *arguments)
     return {"training": training, "constants": (float(momentum), float(eps))}
 
@@ -211,7 +211,10 @@ conv_relu = fronted("conv_relu", _plan_conv_relu, conv._prepare, conv.conv_relu)
 conv_relu_pool = fronted("conv_relu_pool", _plan_conv_relu_pool, conv_pool._prepare, conv_pool.conv_relu_pool)
 linear_relu = fronted("linear_relu", _plan_linear_relu, linear._prepare, linear.linear_relu)
 linear_relu_dropout = fronted(
-    "linear_relu_dropout", _plan_linear_relu_dropout, lambda *arguments: linear._prepare(*arguments[:3]), plain_linear_relu_dropout
+    "linear_relu_dropout",
+    _plan_linear_relu_dropout,
+    lambda *arguments: linear._prepare(*arguments[:3]),
+    plain_linear_relu_dropout,
 )
 lrn_ = fronted("lrn", _plan_lrn, lrn._prepare, lrn.lrn)
 lrn_pool = fronted("lrn_pool", _plan_lrn_pool, norm_pool._prepare, norm_pool.lrn_pool)
