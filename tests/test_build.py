@@ -170,12 +170,29 @@ def test_the_build_says_how_many_files_it_compiles(setup, monkeypatch, capsys):
     monkeypatch.setenv("FASTCNN_BUILD_CUDA", "0")
     monkeypatch.delenv("NINJA_STATUS", raising=False)
     arguments = setup.extensions()
-    (extension,) = arguments["ext_modules"]
+    extension, front = arguments["ext_modules"]
     command = arguments["cmdclass"]["build_ext"]
     monkeypatch.setattr(command.__mro__[1], "build_extension", lambda self, extension: None)
     command(setuptools.Distribution()).build_extension(extension)
     assert capsys.readouterr().err == f"fastcnn: fastcnn._C: {len(extension.sources)} files to compile\n"
     assert os.environ.pop("NINJA_STATUS") == "fastcnn: file %s of %t, after %e s: "
+    assert front.optional
+
+
+def test_a_front_that_cannot_be_built_is_left_out(setup, monkeypatch, capsys):
+    def fail(self, extension):
+        raise RuntimeError("Error compiling objects for extension")
+
+    arguments = setup.extensions()
+    kernels, front = arguments["ext_modules"]
+    command = arguments["cmdclass"]["build_ext"]
+    monkeypatch.setattr(command.__mro__[1], "build_extension", fail)
+    build = command(setuptools.Distribution())
+    build.build_extension(front)
+    assert "fastcnn._front is left out: Error compiling" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):
+        build.build_extension(kernels)
+    os.environ.pop("NINJA_STATUS", None)
 
 
 def test_a_folder_without_the_header_is_no_toolkit(setup, toolkit, monkeypatch):
