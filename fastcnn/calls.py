@@ -34,6 +34,18 @@ class LocalResponseNorm(NamedTuple):
     k: float = 1.0
 
 
+class BatchNorm(NamedTuple):
+    """What ``F.batch_norm`` takes besides its input."""
+
+    running_mean: Any
+    running_var: Any
+    weight: Any = None
+    bias: Any = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
 class Dropout(NamedTuple):
     """What ``F.dropout`` takes besides its input."""
 
@@ -57,6 +69,7 @@ FUNCTIONS: dict[Any, tuple[str, Callable[..., Any]]] = {
     torch.relu_: ("relu", ReLU),
     F.max_pool2d: ("pool", MaxPool2d),
     F.local_response_norm: ("lrn", LocalResponseNorm),
+    F.batch_norm: ("batch_norm", BatchNorm),
     F.dropout: ("dropout", Dropout),
 }
 METHODS: dict[str, tuple[str, Callable[..., Any]]] = {

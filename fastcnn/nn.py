@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastcnn import functional as FF
 from fastcnn import stages
 from fastcnn.normalization import Normalize, is_recorded
+from fastcnn.roles import ROLES
 
 __all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 
@@ -172,4 +173,4 @@ class Sequential(nn.Sequential):
         return type(self)(*super().__mul__(other))
 
 
-stages.ROLES.update({MaxPool2d.forward: "pool", LocalResponseNorm.forward: "lrn"})
+ROLES.update({MaxPool2d.forward: "pool", LocalResponseNorm.forward: "lrn"})

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, compiler, nn
+from torch.fx import Proxy
 
 from fastcnn import functional as FF
+
+_tracing_state = torch._C._get_tracing_state  # of torch.jit.trace
 
 
 def is_recorded(input: Any) -> bool:
     """Whether a graph of the layers is being written down, which shall hold torch's operators and need no fastcnn."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
     # The flag, as torch.compiler.is_exporting() is true under any torch.compile of torch 2.11.
-    return tracing or torch.compiler._is_exporting_flag or isinstance(input, torch.fx.Proxy)
+    return _tracing_state() is not None or compiler._is_exporting_flag or isinstance(input, Proxy)
 
 
 class Normalize(nn.Module):

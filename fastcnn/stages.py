@@ -6,21 +6,17 @@ from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
-from fastcnn.calls import Call
-from fastcnn.instance import is_replaced
+from fastcnn.calls import BatchNorm, Call
 from fastcnn.normalization import Normalize, is_recorded
 from fastcnn.ops.folding import folded, folds
 from fastcnn.ops.gradients import only_reader
 from fastcnn.ops.normalize_conv_relu import normalize_conv_relu as join_relu
 from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool as join_relu_pool
-
-# Captured at import, so that a class whose forward somebody patches later no longer counts as stock.
-STOCK_CALL = nn.Module.__call__
-_STOCK_CONV_FORWARD = nn.Conv2d._conv_forward
-_STOCK_BN_CHECK = nn.BatchNorm2d._check_input_dim
+from fastcnn.roles import IDENTITY, roles_of
 
 
 def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
@@ -28,17 +24,19 @@ def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
     padding: Any = conv.padding
     if conv.padding_mode != "zeros":  # nn.Conv2d pads in a step of its own too
         input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-    weight, bias = _parameter(conv, "weight"), _parameter(conv, "bias")
+    weight, bias = _parameters(conv)
     return input, weight, bias, conv.stride, padding, conv.dilation, conv.groups
 
 
-def _parameter(layer: nn.Module, name: str) -> Any:
-    """Return a parameter, from where nn.Module would find it after a long search: half a microsecond each."""
-    parameters = layer._parameters
-    return parameters[name] if name in parameters and type(layer) in _OWN_PARAMETERS else getattr(layer, name)
+def _parameters(layer: Any) -> tuple[Any, Any]:
+    """Return weight and bias, from where nn.Module would find them after a long search: half a microsecond each."""
+    own = layer.__dict__["_parameters"]
+    if type(layer) in _OWN_PARAMETERS and "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]
+    return layer.weight, layer.bias
 
 
-_OWN_PARAMETERS = (nn.Conv2d, nn.Linear)  # their subclasses may hand out something else by the same name
+_OWN_PARAMETERS = frozenset({nn.Conv2d, nn.Linear})  # subclasses may hand out something else by the same names
 
 
 def _pool_keywords(pool: nn.MaxPool2d) -> dict[str, Any]:
@@ -143,6 +141,14 @@ def _bn_relu_pool(input: Any, bn: nn.BatchNorm2d, _relu: nn.Module, pool: nn.Max
     return FF.batch_norm_relu_max_pool2d(input, *_bn_arguments(bn), **_pool_keywords(pool))
 
 
+def _norm_relu(input: Any, norm: BatchNorm, _relu: Any) -> Any:
+    return FF.batch_norm_relu(input, *norm)
+
+
+def _norm_relu_pool(input: Any, norm: BatchNorm, _relu: Any, pool: Any) -> Any:
+    return FF.batch_norm_relu_max_pool2d(input, *norm, **_pool_keywords(pool))
+
+
 def _folds(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
     """Whether the batch norm is constant and the convolution takes it up."""
     if _uses_own_statistics(bn) or not isinstance(input, Tensor) or input.dim() != 4:
@@ -203,12 +209,11 @@ def _max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
 
 
 def _linear_relu(input: Any, linear: nn.Linear, _relu: nn.Module) -> Any:
-    return FF.linear_relu(input, _parameter(linear, "weight"), _parameter(linear, "bias"))
+    return FF.linear_relu(input, *_parameters(linear))
 
 
 def _linear_relu_dropout(input: Any, linear: nn.Linear, _relu: nn.Module, dropout: nn.Dropout) -> Any:
-    weight, bias = _parameter(linear, "weight"), _parameter(linear, "bias")
-    return FF.linear_relu_dropout(input, weight, bias, dropout.p, dropout.training)
+    return FF.linear_relu_dropout(input, *_parameters(linear), dropout.p, dropout.training)
 
 
 class Stage(NamedTuple):
@@ -231,6 +236,8 @@ STAGES = (  # of two that match, the longer stands first, and of others the more
     Stage(("conv", "bn"), _conv_bn),
     Stage(("bn", "relu", "pool"), _bn_relu_pool),
     Stage(("bn", "relu"), _bn_relu),
+    Stage(("batch_norm", "relu", "pool"), _norm_relu_pool),
+    Stage(("batch_norm", "relu"), _norm_relu),
     Stage(("lrn", "pool"), _lrn_pool),
     _LRN,
     _POOL,
@@ -243,18 +250,6 @@ STAGES = (  # of two that match, the longer stands first, and of others the more
 _BEGINNING: dict[str | None, list[Stage]] = {  # by their first role
     role: [stage for stage in STAGES if stage.roles[0] == role] for role in {each.roles[0] for each in STAGES}
 }
-
-ROLES: dict[Any, str] = {  # by the forward function of the class
-    nn.Conv2d.forward: "conv",
-    nn.ReLU.forward: "relu",
-    nn.MaxPool2d.forward: "pool",
-    nn.LocalResponseNorm.forward: "lrn",
-    nn.Linear.forward: "linear",
-    nn.BatchNorm2d.forward: "bn",
-    nn.Dropout.forward: "dropout",
-    Normalize.forward: "normalize",
-}
-
 
 # Called in place of a stage's function, with its roles, the function, the input and the layers.
 Around = Callable[[tuple[str, ...], Callable[..., Any], Any, tuple[Any, ...]], Any]
@@ -297,20 +292,18 @@ def run_layers(input: Any, *layers: Any) -> Any:
 
 def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -> Any:
     """Run layers one after another, those that form a stage as one: by their settings, mostly the layers themselves."""
-    roles = tuple(map(role_of, layers))
-    start, before = 0, None
-    while start < len(layers):
-        stage = stage_at(roles, start)
+    roles = roles_of(layers)
+    if IDENTITY in roles:
+        kept = [place for place, role in enumerate(roles) if role != IDENTITY]
+        layers, settings, roles = (tuple(row[place] for place in kept) for row in (layers, settings, roles))
+    for stage, start, end, reads_alone in _plan(roles) if is_dynamo_compiling() else _plans[roles]:
         if stage is None:
             input = layers[start](input)
-            start += 1
-        else:
-            if before is _CONV_RELU and stage.roles[0] == "conv":
-                only_reader(input)
-            end = start + len(stage.roles)
-            input = _run(stage, input, settings[start:end])
-            start = end
-        before = stage
+            continue
+        if reads_alone:
+            only_reader(input)
+        row = settings[start:end]
+        input = stage[1](input, *row) if _around is None else _run(stage, input, row)
     return input
 
 
@@ -318,60 +311,44 @@ def _settings(layer: Any) -> Any:
     return layer.settings if type(layer) is Call else layer
 
 
-def stage_at(roles: tuple[str | None, ...], start: int) -> Stage | None:
-    """Return the stage that layers of these roles form from `start` on, or None."""
-    for stage in _BEGINNING.get(roles[start], ()):
-        if roles[start : start + len(stage.roles)] == stage.roles:
-            return stage
-    return None
+class Part(NamedTuple):
+    """Layers of a row that form a stage, or one that runs by itself."""
+
+    stage: Stage | None
+    start: int
+    end: int
+    reads_alone: bool  # a convolution, of activations that the stage before it has made
 
 
-def role_of(child: Any) -> str | None:
-    """Tell what `child` can be in a stage, or None where only its own call does all that the user asked of it."""
-    kind = type(child)
-    if kind is Call:
-        return child.role
-    # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role, and
-    # a scripted module's class has no forward to read.
-    role = ROLES.get(getattr(kind, "forward", None))
-    if role is None or kind.__call__ is not STOCK_CALL:
-        return None
-    # Read from the dictionary: torch.compile guards what is read there, so that a hook added after compiling fires;
-    # by its default settings it does not guard the same hooks read as attributes.
-    state = child.__dict__
-    if (
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-        or state.get("_compiled_call_impl")
-        or ("forward" in state and is_replaced(child, "forward"))
-    ):
-        return None
-    admitted = _ADMITTED.get(role)
-    return role if admitted is None else admitted(child)
+def _plan(roles: tuple[str | None, ...]) -> tuple[Part, ...]:
+    """Divide a row of layers, by their roles, into the longest stages."""
+    parts: list[Part] = []
+    start, before = 0, None
+    while start < len(roles):
+        stage = next((each for each in _BEGINNING.get(roles[start], ()) if _forms(each, roles, start)), None)
+        end = start + (len(stage.roles) if stage else 1)
+        parts.append(Part(stage, start, end, stage is not None and before is _CONV_RELU and roles[start] == "conv"))
+        start, before = end, stage
+    return tuple(parts)
 
 
-def _conv_role(conv: nn.Conv2d) -> str | None:
-    return "conv" if type(conv)._conv_forward is _STOCK_CONV_FORWARD else None
+def _forms(stage: Stage, roles: tuple[str | None, ...], start: int) -> bool:
+    return roles[start : start + len(stage.roles)] == stage.roles
 
 
-def _bn_role(bn: nn.Module) -> str | None:  # one forward serves batch norms of every rank
-    return "bn" if getattr(type(bn), "_check_input_dim", None) is _STOCK_BN_CHECK else None
+class _Plans(dict[tuple[str | None, ...], tuple[Part, ...]]):
+    """The plans of the rows met so far; there are as many as networks have kinds of rows."""
+
+    def __missing__(self, roles: tuple[str | None, ...]) -> tuple[Part, ...]:
+        self[roles] = plan = _plan(roles)
+        return plan
 
 
-def _pool_role(pool: nn.MaxPool2d) -> str:
-    return "pool" if pool.dilation in (1, (1, 1)) and not pool.return_indices else "lone pool"
+_plans = _Plans()
 
 
-def _dropout_role(dropout: nn.Dropout) -> str | None:  # in place, torch drops by other random numbers
-    return None if dropout.inplace else "dropout"
-
-
-# What a layer of a role becomes by its settings.
-_ADMITTED: dict[str, Callable[[Any], str | None]] = {
-    "conv": _conv_role,
-    "bn": _bn_role,
-    "pool": _pool_role,
-    "dropout": _dropout_role,
-}
+def parts_of(layers: tuple[Any, ...]) -> list[tuple[Stage | None, tuple[Any, ...]]]:
+    """Return the stages of a row as it would run now, and the layers that would run by themselves."""
+    pairs = [(layer, role) for layer, role in zip(layers, roles_of(layers), strict=True) if role != IDENTITY]
+    plan = _plan(tuple(role for _, role in pairs))
+    return [(part.stage, tuple(layer for layer, _ in pairs[part.start : part.end])) for part in plan]

@@ -154,6 +154,41 @@ class Optional(Layers):
         return x
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """A batch norm that activates, and may drop: a layer of timm's."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        bn_training = True if self.training else (self.running_mean is None) and (self.running_var is None)
+        x = F.batch_norm(
+            x,
+            self.running_mean if not self.training or self.track_running_stats else None,
+            self.running_var if not self.training or self.track_running_stats else None,
+            self.weight,
+            self.bias,
+            bn_training,
+            self.momentum,
+            self.eps,
+        )
+        x = self.drop(x)
+        x = self.act(x)
+        return x  # noqa: RET504
+
+
+class Normalized(Layers):
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.bn2, self.bn3 = NormAndActivation(4), NormAndActivation(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.bn2(F.avg_pool2d(self.bn1(self.conv1(x)), 2)).sigmoid()
+        x = F.batch_norm(x, self.bn3.running_mean, self.bn3.running_var, training=self.training)
+        return F.max_pool2d(F.relu(x), 2)
+
+
 class Undecided(Layers):
     """Layers that the mode or an argument of a call leave out."""
 
@@ -244,6 +279,7 @@ NETWORKS = {
     InheritsHelper: [CONV, "local_response_norm_max_pool2d"],
     NamesItsClass: [CONV_POOL, CONV_POOL, CONV_POOL, LINEAR],
     Optional: ["batch_norm_relu"],
+    Normalized: ["batch_norm_relu", "batch_norm_relu", "batch_norm_relu_max_pool2d"],
     Undecided: [CONV, CONV],
     Stopped: [],
     KeptValue: [],

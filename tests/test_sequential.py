@@ -99,6 +99,11 @@ STAGE_CASES = {
     "batch norm alone": ([nn.BatchNorm2d(3), nn.MaxPool2d(2)], ["max_pool2d"]),
     "batch norm of rows": ([nn.Flatten(), nn.BatchNorm1d(243), nn.ReLU()], []),
     "own check of the input": ([conv(), OwnCheck(4), nn.ReLU()], []),
+    "identities between": (
+        [nn.Identity(), conv(), nn.Identity(), nn.ReLU(), nn.MaxPool2d(2), nn.Identity()],
+        ["conv2d_relu_max_pool2d"],
+    ),
+    "identity at the end": ([nn.MaxPool2d(2), nn.Identity()], ["max_pool2d"]),
     "conv alone": ([conv(), nn.Sigmoid()], []),
     "relu alone": ([nn.ReLU()], []),
     "other activation": ([conv(), nn.ReLU6()], []),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fastcnn import roles
 from fastcnn import stages as fused_stages
 from fastcnn.rewrite.analysis import Analysis, analyse, is_row, role_of
 
@@ -17,7 +18,7 @@ _KINDS: tuple[type[nn.Module], ...] = (
     nn.LocalResponseNorm,
     nn.Linear,
 )
-FUSIBLE = tuple(kind for kind in _KINDS if kind.forward in fused_stages.ROLES)  # that a stage may hold
+FUSIBLE = tuple(kind for kind in _KINDS if kind.forward in roles.ROLES)  # that a stage may hold
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _ROWS = (nn.Sequential, nn.ModuleList)
 
@@ -103,35 +104,30 @@ def _analyses(model: nn.Module) -> tuple[list[tuple[nn.Module, Analysis]], set[i
 
 
 def _runs(layer: nn.Module) -> bool:
-    return fused_stages.role_of(layer) is not None
+    return roles.role_of(layer) is not None
 
 
 def _stages_in_a_row(container: nn.Module, names: dict[int, str]) -> Iterator[Group]:
     layers = tuple(container.children())
     if isinstance(container, nn.Sequential):
         layers = tuple(container)  # a layer that stands twice runs twice
-    roles = tuple(map(fused_stages.role_of, layers))
-    start = 0
-    while start < len(layers):
-        stage = fused_stages.stage_at(roles, start)
-        end = start + (len(stage.roles) if stage else 1)
+    for stage, row in fused_stages.parts_of(layers):
         if stage:
-            yield group_of(layers[start:end], names, ("",) * (end - start), stage.roles)
-        start = end
+            yield group_of(row, names, ("",) * len(row), stage.roles)
 
 
 def _own_reason(layer: nn.Module) -> str:
     """Say why no stage could hold a layer wherever it stood, or return an empty string."""
     if "forward" in layer.__dict__:
         return "its forward has been replaced on the instance"
-    unfusable = isinstance(layer, nn.Conv2d) and fused_stages.role_of(layer) is None and not _held(layer)
+    unfusable = isinstance(layer, nn.Conv2d) and roles.role_of(layer) is None and not _held(layer)
     if role_of(layer) is None or unfusable:
         return "it is of a subclass with a forward of its own"
     return _held(layer)
 
 
 def _held(layer: nn.Module) -> str:
-    if type(layer).__call__ is not fused_stages.STOCK_CALL:
+    if type(layer).__call__ is not roles.STOCK_CALL:
         return "it is of a subclass with a __call__ of its own"
     if layer.__dict__.get("_compiled_call_impl"):
         return "it is compiled by itself"

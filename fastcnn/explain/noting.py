@@ -76,6 +76,7 @@ _FUNCTIONS: dict[Any, str] = {
     calls.ReLU: "F.relu",
     calls.MaxPool2d: "F.max_pool2d",
     calls.LocalResponseNorm: "F.local_response_norm",
+    calls.BatchNorm: "F.batch_norm",
     calls.Dropout: "F.dropout",
     calls.Add: "+",
 }

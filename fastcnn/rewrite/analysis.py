@@ -17,6 +17,8 @@ from fastcnn.instance import is_replaced
 from fastcnn.rewrite.chains import Rewriter
 from fastcnn.rewrite.links import ADD, ADD_TO, ANY, CALL, MAKERS, METHOD, RUN, Callee, Found, Link, is_name
 from fastcnn.rewrite.source import Place, Unreadable, build, definition
+from fastcnn.roles import ROLES
+from fastcnn.roles import role_of as running_role
 
 
 class Method(NamedTuple):
@@ -193,7 +195,7 @@ def _build(read: Read, rewriter: Rewriter, needed: set[str]) -> FunctionType:
 
 def _add_to(maker: Any, other: Any) -> Call:
     """Return the call ``input += other`` but for its input, which `maker` has made."""
-    return calls.add_to(fused_stages.role_of(maker) in MAKERS, other)
+    return calls.add_to(running_role(maker) in MAKERS, other)
 
 
 _HELPERS = {RUN: fused_stages.run_layers, CALL: calls.call, METHOD: calls.method, ADD: calls.add, ADD_TO: _add_to}
@@ -228,7 +230,7 @@ def _stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
 
 def role_of(layer: Any) -> str | None:
     """Return the role of a layer by its class, whatever hooks it has now."""
-    return fused_stages.ROLES.get(getattr(type(layer), "forward", None))
+    return ROLES.get(getattr(type(layer), "forward", None))
 
 
 def _own_name(node: ast.FunctionDef) -> str:

@@ -32,6 +32,7 @@ from fastcnn.rewrite.links import (
     targets,
     uses,
 )
+from fastcnn.roles import IDENTITY
 
 # Gives roles that begin at a place of a row, where they can form a stage; ANY stands for each role.
 Matcher = Callable[[list[Link], int], tuple[str, ...] | None]
@@ -268,6 +269,7 @@ class Rewriter:
         """Return how many links the first stage takes, its calls and their roles; without one, the first link's."""
         for undecided in (True, False):
             calls = [(place, call) for place, link in enumerate(links) for call in link.calls(undecided)]
+            calls = [(place, call) for place, call in calls if call.role != IDENTITY]
             for first in range(len(links[0].calls(undecided))):
                 roles = self.match([call for _, call in calls], first)
                 last = calls[first + len(roles) - 1][0] if roles else 0
