@@ -55,15 +55,15 @@ def each_case(cases: dict[str, Any]) -> pytest.MarkDecorator:
 def each_variant(cases: dict[str, Any], whole: int = 2) -> pytest.MarkDecorator:
     """Parametrize a test over named cases, dtypes and layouts.
 
-    The first `whole` cases run in every dtype and layout; the others, in turn, in two of the six pairs. Half of a
-    case's pairs are a sweep: two of the first cases share out the six, the others keep one each.
+    The first `whole` cases run in every dtype and layout; the others, in turn, in two of the six pairs. Most pairs are
+    a sweep: the first two cases share out the six, the others keep one each.
     """
     pairs = [(dtype, format) for dtype in DTYPES for format in FORMATS]
     params = []
     for i, (name, case) in enumerate(cases.items()):
         for n in range(6) if i < whole else (i % 6, (i + 3) % 6):
             dtype, format = pairs[n]
-            once = (n // 2 + n % 2 + i) % 2 == 0 if i < whole else n == i % 6
+            once = (n // 2 + n % 2 + i) % 2 == 0 if i < 2 else n == i % 6
             marks = () if once else pytest.mark.sweep
             params.append(
                 pytest.param(case, DTYPES[dtype], FORMATS[format], id=f"{name}-{dtype}-{format}", marks=marks)
