@@ -67,11 +67,11 @@ __device__ __forceinline__ Floats<N> flowing(const Vector<T, N>& grad, const Flo
 }
 
 // The sums of a channel's gradient, and of it times x less its mean.
-struct Sums {
+struct GradientSums {
   double plain;
   double times;
 
-  FASTCNN_HOST_DEVICE void merge(const Sums& other) {
+  FASTCNN_HOST_DEVICE void merge(const GradientSums& other) {
     plain += other.plain;
     times += other.times;
   }
@@ -79,7 +79,7 @@ struct Sums {
 
 template <class T, int N, bool ALONG_CHANNELS, bool MASK>
 __global__ void __launch_bounds__(BLOCK_THREADS)
-    sums_kernel(const T* grad, const T* x, Sums* partials, Channels channels, Walks walks) {
+    sums_kernel(const T* grad, const T* x, GradientSums* partials, Channels channels, Walks walks) {
   constexpr int M = ALONG_CHANNELS ? N : 1;
   const Walk walk = start_walk<M>(walks);
   const ThreadNorm<M> norm(channels, walk.channel, walk.active);
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
     }
     at += step;
   }
-  Sums all[M];
+  GradientSums all[M];
 #pragma unroll
   for (int i = 0; i < M; ++i) {
     all[i] = {plain.at[i], times.at[i]};
@@ -106,10 +106,10 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
   leave_merged(all, partials, walks, walk);
 }
 
-__global__ void __launch_bounds__(1024)
-    merge_sums_kernel(const Sums* partials, float* grad_weight, float* grad_bias, Channels channels, Walks walks) {
+__global__ void __launch_bounds__(1024) merge_sums_kernel(
+    const GradientSums* partials, float* grad_weight, float* grad_bias, Channels channels, Walks walks) {
   const Walk walk = start_walk<1>(walks);
-  const Sums all = merge_partials(partials, walks, walk);
+  const GradientSums all = merge_partials(partials, walks, walk);
   if (walk.active && walk.row == 0) {
     const float inverse = inverse_deviation(channels.variance[walk.channel], channels.eps);
     grad_bias[walk.channel] = static_cast<float>(all.plain);
@@ -172,7 +172,7 @@ struct Backward {
 
 template <class T, int N, bool ALONG_CHANNELS, bool MASK>
 void run_backward(Backward& call, const Walks& walks) {
-  Merging<Sums> merging(call.x, walks);
+  Merging<GradientSums> merging(call.x, walks);
   const T *grad = data<T>(call.grad), *x = data<T>(call.x);
   float *grad_weight = mutable_data<float>(call.grad_weight), *grad_bias = mutable_data<float>(call.grad_bias);
   call.device.launch(sums_kernel<T, N, ALONG_CHANNELS, MASK>, walks.blocks(), walks.threads,

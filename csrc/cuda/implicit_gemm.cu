@@ -13,7 +13,7 @@ template <class T, class TILE, int CHUNK>
 __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS) implicit_gemm_kernel(const Gemm<T> gemm, int steps) {
   unsigned char* shared = shared_memory();
   const Corner<T> corner(gemm, TILE::M, TILE::N);
-  Operands<T, TILE, CHUNK> operands(gemm, corner);
+  OperandLoader<T, TILE, CHUNK> operands(gemm, corner);
   Accumulators<T, TILE> product;
   int filled = 0;  // the stage to copy to next
   for (; filled < TILE::STAGES - 1; ++filled) {
@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS) implicit_gemm_ker
 }
 
 // Warps that compute 64x64 read shared memory least; smaller tiles serve few pixels.
-using LARGE = Tile<128, 128, 2, 2, 3, 2>;
-using TALL = Tile<256, 64, 4, 1, 3, 2>;
-using NARROW = Tile<128, 64, 2, 2, 4, 3>;
-using SMALL = Tile<64, 64, 2, 2, 4, 4>;
+using LARGE = GemmTile<128, 128, 2, 2, 3, 2>;
+using TALL = GemmTile<256, 64, 4, 1, 3, 2>;
+using NARROW = GemmTile<128, 64, 2, 2, 4, 3>;
+using SMALL = GemmTile<64, 64, 2, 2, 4, 4>;
 
 Steps steps(const Axis& axis) {
   return {static_cast<int>(axis.size), static_cast<int>(axis.stride), static_cast<int>(axis.padding),

@@ -42,7 +42,7 @@ struct Gemm {
 
 // What a block computes: M rows by N channels, split among its warps. STAGES buffers of K are in flight.
 template <int M_, int N_, int WARPS_M_, int WARPS_N_, int STAGES_, int BLOCKS_>
-struct Tile {
+struct GemmTile {
   static constexpr int M = M_, N = N_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, STAGES = STAGES_;
   static constexpr int BLOCKS = BLOCKS_;  // that share a multiprocessor's registers
   static constexpr int THREADS = WARPS_M * WARPS_N * WARP;
@@ -81,7 +81,7 @@ struct Corner {
 };
 
 // A thread's way through K, whose order is: slice of channels, row and column of the window, channel within the slice.
-struct Walk {
+struct KWalk {
   int slice = 0, row = 0, column = 0, channel = 0;
 
   template <class T>
@@ -103,9 +103,9 @@ struct Walk {
 // Copies a block's operands to shared memory, stage after stage. A thread has one chunk of K in every THREAD_ROWS-th
 // row, of pixels and of weights. CHUNK is the elements that are copied at once: 16 bytes of them, or one.
 template <class T, class TILE, int CHUNK>
-class Operands {
+class OperandLoader {
  public:
-  __device__ __forceinline__ Operands(const Gemm<T>& gemm, const Corner<T>& corner) : gemm_(gemm) {
+  __device__ __forceinline__ OperandLoader(const Gemm<T>& gemm, const Corner<T>& corner) : gemm_(gemm) {
     image_ = gemm.input + corner.image * gemm.height * gemm.width * gemm.channels + corner.group * gemm.group_in;
     const int thread = static_cast<int>(threadIdx.x);
     const int row = thread / TILE::ROW_CHUNKS, chunk = thread % TILE::ROW_CHUNKS;
@@ -222,7 +222,7 @@ class Operands {
   static constexpr int NOWHERE = -(1 << 30);  // above every image, whatever the window adds
 
   const Gemm<T>& gemm_;
-  Walk walk_;
+  KWalk walk_;
   int target_;
   const T* image_;                                                          // the group's channels in the first image
   int top_[TILE::COPIES_M], left_[TILE::COPIES_M], pixel_[TILE::COPIES_M];  // the last: offset of (top, left)

@@ -22,7 +22,8 @@ namespace fastcnn::cuda {
 inline void check(cudaError_t error) {
   if (error != cudaSuccess) {
     static_cast<void>(cudaGetLastError());
-    const char* hint = error == cudaErrorNoKernelImageForDevice ? " (fastcnn doctor tells for which GPUs they are)" : "";
+    const char* hint =
+        error == cudaErrorNoKernelImageForDevice ? " (fastcnn doctor tells for which GPUs they are)" : "";
     STD_TORCH_CHECK(false, "fastcnn: a CUDA kernel could not be started: ", cudaGetErrorString(error), hint);
   }
 }

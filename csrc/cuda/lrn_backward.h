@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(LRN_THREADS)
   Values<float, LENGTH> factor, through;
 #pragma unroll
   for (int j = 0; j < LENGTH; ++j) {
-    const Factors factors = lrn_factors<Power::THREE_QUARTERS>(norm, scale.at[j]);
+    const Factors factors = usual_factors<T>(scale.at[j]);
     factor.at[j] = factors.factor;
     // what is no channel hands nothing on, not even the NaN of a zero scale
     through.at[j] = exists<T, REACH>(run, j) ? product(grad.at[j] * values.at[j + REACH], factors.next) : 0.0f;

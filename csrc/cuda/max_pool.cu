@@ -150,7 +150,7 @@ bool is_pairs(const Window& window, const Plane& plane, int64_t width) {
 }
 
 // One call of pool(), its tensors dense.
-struct Pool {
+struct PoolCall {
   const Device& device;
   const Tensor& x;
   const std::optional<Tensor>& bias;
@@ -164,7 +164,7 @@ struct Pool {
 };
 
 template <class T, bool STAGE, class Kernel, class... Rest>
-void launch_pool(const Pool& pool, const Walks& walks, Kernel kernel, const Rest&... rest) {
+void launch_pool(const PoolCall& pool, const Walks& walks, Kernel kernel, const Rest&... rest) {
   const Stage<T> stage{pool.bias ? data<T>(*pool.bias) : nullptr, pool.relu};
   uint8_t* codes = pool.codes.numel() > 0 ? mutable_data<uint8_t>(pool.codes) : nullptr;
   pool.device.launch(
@@ -172,7 +172,7 @@ void launch_pool(const Pool& pool, const Walks& walks, Kernel kernel, const Rest
 }
 
 template <class T, int N, bool STAGE>
-void run_pool(const Pool& pool) {
+void run_pool(const PoolCall& pool) {
   const auto& [images, channels, pixels, channels_last] = pool.layout;
   const Walks walks = make_walks(images, channels, pool.plane.out_height * pool.plane.out_width, channels_last, N,
       channels_last ? channels : 1, POOL_DEPTH);
@@ -183,7 +183,7 @@ void run_pool(const Pool& pool) {
 }
 
 template <class T, bool STAGE>
-void choose_pool(const Pool& pool) {
+void choose_pool(const PoolCall& pool) {
   constexpr int N = WIDTH<T>;
   const auto& [images, channels, pixels, channels_last] = pool.layout;
   if (pool.aligned && channels_last && channels % N == 0) {
@@ -213,7 +213,7 @@ std::pair<Tensor, Tensor> pool(
   Tensor y = new_tensor(x, sizes, x.scalar_type(), channels_last);
   Tensor code = new_tensor(x, codes ? sizes : none, torch::headeronly::ScalarType::Byte, codes && channels_last);
   const bool aligned = are_aligned({&x, &y, &code, added ? &*added : nullptr});
-  const Pool call{device, x, added, y, code, layout(x, channels_last), window, plane, relu, aligned};
+  const PoolCall call{device, x, added, y, code, layout(x, channels_last), window, plane, relu, aligned};
   with_type("max_pool", x, [&](auto type) {
     using T = decltype(type);
     added || relu ? choose_pool<T, true>(call) : choose_pool<T, false>(call);

@@ -28,26 +28,6 @@ FASTCNN_HOST_DEVICE float lrn_scale(const LRN& norm, float sum_of_squares) {
   return multiply_add(norm.alpha, sum_of_squares, norm.k);
 }
 
-// 1 / sqrt(value), on the GPU to two units in the last place.
-FASTCNN_HOST_DEVICE float inverse_root(float value) {
-#ifdef __CUDA_ARCH__
-  return rsqrtf(value);
-#else
-  return 1.0f / sqrtf(value);
-#endif
-}
-
-// sqrt(value), on the GPU to one unit in the last place; there no value below 1e-38 is told from zero.
-FASTCNN_HOST_DEVICE float approximate_root(float value) {
-#ifdef __CUDA_ARCH__
-  float root;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(value));
-  return root;
-#else
-  return sqrtf(value);
-#endif
-}
-
 // Which formula serves a beta.
 enum class Power { THREE_QUARTERS, ZERO, ANY };
 
@@ -64,8 +44,7 @@ struct Factors {
 template <Power POWER>
 FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
   if constexpr (POWER == Power::THREE_QUARTERS) {
-    const float root = inverse_root(scale);
-    const float factor = root * approximate_root(root);
+    const float root = 1.0f / sqrtf(scale), factor = root * sqrtf(root);
     return {factor, factor * root * root};
   } else if constexpr (POWER == Power::ZERO) {
     return {1.0f, 0.0f};  // beta takes it times zero, and a scale may be zero
@@ -73,6 +52,20 @@ FASTCNN_HOST_DEVICE Factors lrn_factors(const LRN& norm, float scale) {
     const float factor = powf(scale, -norm.beta);
     return {factor, factor / scale};
   }
+}
+
+// The factors for beta 0.75, given 1 / sqrt(scale) and its square root as a GPU approximates them: products of these
+// would be off by more than stock's power and quotients, so each gets a step of Newton's; none at a scale of 0 or
+// infinity.
+FASTCNN_HOST_DEVICE Factors refined(float scale, float root, float root_of_root) {
+  const float factor = root * root_of_root, inverse = root * root;
+  const float quarter = scale * factor;  // scale ** 0.25
+  const float e = multiply_add(-product(quarter, quarter), product(quarter, factor), 1.0f);
+  if (!(fabsf(e) < 1.0f)) {
+    return {factor, factor * inverse};
+  }
+  const float better = multiply_add(0.25f * factor, e, factor);
+  return {better, better * multiply_add(inverse, multiply_add(-scale, inverse, 1.0f), inverse)};
 }
 
 // The gradient of x, given the sum of grad * x * scale ** (-beta - 1) over the windows that hold it.
