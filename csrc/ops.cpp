@@ -16,27 +16,27 @@ void check_length(Sizes numbers, size_t length) {
   STD_TORCH_CHECK(numbers.size() == length, "fastcnn: expected ", length, " numbers, got ", numbers.size());
 }
 
+// A pool's window; torch's pools take its numbers as an int, so that sums and products of a few do not overflow.
+Window pool_window(Sizes numbers) {
+  check_length(numbers, 9);
+  for (int64_t number : numbers) {
+    STD_TORCH_CHECK(number >= 0 && number <= std::numeric_limits<int32_t>::max(),
+        "fastcnn: expected numbers of a window from 0 to 2147483647, got ", number);
+  }
+  return make_window(pair(numbers, 0), pair(numbers, 1), pair(numbers, 2), pair(numbers, 3), numbers[8] != 0);
+}
+
 template <auto OPERATOR, class... Before>
 auto with_window(Before... before, Sizes window) {
-  check_length(window, 9);
-  return OPERATOR(before..., pair(window, 0), pair(window, 1), pair(window, 2), pair(window, 3), window[8] != 0);
+  return OPERATOR(before..., pool_window(window));
 }
 
-template <auto OPERATOR>
+template <auto OPERATOR, class... Pool>
 auto with_convolution(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes convolution,
-    std::optional<std::string> algorithm) {
+    std::optional<std::string> algorithm, Pool... pool) {
   check_length(convolution, 7);
-  return OPERATOR(
-      input, weight, bias, pair(convolution, 0), pair(convolution, 1), pair(convolution, 2), convolution[6], algorithm);
-}
-
-template <auto OPERATOR>
-auto with_both(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes convolution,
-    std::optional<std::string> algorithm, Sizes window) {
-  check_length(convolution, 7);
-  check_length(window, 9);
   return OPERATOR(input, weight, bias, pair(convolution, 0), pair(convolution, 1), pair(convolution, 2), convolution[6],
-      algorithm, pair(window, 0), pair(window, 1), pair(window, 2), pair(window, 3), window[8] != 0);
+      algorithm, pool_window(pool)...);
 }
 
 using In = const Tensor&;
@@ -58,10 +58,11 @@ using Maybe = std::optional<Tensor>;
       TORCH_BOX((&with_window<&backend::lrn_pool_codes, In, int64_t, double, double, double>)));                      \
   library.impl("lrn_pool_backward." #backend,                                                                         \
       TORCH_BOX((&with_window<&backend::lrn_pool_backward, In, In, In, int64_t, double, double, double>)));           \
-  library.impl("conv_relu." #backend, TORCH_BOX(&with_convolution<&backend::conv_relu>));                             \
+  library.impl("conv_relu." #backend, TORCH_BOX((&with_convolution<&backend::conv_relu>)));                           \
   library.impl("conv_relu_backward." #backend, TORCH_BOX(&backend::conv_relu_backward));                              \
-  library.impl("conv_relu_pool." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool>));                          \
-  library.impl("conv_relu_pool_codes." #backend, TORCH_BOX(&with_both<&backend::conv_relu_pool_codes>));              \
+  library.impl("conv_relu_pool." #backend, TORCH_BOX((&with_convolution<&backend::conv_relu_pool, Sizes>)));          \
+  library.impl(                                                                                                       \
+      "conv_relu_pool_codes." #backend, TORCH_BOX((&with_convolution<&backend::conv_relu_pool_codes, Sizes>)));       \
   library.impl("conv_relu_pool_backward." #backend,                                                                   \
       TORCH_BOX((&with_window<&backend::conv_relu_pool_backward, In, In, int64_t, int64_t, bool>)));                  \
   library.impl("bn_relu_statistics." #backend, TORCH_BOX(&backend::bn_relu_statistics));                              \

@@ -156,24 +156,8 @@ T* mutable_data(Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// What torch's pools take as an int, so that sums and products of a few do not overflow.
-inline void check_window(Sizes numbers) {
-  for (int64_t number : numbers) {
-    STD_TORCH_CHECK(number >= 0 && number <= std::numeric_limits<int32_t>::max(),
-        "fastcnn: expected numbers of a window from 0 to 2147483647, got ", number);
-  }
-}
-
-inline Window any_window(Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  return {{size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
-}
-
-// The window of a pool.
 inline Window make_window(Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  for (Sizes numbers : {size, stride, padding, dilation}) {
-    check_window(numbers);
-  }
-  return any_window(size, stride, padding, dilation, ceil_mode);
+  return {{size[0], stride[0], padding[0], dilation[0]}, {size[1], stride[1], padding[1], dilation[1]}, ceil_mode};
 }
 
 inline Plane make_plane(const Window& window, int64_t height, int64_t width) {

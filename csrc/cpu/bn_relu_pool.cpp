@@ -48,26 +48,22 @@ std::pair<Tensor, Tensor> norm_pool(const Tensor& input, const Norm& norm, const
 }  // namespace
 
 Tensor bn_relu_pool(const Tensor& input, const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight,
-    std::optional<Tensor> bias, double eps, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  const Window window = make_window(size, stride, padding, dilation, ceil_mode);
+    std::optional<Tensor> bias, double eps, const Window& window) {
   return norm_pool(input, make_norm(input, mean, variance, weight, bias, eps), window, false).first;
 }
 
 std::tuple<Tensor, Tensor> bn_relu_pool_codes(const Tensor& input, const Tensor& mean, const Tensor& variance,
-    std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, Sizes size, Sizes stride, Sizes padding,
-    Sizes dilation, bool ceil_mode) {
-  const Window window = make_window(size, stride, padding, dilation, ceil_mode);
+    std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, const Window& window) {
   return norm_pool(input, make_norm(input, mean, variance, weight, bias, eps), window, true);
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input,
     const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight, std::optional<Tensor> bias, double eps,
-    bool training, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
+    bool training, const Window& window) {
   STD_TORCH_CHECK(input.dim() == 4 && grad.scalar_type() == input.scalar_type() && codes.dim() == 4 &&
                       codes.size(0) == input.size(0) && codes.size(1) == input.size(1),
       "bn_relu_pool_backward: gradient and codes do not fit the input");
   const Numbers numbers(make_norm(input, mean, variance, weight, bias, eps));
-  const Window window = make_window(size, stride, padding, dilation, ceil_mode);
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const Tensor unpooled = pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, false).first;

@@ -43,25 +43,20 @@ std::tuple<Tensor, Tensor> run_lrn_pool(const Tensor& input, const LRN& norm, co
 
 }  // namespace
 
-Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size,
-    Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, double k, const Window& window) {
   return std::get<0>(run_lrn_pool(input, make_norm(size, alpha, beta, k, input.size(1)), window, false));
 }
 
-std::tuple<Tensor, Tensor> lrn_pool_codes(const Tensor& input, int64_t size, double alpha, double beta, double k,
-    Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+std::tuple<Tensor, Tensor> lrn_pool_codes(
+    const Tensor& input, int64_t size, double alpha, double beta, double k, const Window& window) {
   return run_lrn_pool(input, make_norm(size, alpha, beta, k, input.size(1)), window, true);
 }
 
 Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha,
-    double beta, double k, Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation,
-    bool pool_ceil_mode) {
+    double beta, double k, const Window& window) {
   STD_TORCH_CHECK(input.dim() == 4 && grad.dim() == 4 && codes.dim() == 4, "lrn_pool_backward: expected (N, C, H, W)");
   STD_TORCH_CHECK(size > 0, "lrn_pool_backward: expected a positive size, got ", size);
   STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_pool_backward: gradient and input differ in dtype");
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last), from = dense(grad, channels_last), code = dense(codes, channels_last);
   const Layout shape = layout(x, channels_last);

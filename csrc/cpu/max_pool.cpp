@@ -182,13 +182,10 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
   return {y, code};
 }
 
-Tensor max_pool(const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  return pool(input, make_window(size, stride, padding, dilation, ceil_mode), false, false).first;
-}
+Tensor max_pool(const Tensor& input, const Window& window) { return pool(input, window, false, false).first; }
 
-std::tuple<Tensor, Tensor> max_pool_codes(
-    const Tensor& input, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  return pool(input, make_window(size, stride, padding, dilation, ceil_mode), false, true);
+std::tuple<Tensor, Tensor> max_pool_codes(const Tensor& input, const Window& window) {
+  return pool(input, window, false, true);
 }
 
 }  // namespace fastcnn::cpu

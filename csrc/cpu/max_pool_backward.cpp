@@ -179,9 +179,7 @@ std::pair<Tensor, Tensor> pool_backward(
   return {dx, bias};
 }
 
-Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Sizes size,
-    Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  const Window window = make_window(size, stride, padding, dilation, ceil_mode);
+Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window) {
   return pool_backward(grad, codes, height, width, window, false).first;
 }
 

@@ -38,22 +38,18 @@ std::pair<Tensor, Tensor> conv_pool(const Tensor& input, const Tensor& weight, c
 }  // namespace
 
 Tensor conv_relu_pool(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, Sizes stride,
-    Sizes padding, Sizes dilation, int64_t groups, std::optional<std::string> algorithm, Sizes pool_size,
-    Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+    Sizes padding, Sizes dilation, int64_t groups, std::optional<std::string> algorithm, const Window& window) {
   return conv_pool(input, weight, bias, stride, padding, dilation, groups, algorithm, window, false).first;
 }
 
 std::tuple<Tensor, Tensor> conv_relu_pool_codes(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
-    Sizes stride, Sizes padding, Sizes dilation, int64_t groups, std::optional<std::string> algorithm, Sizes pool_size,
-    Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+    Sizes stride, Sizes padding, Sizes dilation, int64_t groups, std::optional<std::string> algorithm,
+    const Window& window) {
   return conv_pool(input, weight, bias, stride, padding, dilation, groups, algorithm, window, true);
 }
 
-std::tuple<Tensor, Tensor> conv_relu_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height,
-    int64_t width, bool bias_grad, Sizes size, Sizes stride, Sizes padding, Sizes dilation, bool ceil_mode) {
-  const Window window = make_window(size, stride, padding, dilation, ceil_mode);
+std::tuple<Tensor, Tensor> conv_relu_pool_backward(
+    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, bool bias_grad, const Window& window) {
   return pool_backward(grad, codes, height, width, window, bias_grad);
 }
 

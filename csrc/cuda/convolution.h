@@ -19,7 +19,7 @@ struct Convolution {
 inline Convolution make_convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
     Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
   const std::vector<int64_t> size{weight.size(2), weight.size(3)};
-  return {input, weight, bias, any_window(size, stride, padding, dilation, false), groups};
+  return {input, weight, bias, make_window(size, stride, padding, dilation, false), groups};
 }
 
 // Whether the output is channels_last: if the input or the weight is.

@@ -290,26 +290,21 @@ std::tuple<Tensor, Tensor> forward(
 
 }  // namespace
 
-Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, double k, Sizes pool_size,
-    Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, double k, const Window& window) {
   return std::get<0>(forward(input, size, alpha, beta, k, window, false));
 }
 
-std::tuple<Tensor, Tensor> lrn_pool_codes(const Tensor& input, int64_t size, double alpha, double beta, double k,
-    Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation, bool pool_ceil_mode) {
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+std::tuple<Tensor, Tensor> lrn_pool_codes(
+    const Tensor& input, int64_t size, double alpha, double beta, double k, const Window& window) {
   return forward(input, size, alpha, beta, k, window, true);
 }
 
 Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha,
-    double beta, double k, Sizes pool_size, Sizes pool_stride, Sizes pool_padding, Sizes pool_dilation,
-    bool pool_ceil_mode) {
+    double beta, double k, const Window& window) {
   STD_TORCH_CHECK(input.dim() == 4, "lrn_pool_backward: expected (N, C, H, W), got ", input.dim(), " axes");
   STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_pool_backward: gradient and input differ in dtype");
   STD_TORCH_CHECK(codes.scalar_type() == torch::headeronly::ScalarType::Byte, "lrn_pool_backward: codes are uint8");
   STD_TORCH_CHECK(size > 0, "lrn_pool_backward: expected a positive size, got ", size);
-  const Window window = make_window(pool_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
   const Plane plane = make_plane(window, input.size(2), input.size(3));
   const int64_t pooled = input.size(0) * input.size(1) * plane.out_height * plane.out_width;
   STD_TORCH_CHECK(grad.dim() == 4 && codes.dim() == 4 && grad.numel() == pooled && codes.numel() == pooled,
