@@ -35,7 +35,8 @@ __device__ __forceinline__ void bn_relu(const T* x, T* y, int64_t step, const Th
 
 // Normalise x and apply ReLU. ALONG_CHANNELS: a vector's elements are neighbouring channels, not pixels.
 template <class T, int N, bool ALONG_CHANNELS>
-__global__ void __launch_bounds__(BLOCK_THREADS) bn_relu_kernel(const T* x, T* y, Channels channels, Walks walks) {
+__global__ void __launch_bounds__(BLOCK_THREADS)
+    bn_relu_kernel(const T* __restrict__ x, T* __restrict__ y, Channels channels, Walks walks) {
   constexpr int M = ALONG_CHANNELS ? N : 1;
   const Walk walk = start_walk<M>(walks);
   const ThreadNorm<M> norm(channels, walk.channel, walk.active);
@@ -68,8 +69,8 @@ __device__ __forceinline__ Floats<N> flowing(const Vector<T, N>& grad, const Flo
 
 // The sums of a channel's gradient, and of it times x less its mean.
 struct GradientSums {
-  double plain;
-  double times;
+  float plain;
+  float times;
 
   FASTCNN_HOST_DEVICE void merge(const GradientSums& other) {
     plain += other.plain;
@@ -78,8 +79,8 @@ struct GradientSums {
 };
 
 template <class T, int N, bool ALONG_CHANNELS, bool MASK>
-__global__ void __launch_bounds__(BLOCK_THREADS)
-    sums_kernel(const T* grad, const T* x, GradientSums* partials, Channels channels, Walks walks) {
+__global__ void __launch_bounds__(BLOCK_THREADS) sums_kernel(const T* __restrict__ grad, const T* __restrict__ x,
+    GradientSums* __restrict__ partials, Channels channels, Walks walks) {
   constexpr int M = ALONG_CHANNELS ? N : 1;
   const Walk walk = start_walk<M>(walks);
   const ThreadNorm<M> norm(channels, walk.channel, walk.active);
@@ -117,33 +118,27 @@ __global__ void __launch_bounds__(1024) merge_sums_kernel(
   }
 }
 
-// The sums whose part of the gradient the batch's own mean and variance take up, and the values of a channel.
+// The sums whose part of the gradient the batch's own mean and variance take up, and one over the values of a channel.
 struct Taken {
   const float* grad_weight;
   const float* grad_bias;
-  float count;
+  float share;
 };
 
-template <class T, int N, bool ALONG_CHANNELS, bool MASK, bool TRAINING>
-__global__ void __launch_bounds__(BLOCK_THREADS)
-    gradient_kernel(const T* grad, const T* x, T* dx, Taken taken, Channels channels, Walks walks) {
-  constexpr int M = ALONG_CHANNELS ? N : 1;
-  const Walk walk = start_walk<M>(walks);
-  const ThreadNorm<M> norm(channels, walk.channel, walk.active);
-  const int64_t step = walks.rows * walks.stride;
-  Floats<M> average{}, slope{};
+// All of COUNT vectors are loaded before the first is written: dx may be the memory of grad.
+template <int N, int COUNT, bool MASK, bool TRAINING, int M, class T>
+__device__ __forceinline__ void input_gradient(const T* grad, const T* x, T* dx, int64_t step,
+    const ThreadNorm<M>& norm, const Floats<M>& average, const Floats<M>& slope) {
+  Vector<T, N> gradients[COUNT], inputs[COUNT];
 #pragma unroll
-  for (int i = 0; i < M; ++i) {
-    if (TRAINING && walk.active) {
-      average.at[i] = taken.grad_bias[walk.channel + i] / taken.count;
-      slope.at[i] = taken.grad_weight[walk.channel + i] / taken.count * norm.inverse.at[i];
-    }
+  for (int k = 0; k < COUNT; ++k) {
+    gradients[k] = load_packed<N>(grad + k * step);
+    inputs[k] = load_packed<N>(x + k * step);
   }
-  int64_t at = walk.at;
-#pragma unroll 2
-  for (int place = walk.place; place < walk.end; place += walks.rows) {
-    const Floats<N> values = load<N>(x + at);
-    Floats<N> flow = flowing<MASK>(load_packed<N>(grad + at), values, norm);
+#pragma unroll
+  for (int k = 0; k < COUNT; ++k) {
+    const Floats<N> values = unpack(inputs[k]);
+    Floats<N> flow = flowing<MASK>(gradients[k], values, norm);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const int j = M == 1 ? 0 : i;
@@ -152,7 +147,35 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
       }
       flow.at[i] *= norm.scale.at[j];
     }
-    store(dx + at, flow);
+    store(dx + k * step, flow);
+  }
+}
+
+template <class T, int N, bool ALONG_CHANNELS, bool MASK, bool TRAINING>
+__global__ void __launch_bounds__(BLOCK_THREADS, 3)  // without the 3 one spills for sm_90, at 40 registers
+    gradient_kernel(const T* grad, const T* x, T* dx, Taken taken, Channels channels, Walks walks) {
+  constexpr int M = ALONG_CHANNELS ? N : 1;
+  const Walk walk = start_walk<M>(walks);
+  const ThreadNorm<M> norm(channels, walk.channel, walk.active);
+  const int64_t step = walks.rows * walks.stride;
+  Floats<M> average{}, slope{};
+  if constexpr (TRAINING) {
+    average = load_numbers<M>(taken.grad_bias, walk.active ? walk.channel : 0, 0.0f);
+    slope = load_numbers<M>(taken.grad_weight, walk.active ? walk.channel : 0, 0.0f);
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+      average.at[i] *= taken.share;
+      slope.at[i] *= taken.share * norm.inverse.at[i];
+    }
+  }
+  int64_t at = walk.at;
+  int place = walk.place;
+  for (; place + (DEPTH - 1) * walks.rows < walk.end; place += DEPTH * walks.rows) {
+    input_gradient<N, DEPTH, MASK, TRAINING>(grad + at, x + at, dx + at, step, norm, average, slope);
+    at += DEPTH * step;
+  }
+  for (; place < walk.end; place += walks.rows) {
+    input_gradient<N, 1, MASK, TRAINING>(grad + at, x + at, dx + at, step, norm, average, slope);
     at += step;
   }
 }
@@ -177,11 +200,11 @@ void run_backward(Backward& call, const Walks& walks) {
   float *grad_weight = mutable_data<float>(call.grad_weight), *grad_bias = mutable_data<float>(call.grad_bias);
   call.device.launch(sums_kernel<T, N, ALONG_CHANNELS, MASK>, walks.blocks(), walks.threads,
       merging.shared_bytes(walks), grad, x, merging.partials(), call.channels, walks);
-  call.device.launch(merge_sums_kernel, merging.walks.parts.value, merging.walks.threads,
-      merging.shared_bytes(merging.walks), merging.partials(), grad_weight, grad_bias, call.channels, merging.walks);
+  call.device.launch(merge_sums_kernel, merging.walks.parts, merging.walks.threads, merging.shared_bytes(merging.walks),
+      merging.partials(), grad_weight, grad_bias, call.channels, merging.walks);
   const auto kernel = call.training ? gradient_kernel<T, N, ALONG_CHANNELS, MASK, true>
                                     : gradient_kernel<T, N, ALONG_CHANNELS, MASK, false>;
-  const Taken taken{grad_weight, grad_bias, static_cast<float>(call.layout.images * call.layout.pixels)};
+  const Taken taken{grad_weight, grad_bias, 1.0f / static_cast<float>(call.layout.images * call.layout.pixels)};
   call.device.launch(
       kernel, walks.blocks(), walks.threads, 0, grad, x, mutable_data<T>(call.dx), taken, call.channels, walks);
 }
@@ -200,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> normalise_backward(
   const bool aligned = are_aligned({&grad, &x, &dx});
   with_type("batch_norm", x, [&](auto type) {
     using T = decltype(type);
-    with_vectors<T>(shape, aligned, DEPTH, [&](auto n, auto along_channels, const Walks& walks) {
+    with_vectors<T>(shape, aligned, DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
       masked ? run_backward<T, n(), along_channels(), false>(call, walks)
              : run_backward<T, n(), along_channels(), true>(call, walks);
     });
@@ -210,7 +233,7 @@ std::tuple<Tensor, Tensor, Tensor> normalise_backward(
 
 Tensor bn_relu(const Tensor& input, const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight,
     std::optional<Tensor> bias, double eps) {
-  const Norm norm = make_norm(input, mean, variance, weight, bias, eps);
+  const Norm norm = aligned(make_norm(input, mean, variance, weight, bias, eps));
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const Device device(x);
@@ -218,10 +241,11 @@ Tensor bn_relu(const Tensor& input, const Tensor& mean, const Tensor& variance, 
   const bool aligned = are_aligned({&x, &y});
   with_type("batch_norm", x, [&](auto type) {
     using T = decltype(type);
-    with_vectors<T>(layout(x, channels_last), aligned, DEPTH, [&](auto n, auto along_channels, const Walks& walks) {
-      device.launch(bn_relu_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads, 0, data<T>(x),
-          mutable_data<T>(y), Channels(norm), walks);
-    });
+    with_vectors<T>(
+        layout(x, channels_last), aligned, DEPTH, MOST_BLOCKS, [&](auto n, auto along_channels, const Walks& walks) {
+          device.launch(bn_relu_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads, 0, data<T>(x),
+              mutable_data<T>(y), Channels(norm), walks);
+        });
   });
   return y;
 }
@@ -229,7 +253,7 @@ Tensor bn_relu(const Tensor& input, const Tensor& mean, const Tensor& variance, 
 std::tuple<Tensor, Tensor, Tensor> bn_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& mean,
     const Tensor& variance, std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, bool training) {
   check_same_shape("bn_relu_backward", grad, input);
-  const Norm norm = make_norm(input, mean, variance, weight, bias, eps);
+  const Norm norm = aligned(make_norm(input, mean, variance, weight, bias, eps));
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);

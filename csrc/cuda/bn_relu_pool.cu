@@ -2,10 +2,9 @@
 
 #include "../ops.h"
 #include "batch_norm.h"
-#include "best.h"
-#include "inside.h"
 #include "launch.h"
 #include "max_pool.h"
+#include "pool_scan.h"
 #include "vector.h"
 #include "walk.h"
 
@@ -23,66 +22,18 @@ __device__ __forceinline__ Vector<T, N> normalised(const Vector<T, N>& x, const 
   return y;
 }
 
-// A window of SIDE x SIDE neighbours, all of them loaded before the first is compared.
-template <int SIDE, class T, int N>
-__device__ __forceinline__ void pool_square(const T* x, int64_t image, const Inside& inside, const Plane32& plane,
-    int64_t stride, const ThreadNorm<N>& norm, Best<T, N>& best) {
-  const int64_t corner = ((image + inside.top) * plane.width + inside.left) * stride, line = plane.width * stride;
-  Vector<T, N> packed[SIDE * SIDE];
-#pragma unroll
-  for (int place = 0; place < SIDE * SIDE; ++place) {
-    packed[place] = {};
-    if (inside.contains(place / SIDE, place % SIDE)) {
-      packed[place] = load_packed<N>(x + corner + place / SIDE * line + place % SIDE * stride);
-    }
-  }
-#pragma unroll
-  for (int place = 0; place < SIDE * SIDE; ++place) {
-    if (inside.contains(place / SIDE, place % SIDE)) {
-      best.template take<false>(normalised(packed[place], norm), place, packed[place]);
-    }
-  }
-}
-
-template <class T, int N>
-__device__ __forceinline__ void pool_any(const T* x, int64_t image, const Inside& inside, const Window32& window,
-    const Plane32& plane, int64_t stride, const ThreadNorm<N>& norm, Best<T, N>& best) {
-  for (int r = inside.row; r < inside.end_row; ++r) {
-    const int64_t line = image + inside.top + r * window.rows.dilation;
-    for (int s = inside.column; s < inside.end_column; ++s) {
-      const int64_t pixel = line * plane.width + inside.left + s * window.columns.dilation;
-      const Vector<T, N> packed = load_packed<N>(x + pixel * stride);
-      best.template take<false>(normalised(packed, norm), code_of(r, s, window.columns), packed);
-    }
-  }
-}
-
 // Normalise x and pool to y and codes (null if not asked for); SIDE is 0 for any window.
 template <class T, int N, int SIDE>
-__global__ void __launch_bounds__(BLOCK_THREADS, 2) bn_relu_pool_kernel(
-    const T* x, T* y, uint8_t* codes, Channels channels, Window32 given, Plane32 plane, Walks walks) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 2)
+    bn_relu_pool_kernel(const T* __restrict__ x, T* __restrict__ y, uint8_t* __restrict__ codes, Channels channels,
+        Window32 window, Plane32 plane, Strides strides, Steps steps, Walks walks) {
   const Walk walk = start_walk<N>(walks);
   if (!walk.active) {
     return;
   }
-  const Window32 window = SIDE == 0 ? given : square<SIDE>(given);
   const ThreadNorm<N> norm(channels, walk.channel, true);
-  Route route(walks, walk, plane.out_height, plane.out_width);
-  int64_t out = walk.at;
-  for (int place = walk.place; place < walk.end; place += walks.rows) {
-    const Inside inside(window, plane, route.at);
-    const int64_t image = route.at.image * plane.height;
-    Best<T, N> best(inside.first_code(window));
-    if constexpr (SIDE == 0) {
-      pool_any(x + walk.offset, image, inside, window, plane, walks.stride, norm, best);
-    } else {
-      pool_square<SIDE>(x + walk.offset, image, inside, plane, walks.stride, norm, best);
-    }
-    best.apply_relu();
-    best.store(y + out, codes == nullptr ? nullptr : codes + out);
-    out += walks.rows * walks.stride;
-    route.advance();
-  }
+  const auto prepare = [&](const Vector<T, N>& values) { return normalised(values, norm); };
+  pool_walk<SIDE, N>(x, y, codes, prepare, true, window, plane, strides, steps, walks, walk);
 }
 
 // One call, its tensors dense.
@@ -102,12 +53,15 @@ void run_pool(const NormPool& call) {
   const auto& [images, channels, pixels, channels_last] = call.layout;
   const Walks walks = make_walks(images, channels, call.plane.out_height * call.plane.out_width, channels_last, N,
       channels_last ? channels : 1, POOL_DEPTH);
-  const auto kernel = is_square(call.window, 2)   ? bn_relu_pool_kernel<T, N, 2>
-                      : is_square(call.window, 3) ? bn_relu_pool_kernel<T, N, 3>
-                                                  : bn_relu_pool_kernel<T, N, 0>;
+  const Strides strides(call.plane.height, call.plane.width, walks.stride);
+  const int side = side_of_scan(call.window, strides.image);
+  const auto kernel = side == 2   ? bn_relu_pool_kernel<T, N, 2>
+                      : side == 3 ? bn_relu_pool_kernel<T, N, 3>
+                                  : bn_relu_pool_kernel<T, N, 0>;
   uint8_t* codes = call.codes.numel() > 0 ? mutable_data<uint8_t>(call.codes) : nullptr;
   call.device.launch(kernel, walks.blocks(), walks.threads, 0, data<T>(call.x), mutable_data<T>(call.y), codes,
-      call.channels, narrow(call.window), narrow(call.plane), walks);
+      call.channels, narrow(call.window), narrow(call.plane), strides,
+      Steps(walks, call.plane.out_height, call.plane.out_width), walks);
 }
 
 std::pair<Tensor, Tensor> norm_pool(const Tensor& input, const Norm& norm, const Window& window, bool codes) {
@@ -134,12 +88,12 @@ std::pair<Tensor, Tensor> norm_pool(const Tensor& input, const Norm& norm, const
 
 Tensor bn_relu_pool(const Tensor& input, const Tensor& mean, const Tensor& variance, std::optional<Tensor> weight,
     std::optional<Tensor> bias, double eps, const Window& window) {
-  return norm_pool(input, make_norm(input, mean, variance, weight, bias, eps), window, false).first;
+  return norm_pool(input, aligned(make_norm(input, mean, variance, weight, bias, eps)), window, false).first;
 }
 
 std::tuple<Tensor, Tensor> bn_relu_pool_codes(const Tensor& input, const Tensor& mean, const Tensor& variance,
     std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, const Window& window) {
-  return norm_pool(input, make_norm(input, mean, variance, weight, bias, eps), window, true);
+  return norm_pool(input, aligned(make_norm(input, mean, variance, weight, bias, eps)), window, true);
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input,
@@ -148,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, con
   STD_TORCH_CHECK(input.dim() == 4 && grad.scalar_type() == input.scalar_type() && codes.dim() == 4 &&
                       codes.size(0) == input.size(0) && codes.size(1) == input.size(1),
       "bn_relu_pool_backward: gradient and codes do not fit the input");
-  const Norm norm = make_norm(input, mean, variance, weight, bias, eps);
+  const Norm norm = aligned(make_norm(input, mean, variance, weight, bias, eps));
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const Tensor unpooled = pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, false).first;

@@ -1,5 +1,5 @@
 // Mean and variance of each channel in one pass: each thread keeps its own, a block merges its threads', and a small
-// kernel merges the blocks', in float64 and in an order that shapes alone give.
+// kernel merges the blocks', in an order that shapes alone give.
 
 #include "../math/batch_norm.h"
 #include "../ops.h"
@@ -14,17 +14,18 @@ namespace {
 
 constexpr int DEPTH = 4;  // vectors of a thread that are on their way together
 
-using Partial = Moments<double>;
+using Partial = Moments<float>;
 
 // Take in COUNT vectors of M channels each (M is 1: of one channel), whose own moments are exact in two looks.
 template <int N, int M, int COUNT, class T>
-__device__ __forceinline__ void take(const T* x, int64_t step, const Floats<M>& origin, Moments<float> (&all)[M]) {
+__device__ __forceinline__ void take(const T* x, int64_t step, const Floats<M>& origin, Partial (&all)[M]) {
   Vector<T, N> packed[COUNT];
 #pragma unroll
   for (int k = 0; k < COUNT; ++k) {
     packed[k] = load_packed<N>(x + k * step);
   }
   constexpr int EACH = COUNT * N / M;  // values of a channel
+  const float share = static_cast<float>(EACH) / (all[0].count + static_cast<float>(EACH));
 #pragma unroll
   for (int i = 0; i < M; ++i) {
     float values[EACH], mean = 0.0f, squares = 0.0f;
@@ -39,19 +40,19 @@ __device__ __forceinline__ void take(const T* x, int64_t step, const Floats<M>& 
     for (int j = 0; j < EACH; ++j) {
       squares += (values[j] - mean) * (values[j] - mean);
     }
-    all[i].merge({mean, squares, static_cast<float>(EACH)});
+    all[i].merge({mean, squares, static_cast<float>(EACH)}, share);
   }
 }
 
 // Leave the moments of x, less the first value of each channel, in a row of `partials` for each share of the places.
 template <class T, int N, bool ALONG_CHANNELS>
 __global__ void __launch_bounds__(BLOCK_THREADS, 2)  // without the 2 it spills for sm_80, at 64 registers
-    moments_kernel(const T* x, Partial* partials, int64_t pixels, Walks walks) {
+    moments_kernel(const T* __restrict__ x, Partial* __restrict__ partials, int64_t pixels, Walks walks) {
   constexpr int M = ALONG_CHANNELS ? N : 1;
   const Walk walk = start_walk<M>(walks);
   const int64_t step = walks.rows * walks.stride;
   Floats<M> origin{};
-  Moments<float> all[M] = {};
+  Partial all[M] = {};
   if (walk.active) {
 #pragma unroll
     for (int i = 0; i < M; ++i) {
@@ -69,12 +70,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2)  // without the 2 it spills 
     take<N, M, 1>(x + at, step, origin, all);
     at += step;
   }
-  Partial wide[M];
-#pragma unroll
-  for (int i = 0; i < M; ++i) {
-    wide[i] = {all[i].mean, all[i].squares, all[i].count};
-  }
-  leave_merged(wide, partials, walks, walk);
+  leave_merged(all, partials, walks, walk);
 }
 
 // Merge (places, C) to mean, biased and unbiased variance: (3, C).
@@ -86,9 +82,9 @@ __global__ void __launch_bounds__(1024)
   if (walk.active && walk.row == 0) {
     const float origin = origin_of(static_cast<float>(x[walk.channel * first_stride]));
     float* to = statistics + walk.channel;
-    to[0] = static_cast<float>(all.mean + origin);
-    to[walks.channels.value] = static_cast<float>(all.squares / all.count);
-    to[2 * walks.channels.value] = static_cast<float>(all.squares / (all.count - 1.0));
+    to[0] = all.mean + origin;
+    to[walks.channels] = all.squares / all.count;
+    to[2 * walks.channels] = all.squares / (all.count - 1.0f);
   }
 }
 
@@ -110,11 +106,11 @@ Tensor bn_relu_statistics(const Tensor& input) {
   const bool aligned = are_aligned({&x});
   with_type("batch_norm", x, [&](auto type) {
     using T = decltype(type);
-    with_vectors<T>(shape, aligned, DEPTH, [&](auto n, auto along_channels, const Walks& walks) {
+    with_vectors<T>(shape, aligned, DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
       Merging<Partial> merging(x, walks);
       device.launch(moments_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads,
           merging.shared_bytes(walks), data<T>(x), merging.partials(), shape.pixels, walks);
-      device.launch(merge_moments_kernel<T>, merging.walks.parts.value, merging.walks.threads,
+      device.launch(merge_moments_kernel<T>, merging.walks.parts, merging.walks.threads,
           merging.shared_bytes(merging.walks), merging.partials(), data<T>(x), mutable_data<float>(statistics),
           channels_last ? int64_t{1} : shape.pixels, merging.walks);
     });

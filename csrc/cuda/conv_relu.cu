@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor> mask_gradient(const Tensor& grad, const Tensor& y, co
   Tensor bias;
   with_type("conv_relu_backward", y, [&](auto type) {
     using T = decltype(type);
-    with_vectors<T>(layout, aligned, MASK_DEPTH, [&](auto n, auto along_channels, const Walks& walks) {
+    with_vectors<T>(layout, aligned, MASK_DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
       constexpr int N = n(), M = along_channels() ? N : 1;
       Partials partials = new_partials(y, walks, bias_grad);
       device.launch(mask_kernel<T, N, along_channels()>, walks.blocks(), walks.threads,
@@ -141,7 +141,7 @@ void bias_relu_in_place(Tensor& y, const std::optional<Tensor>& bias) {
   const bool aligned = are_aligned({&y, added ? &*added : nullptr});
   with_type("conv_relu", y, [&](auto type) {
     using T = decltype(type);
-    with_vectors<T>(shape, aligned, BIAS_DEPTH, [&](auto n, auto along_channels, const Walks& walks) {
+    with_vectors<T>(shape, aligned, BIAS_DEPTH, MOST_BLOCKS, [&](auto n, auto along_channels, const Walks& walks) {
       device.launch(bias_relu_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads, 0, mutable_data<T>(y),
           added ? data<T>(*added) : nullptr, walks);
     });

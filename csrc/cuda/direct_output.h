@@ -56,13 +56,12 @@ __device__ __forceinline__ void write_windows(
     const Output<T>& output, int64_t at, const Results<T, CHANNELS>& results, int window, int channel) {
   Vector<T, N> places[4];
   load_windows(places, results, window, channel);
-  Best<T, N> best(0);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    best.template take<false>(places[i], i, {});
-  }
+  Best<T, N> best = best_of(places, output.codes != nullptr);
   best.apply_relu();  // the values have it already: for the codes
-  best.store(output.values + at, output.codes == nullptr ? nullptr : output.codes + at);
+  best.store(output.values + at);
+  if (output.codes != nullptr) {
+    best.store_codes(output.codes + at);
+  }
 }
 
 // Write the tile, N neighbouring values a thread at a time.

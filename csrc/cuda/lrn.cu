@@ -9,10 +9,11 @@ namespace fastcnn::cuda {
 namespace {
 
 template <class T, Path PATH>
-__global__ void __launch_bounds__(LRN_THREADS) lrn_kernel(const T* x, T* y, Layout layout, LRN norm, uint32_t runs) {
-  const uint32_t i = blockIdx.x * LRN_THREADS + threadIdx.x;
-  if (i < runs) {
-    const Run run = run_at<PATH, T>(layout, i);
+__global__ void __launch_bounds__(LRN_THREADS)
+    lrn_kernel(const T* __restrict__ x, T* __restrict__ y, Runs runs, LRN norm) {
+  const auto i = static_cast<int32_t>(blockIdx.x * LRN_THREADS + threadIdx.x);
+  if (i < runs.count) {
+    const Run run = run_at<PATH, T>(runs, i);
     store_run<PATH>(y, run, normalise_run<PATH>(x, run, norm));
   }
 }
@@ -36,10 +37,9 @@ void lrn_into(const Device& device, Path path, const Tensor& x, Tensor& y, const
         lrn_elements_kernel<T>, ceil_div(x.numel(), LRN_THREADS), LRN_THREADS, 0, from, to, layout, norm, x.numel());
     return;
   }
-  const int64_t runs = count_runs<T>(layout);
+  const Runs runs = make_runs<T>(layout);
   const auto kernel = path == Path::VECTORS ? lrn_kernel<T, Path::VECTORS> : lrn_kernel<T, Path::PLANES>;
-  device.launch(
-      kernel, ceil_div(runs, LRN_THREADS), LRN_THREADS, 0, from, to, layout, norm, static_cast<uint32_t>(runs));
+  device.launch(kernel, runs.blocks(), LRN_THREADS, 0, from, to, runs, norm);
 }
 
 }  // namespace
@@ -58,7 +58,7 @@ Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double 
   with_type("lrn", x, [&](auto type) {
     using T = decltype(type);
     lrn_into<T>(
-        device, path_of<T>(shape, size, beta, x, y), x, y, shape, make_norm(size, alpha, beta, k, input.size(1)));
+        device, path_of<T>(shape, size, beta, k, x, y), x, y, shape, make_norm(size, alpha, beta, k, input.size(1)));
   });
   return y;
 }
@@ -78,7 +78,7 @@ Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, doubl
   const Layout shape = layout(x, channels_last);
   with_type("lrn_backward", x, [&](auto type) {
     using T = decltype(type);
-    const Path path = path_of<T>(shape, size, beta, x, from, dx);
+    const Path path = path_of<T>(shape, size, beta, k, x, from, dx);
     const GivenGradient<T> source{data<T>(from)};
     lrn_backward_into<T>(device, path, x, source, dx, shape, make_norm(size, alpha, beta, k, input.size(1)));
   });

@@ -2,9 +2,10 @@
 // How LRN's kernels share out a tensor, and the arithmetic that its stages have in common.
 //
 // The usual case, a window of five channels and beta 0.75, is served by runs: one thread has 32 bytes' worth of
-// neighbouring channels of one pixel in registers, and the few channels before and after them that its windows reach;
-// these come from the first-level cache, where the neighbouring thread's loads put them. Anything else is served
-// element by element. Window sums are computed anew for each channel: nothing slides that could carry a NaN on.
+// neighbouring channels of one pixel in registers, and the few channels before and after them that its windows reach.
+// These come from the first-level cache in channels_last, where the neighbouring thread's loads put them, and from the
+// second-level one in NCHW, where another block has them. Anything else is served element by element. Window sums are
+// computed anew for each channel: nothing slides that could carry a NaN on.
 
 #include <limits>
 #include <type_traits>
@@ -12,6 +13,7 @@
 #include "../tensors.h"
 #include "device.h"
 #include "vector.h"
+#include "walk.h"
 
 namespace fastcnn::cuda {
 
@@ -21,7 +23,8 @@ enum class Path {
   ELEMENTS,  // one element a thread, any layout and window
 };
 
-constexpr int REACH = 2;  // channels of a run's window on either side
+constexpr double SMALL_SCALE = 1e-30;  // scales that may be smaller are not for the hardware's approximations
+constexpr int REACH = 2;               // channels of a run's window on either side
 constexpr int LRN_THREADS = 128;
 
 // The channels of a run.
@@ -43,33 +46,44 @@ struct Run {
   int32_t channels;
 };
 
+// How a tensor is cut into runs: (N, pixels, runs of channels) in channels_last, (N, runs of channels, pixels) in NCHW.
+struct Runs {
+  Layout layout;
+  int32_t count;
+  int32_t inner, outer;  // runs of a pixel, and pixels, or the other way round
+  SmallDivisor by_inner, by_outer;
+
+  int64_t blocks() const { return ceil_div(count, LRN_THREADS); }
+};
+
 template <class T>
-int64_t count_runs(const Layout& layout) {
-  const int64_t runs = layout.images * layout.pixels * ceil_div(layout.channels, RUN<T>);
-  STD_TORCH_CHECK(runs <= std::numeric_limits<uint32_t>::max(), "lrn: the tensor is larger than a launch can count");
-  return runs;
+Runs make_runs(const Layout& layout) {
+  const int64_t across = ceil_div(layout.channels, RUN<T>), count = layout.images * layout.pixels * across;
+  STD_TORCH_CHECK(
+      count < std::numeric_limits<int32_t>::max() - LRN_THREADS, "lrn: the tensor is larger than a launch can count");
+  const int64_t inner = layout.channels_last ? across : layout.pixels;
+  const int64_t outer = layout.channels_last ? layout.pixels : across;
+  return {layout, static_cast<int32_t>(count), static_cast<int32_t>(inner), static_cast<int32_t>(outer), inner, outer};
 }
 
 // The last run ends with the channels: where they are no multiple of its length, it repeats some of the run before.
 template <class T>
-__device__ __forceinline__ int32_t run_channel(uint32_t run, int32_t channels) {
-  const int32_t channel = static_cast<int32_t>(run) * RUN<T>, last = channels - RUN<T>;
+__device__ __forceinline__ int32_t run_channel(int32_t run, int32_t channels) {
+  const int32_t channel = run * RUN<T>, last = channels - RUN<T>;
   return channel < last ? channel : last;
 }
 
 template <Path PATH, class T>
-__device__ __forceinline__ Run run_at(const Layout& layout, uint32_t i) {
-  const auto channels = static_cast<int32_t>(layout.channels);
-  const auto pixels = static_cast<uint32_t>(layout.pixels);
-  const auto runs = static_cast<uint32_t>((channels + RUN<T> - 1) / RUN<T>);
+__device__ __forceinline__ Run run_at(const Runs& runs, int32_t i) {
+  const int64_t channels = runs.layout.channels, pixels = runs.layout.pixels;
+  const int32_t line = runs.by_inner.quotient(i), place = i - line * runs.inner;
+  const int32_t image = runs.by_outer.quotient(line), row = line - image * runs.outer;
+  const auto length = static_cast<int32_t>(channels);
   if constexpr (PATH == Path::VECTORS) {
-    const uint32_t line = i / runs, image = line / pixels;
-    const int32_t channel = run_channel<T>(i - line * runs, channels);
-    return {line * layout.channels, 1, image, line - image * pixels, channel, channels};
+    return {line * channels, 1, image, static_cast<uint32_t>(row), run_channel<T>(place, length), length};
   } else {
-    const uint32_t line = i / pixels, image = line / runs, pixel = i - line * pixels;
-    const int32_t channel = run_channel<T>(line - image * runs, channels);
-    return {image * layout.channels * layout.pixels + pixel, layout.pixels, image, pixel, channel, channels};
+    return {image * channels * pixels + place, pixels, image, static_cast<uint32_t>(place), run_channel<T>(row, length),
+        length};
   }
 }
 
@@ -166,10 +180,12 @@ __device__ __forceinline__ Values<float, N - 2 * REACH> scales(const LRN& norm, 
   return result;
 }
 
-// 1 / sqrt(value), to two units in the last place.
+// 1 / sqrt(value), to two units in the last place; no value below 1e-38 is told from zero.
 __device__ __forceinline__ float inverse_root(float value) {
 #ifdef __CUDACC__
-  return rsqrtf(value);
+  float root;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(value));
+  return root;
 #else
   return 1.0f / sqrtf(value);
 #endif
@@ -231,7 +247,7 @@ __device__ __forceinline__ Factors factors_at(
   const float scale = lrn_scale(norm, sum);
   switch (power_of(norm.beta)) {
     case Power::THREE_QUARTERS:
-      return usual_factors<T>(scale);
+      return lrn_factors<Power::THREE_QUARTERS>(norm, scale);
     case Power::ZERO:
       return lrn_factors<Power::ZERO>(norm, scale);
     default:
@@ -260,8 +276,8 @@ __device__ __forceinline__ int64_t step_of(const Layout& layout) { return layout
 
 // Which path serves tensors of this layout; those given are read and written at the channels of a run.
 template <class T, class... Tensors>
-Path path_of(const Layout& layout, int64_t size, double beta, const Tensors&... tensors) {
-  const bool usual = size == 2 * REACH + 1 && power_of(beta) == Power::THREE_QUARTERS;
+Path path_of(const Layout& layout, int64_t size, double beta, double k, const Tensors&... tensors) {
+  const bool usual = size == 2 * REACH + 1 && power_of(beta) == Power::THREE_QUARTERS && k > SMALL_SCALE;
   if (!usual || layout.channels < RUN<T>) {
     return Path::ELEMENTS;
   }

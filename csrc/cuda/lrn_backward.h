@@ -26,13 +26,13 @@ struct GivenGradient {
 
 template <class T, Path PATH, class Source>
 __global__ void __launch_bounds__(LRN_THREADS)
-    lrn_backward_kernel(const T* x, Source source, T* dx, Layout layout, LRN norm, uint32_t runs) {
-  const uint32_t i = blockIdx.x * LRN_THREADS + threadIdx.x;
-  if (i >= runs) {
+    lrn_backward_kernel(const T* __restrict__ x, Source source, T* __restrict__ dx, Runs runs, LRN norm) {
+  const auto i = static_cast<int32_t>(blockIdx.x * LRN_THREADS + threadIdx.x);
+  if (i >= runs.count) {
     return;
   }
   constexpr int LENGTH = RUN<T> + 2 * REACH;
-  const Run run = run_at<PATH, T>(layout, i);
+  const Run run = run_at<PATH, T>(runs, i);
   const auto values = load_run<PATH, T, 2 * REACH>(x, run);
   const Values<float, LENGTH> grad = source.template of_run<PATH>(run), scale = scales(norm, values);
   Values<float, LENGTH> factor, through;
@@ -98,11 +98,10 @@ void lrn_backward_into(const Device& device, Path path, const Tensor& x, const S
         lrn_gradient_kernel<T, Source>, blocks, LRN_THREADS, 0, from, source, through, to, layout, norm, elements);
     return;
   }
-  const int64_t runs = count_runs<T>(layout);
+  const Runs runs = make_runs<T>(layout);
   const auto kernel = path == Path::VECTORS ? lrn_backward_kernel<T, Path::VECTORS, Source>
                                             : lrn_backward_kernel<T, Path::PLANES, Source>;
-  device.launch(
-      kernel, ceil_div(runs, LRN_THREADS), LRN_THREADS, 0, from, source, to, layout, norm, static_cast<uint32_t>(runs));
+  device.launch(kernel, runs.blocks(), LRN_THREADS, 0, from, source, to, runs, norm);
 }
 
 }  // namespace fastcnn::cuda

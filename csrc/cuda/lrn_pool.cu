@@ -7,19 +7,31 @@
 
 #include "../ops.h"
 #include "lrn_backward.h"
-#include "max_pool.h"
+#include "pool_scan.h"
 
 namespace fastcnn::cuda {
 namespace {
 
 constexpr int POOL_THREADS = 256;
 constexpr int64_t TILE_BYTES = 40 * 1024;  // of shared memory: several blocks to a multiprocessor
-constexpr float LOWEST = -std::numeric_limits<float>::infinity();
 
 // A block's share of the output, and how many blocks lie along each axis.
 struct Tiles {
   int32_t rows, columns, channels;
   int32_t down, across, deep;
+  SmallDivisor by_columns, by_windows, by_groups;  // by_groups: of a pooling thread's channels
+
+  Tiles() = default;
+  Tiles(int64_t rows, int64_t columns, int64_t channels, int64_t width, const Plane& plane, int64_t all_channels)
+      : rows(narrow(rows)),
+        columns(narrow(columns)),
+        channels(narrow(channels)),
+        down(narrow(ceil_div(plane.out_height, rows))),
+        across(narrow(ceil_div(plane.out_width, columns))),
+        deep(narrow(ceil_div(all_channels, channels))),
+        by_columns(columns),
+        by_windows(rows * columns),
+        by_groups(channels / width) {}
 };
 
 // `count` neighbours from `begin`.
@@ -35,10 +47,10 @@ __device__ __forceinline__ Range tile_range(uint32_t tile, int32_t count, int32_
 }
 
 // The pixels of the image that windows cover.
-__device__ __forceinline__ Range covered(const PoolAxis& axis, const Range& windows) {
+__device__ __forceinline__ Range covered(const AxisOf<int32_t>& axis, int32_t length, const Range& windows) {
   const int32_t start = first_pixel(axis, windows.begin);
   const int32_t stop = first_pixel(axis, windows.begin + windows.count - 1) + span(axis);
-  const int32_t begin = start > 0 ? start : 0, end = stop < axis.length ? stop : axis.length;
+  const int32_t begin = start > 0 ? start : 0, end = stop < length ? stop : length;
   return {begin, end > begin ? end - begin : 0};
 }
 
@@ -56,17 +68,18 @@ struct Tile {
 };
 
 template <Path PATH>
-__device__ __forceinline__ Tile tile_at(uint32_t block, const Tiles& tiles, const Pool& pool, const Layout& layout) {
+__device__ __forceinline__ Tile tile_at(
+    uint32_t block, const Tiles& tiles, const Window32& window, const Plane32& plane, const Layout& layout) {
   const auto deep = static_cast<uint32_t>(tiles.deep), across = static_cast<uint32_t>(tiles.across);
   const auto down = static_cast<uint32_t>(tiles.down);
   const uint32_t column = block / deep, row = column / across, image = row / down;
   Tile tile;
   tile.image = image;
   tile.channels = tile_range(block - column * deep, tiles.channels, static_cast<int32_t>(layout.channels));
-  tile.across = tile_range(column - row * across, tiles.columns, pool.columns.windows);
-  tile.down = tile_range(row - image * down, tiles.rows, pool.rows.windows);
-  tile.rows = covered(pool.rows, tile.down);
-  tile.columns = covered(pool.columns, tile.across);
+  tile.across = tile_range(column - row * across, tiles.columns, plane.out_width);
+  tile.down = tile_range(row - image * down, tiles.rows, plane.out_height);
+  tile.rows = covered(window.rows, plane.height, tile.down);
+  tile.columns = covered(window.columns, plane.width, tile.across);
   tile.channels_last = PATH == Path::VECTORS || (PATH == Path::ELEMENTS && layout.channels_last);
   return tile;
 }
@@ -95,7 +108,7 @@ __device__ __forceinline__ Task task_of(int32_t i, const Tile& tile, int32_t pla
 
 template <class T, Path PATH>
 __device__ __forceinline__ void normalise_tile(
-    const T* x, T* shared, const Tile& tile, const Pool& pool, const Layout& layout, const LRN& norm) {
+    const T* x, T* shared, const Tile& tile, const Plane32& plane, const Layout& layout, const LRN& norm) {
   constexpr int32_t LENGTH = PATH == Path::ELEMENTS ? 1 : RUN<T>;
   const int32_t pixels = tile.pixels(), groups = (tile.channels.count + LENGTH - 1) / LENGTH;
   const auto channels = static_cast<int32_t>(layout.channels);
@@ -103,7 +116,7 @@ __device__ __forceinline__ void normalise_tile(
     const Task task = task_of(i, tile, pixels, groups);
     const Place place = place_of(task.place, tile.columns.count);
     const int64_t pixel =
-        static_cast<int64_t>(tile.rows.begin + place.row) * pool.columns.length + tile.columns.begin + place.column;
+        static_cast<int64_t>(tile.rows.begin + place.row) * plane.width + tile.columns.begin + place.column;
     const Range group = tile_range(static_cast<uint32_t>(task.group), LENGTH, tile.channels.count);
     const int32_t channel = tile.channels.begin + group.begin;
     Run to{task.place * tile.pixel_step(), tile.channel_step(), 0, 0, group.begin, 0};
@@ -119,96 +132,62 @@ __device__ __forceinline__ void normalise_tile(
   }
 }
 
-// The winners of WIDE neighbouring channels.
-template <int WIDE>
-struct Winners {
-  Floats<WIDE> values;
-  int32_t codes[WIDE];
+// Loads normalised values from a block's tile.
+template <class T, int N>
+struct TileLoad {
+  const T* shared;  // of the thread's first channel
+  const Tile& tile;
+
+  __device__ __forceinline__ int line(int row) const {
+    return (row - tile.rows.begin) * tile.columns.count - tile.columns.begin;
+  }
+  __device__ __forceinline__ Vector<T, N> at(int line, int column) const {
+    return load_packed<N>(shared + (line + column) * tile.pixel_step());
+  }
+  __device__ __forceinline__ Vector<T, N> prepared(const Vector<T, N>& loaded) const { return loaded; }
 };
 
-// The winners of a window, from the tile's values of its channels. Padding never wins, not over -infinity either.
-template <int WIDE, class T>
-__device__ __forceinline__ Winners<WIDE> pool_window(
-    const T* shared, const Tile& tile, const Pool& pool, int32_t down, int32_t across) {
-  Winners<WIDE> best;
-#pragma unroll
-  for (int i = 0; i < WIDE; ++i) {
-    best.values.at[i] = LOWEST;
-    best.codes[i] = RELU_OFF;
-  }
-  const int32_t top = first_pixel(pool.rows, down), left = first_pixel(pool.columns, across);
-  for (int32_t r = 0; r < pool.rows.size; ++r) {
-    const int32_t row = top + r * pool.rows.dilation;
-    if (row < 0 || row >= pool.rows.length) {
-      continue;
-    }
-    for (int32_t s = 0; s < pool.columns.size; ++s) {
-      const int32_t column = left + s * pool.columns.dilation;
-      if (column < 0 || column >= pool.columns.length) {
-        continue;
-      }
-      const int32_t pixel = (row - tile.rows.begin) * tile.columns.count + column - tile.columns.begin;
-      const Floats<WIDE> values = load<WIDE>(shared + pixel * tile.pixel_step());
-      const int32_t code = r * pool.columns.size + s;
-      if (best.codes[0] == RELU_OFF) {  // the first pixel stands until another wins, -infinity or not
-#pragma unroll
-        for (int32_t& winner : best.codes) {
-          winner = code;
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < WIDE; ++i) {
-        const bool won = wins(values.at[i], best.values.at[i]);
-        best.values.at[i] = won ? values.at[i] : best.values.at[i];
-        best.codes[i] = won ? code : best.codes[i];
-      }
-    }
-  }
-  return best;
-}
-
-template <int WIDE, class T>
-__device__ __forceinline__ void pool_tile(
-    const T* shared, T* y, uint8_t* codes, const Tile& tile, const Pool& pool, int64_t channels) {
-  const int32_t windows = tile.down.count * tile.across.count, groups = tile.channels.count / WIDE;
-  const int64_t of_image = static_cast<int64_t>(pool.rows.windows) * pool.columns.windows;
+template <int SIDE, int N, class T>
+__device__ __forceinline__ void pool_tile(const T* shared, T* y, uint8_t* codes, const Tile& tile, const Tiles& tiles,
+    const Window32& window, const Plane32& plane, int64_t channels) {
+  const int32_t windows = tile.down.count * tile.across.count, groups = tile.channels.count / N;
+  const int64_t of_image = static_cast<int64_t>(plane.out_height) * plane.out_width;
   for (auto i = static_cast<int32_t>(threadIdx.x); i < windows * groups; i += POOL_THREADS) {
-    const Task task = task_of(i, tile, windows, groups);
-    const Place place = place_of(task.place, tile.across.count);
-    const int32_t down = tile.down.begin + place.row, across = tile.across.begin + place.column;
-    const Winners<WIDE> best =
-        pool_window<WIDE>(shared + task.group * WIDE * tile.channel_step(), tile, pool, down, across);
-    const int64_t window = static_cast<int64_t>(down) * pool.columns.windows + across;
-    const int64_t channel = tile.channels.begin + task.group * WIDE;
-    const int64_t at = tile.image * channels * of_image +
-                       (tile.channels_last ? window * channels + channel : channel * of_image + window);
-    store(y + at, best.values);
+    const SmallDivisor& by_inner = tile.channels_last ? tiles.by_groups : tiles.by_windows;
+    const int32_t inner = tile.channels_last ? groups : windows;
+    const int32_t outer_index = by_inner.quotient(i), inner_index = i - outer_index * inner;
+    const int32_t window_index = tile.channels_last ? outer_index : inner_index;
+    const int32_t group = tile.channels_last ? inner_index : outer_index;
+    const int32_t row = tiles.by_columns.quotient(window_index), column = window_index - row * tile.across.count;
+    const int32_t down = tile.down.begin + row, across = tile.across.begin + column;
+    const TileLoad<T, N> load{shared + group * N * tile.channel_step(), tile};
+    const Best<T, N> best = scan<SIDE, T, N>(window, plane, down, across, codes != nullptr, load);
+    const int64_t out = static_cast<int64_t>(down) * plane.out_width + across;
+    const int64_t channel = tile.channels.begin + group * N;
+    const int64_t at =
+        tile.image * channels * of_image + (tile.channels_last ? out * channels + channel : channel * of_image + out);
+    best.store(y + at);
     if (codes != nullptr) {
-      Vector<uint8_t, WIDE> packed;
-#pragma unroll
-      for (int j = 0; j < WIDE; ++j) {
-        packed.at[j] = static_cast<uint8_t>(best.codes[j]);
-      }
-      *reinterpret_cast<Vector<uint8_t, WIDE>*>(codes + at) = packed;
+      best.store_codes(codes + at);
     }
   }
 }
 
-template <class T, Path PATH>
-__global__ void __launch_bounds__(POOL_THREADS)
-    lrn_pool_kernel(const T* x, T* y, uint8_t* codes, Layout layout, LRN norm, Pool pool, Tiles tiles) {
+template <class T, Path PATH, int SIDE>
+__global__ void __launch_bounds__(POOL_THREADS) lrn_pool_kernel(const T* __restrict__ x, T* __restrict__ y,
+    uint8_t* __restrict__ codes, Layout layout, LRN norm, Window32 window, Plane32 plane, Tiles tiles) {
   T* shared = reinterpret_cast<T*>(shared_memory());
-  const Tile tile = tile_at<PATH>(blockIdx.x, tiles, pool, layout);
-  normalise_tile<T, PATH>(x, shared, tile, pool, layout, norm);
+  const Tile tile = tile_at<PATH>(blockIdx.x, tiles, window, plane, layout);
+  normalise_tile<T, PATH>(x, shared, tile, plane, layout, norm);
   __syncthreads();
-  pool_tile<PATH == Path::VECTORS ? WIDTH<T> : 1>(shared, y, codes, tile, pool, layout.channels);
+  pool_tile<SIDE, PATH == Path::VECTORS ? WIDTH<T> : 1>(shared, y, codes, tile, tiles, window, plane, layout.channels);
 }
 
 // The least size of tiles that cover a length in as few as `most` would.
 int64_t balanced(int64_t length, int64_t most) { return ceil_div(length, ceil_div(length, most)); }
 
-int64_t covered_by(const PoolAxis& axis, int64_t windows) {
-  return std::min<int64_t>((windows - 1) * axis.stride + span(axis), axis.length);
+int64_t covered_by(const Axis& axis, int64_t length, int64_t windows) {
+  return std::min((windows - 1) * axis.stride + span(axis), length);
 }
 
 struct Plan {
@@ -219,14 +198,15 @@ struct Plan {
 // Tiles of channels worth a line of memory and enough windows that those at the border, which other blocks normalise
 // again, are few; smaller where windows are large.
 template <class T>
-Plan make_plan(Path path, const Pool& pool, const Layout& layout) {
+Plan make_plan(Path path, const Window& window, const Plane& plane, const Layout& layout) {
   const bool channels_last = layout.channels_last;
   const int64_t least = path == Path::ELEMENTS ? 1 : RUN<T>, unit = path == Path::VECTORS ? WIDTH<T> : 1;
   int64_t channels = round_up(balanced(layout.channels, RUN<T> * (channels_last ? 4 : 2)), unit);
-  int64_t rows = balanced(pool.rows.windows, channels_last ? 8 : 4);
-  int64_t columns = balanced(pool.columns.windows, channels_last ? 8 : 32);
+  int64_t rows = balanced(plane.out_height, channels_last ? 8 : 4);
+  int64_t columns = balanced(plane.out_width, channels_last ? 8 : 32);
   const auto bytes = [&] {
-    return covered_by(pool.rows, rows) * covered_by(pool.columns, columns) * channels * static_cast<int64_t>(sizeof(T));
+    return covered_by(window.rows, plane.height, rows) * covered_by(window.columns, plane.width, columns) * channels *
+           static_cast<int64_t>(sizeof(T));
   };
   while (bytes() > TILE_BYTES && rows * columns > 1) {
     int64_t& longer = rows < columns ? columns : rows;
@@ -235,28 +215,34 @@ Plan make_plan(Path path, const Pool& pool, const Layout& layout) {
   while (bytes() > TILE_BYTES && channels > least) {
     channels = std::max(least, round_up(channels / 2, unit));
   }
-  const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
-  return {{narrow(rows), narrow(columns), narrow(channels), narrow(ceil_div(pool.rows.windows, rows)),
-              narrow(ceil_div(pool.columns.windows, columns)), narrow(ceil_div(layout.channels, channels))},
-      bytes()};
+  return {Tiles(rows, columns, channels, unit, plane, layout.channels), bytes()};
+}
+
+template <class T>
+auto kernel_for(Path path, bool three) {
+  switch (path) {
+    case Path::VECTORS:
+      return three ? lrn_pool_kernel<T, Path::VECTORS, 3> : lrn_pool_kernel<T, Path::VECTORS, 0>;
+    case Path::PLANES:
+      return three ? lrn_pool_kernel<T, Path::PLANES, 3> : lrn_pool_kernel<T, Path::PLANES, 0>;
+    default:
+      return lrn_pool_kernel<T, Path::ELEMENTS, 0>;
+  }
 }
 
 // Fill y, and codes if they have elements; false if no tile fits in shared memory.
 template <class T>
 bool lrn_pool_into(const Device& device, Path path, const Tensor& x, Tensor& y, Tensor& codes, const Layout& layout,
-    const LRN& norm, const Pool& pool) {
-  const Plan plan = make_plan<T>(path, pool, layout);
+    const LRN& norm, const Window& window, const Plane& plane) {
+  const Plan plan = make_plan<T>(path, window, plane, layout);
   if (plan.shared_bytes > MOST_SHARED_BYTES) {
     return false;
   }
-  const auto kernel = path == Path::VECTORS  ? lrn_pool_kernel<T, Path::VECTORS>
-                      : path == Path::PLANES ? lrn_pool_kernel<T, Path::PLANES>
-                                             : lrn_pool_kernel<T, Path::ELEMENTS>;
   const Tiles& tiles = plan.tiles;
   const int64_t blocks = layout.images * tiles.down * tiles.across * tiles.deep;
   uint8_t* places = codes.numel() == 0 ? nullptr : mutable_data<uint8_t>(codes);
-  device.launch(kernel, blocks, POOL_THREADS, plan.shared_bytes, data<T>(x), mutable_data<T>(y), places, layout, norm,
-      pool, tiles);
+  device.launch(kernel_for<T>(path, is_square(window, 3)), blocks, POOL_THREADS, plan.shared_bytes, data<T>(x),
+      mutable_data<T>(y), places, layout, norm, narrow(window), narrow(plane), tiles);
   return true;
 }
 
@@ -268,7 +254,6 @@ std::tuple<Tensor, Tensor> forward(
   const Device device(input);
   const Tensor x = dense(input, channels_last);
   const Plane plane = make_plane(window, x.size(2), x.size(3));
-  const Pool pooling = make_pool(window, plane);
   const std::vector<int64_t> shape{x.size(0), x.size(1), plane.out_height, plane.out_width}, none{0, 1, 1, 1};
   Tensor y = new_tensor(x, shape, x.scalar_type(), channels_last);
   Tensor codes = new_tensor(x, with_codes ? shape : none, torch::headeronly::ScalarType::Byte, channels_last);
@@ -279,8 +264,9 @@ std::tuple<Tensor, Tensor> forward(
   bool fits = false;
   with_type("lrn_pool", x, [&](auto type) {
     using T = decltype(type);
-    const Path path = path_of<T>(sizes, size, beta, x, y);
-    fits = lrn_pool_into<T>(device, path, x, y, codes, sizes, make_norm(size, alpha, beta, k, input.size(1)), pooling);
+    const Path path = path_of<T>(sizes, size, beta, k, x, y);
+    fits = lrn_pool_into<T>(
+        device, path, x, y, codes, sizes, make_norm(size, alpha, beta, k, input.size(1)), window, plane);
   });
   if (!fits) {
     return pool(lrn(x, size, alpha, beta, k), std::nullopt, window, false, with_codes);
@@ -319,8 +305,8 @@ Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& 
   const Layout sizes = layout(x, channels_last);
   with_type("lrn_pool_backward", x, [&](auto type) {
     using T = decltype(type);
-    const Path path = path_of<T>(sizes, size, beta, x, from, places, dx);
-    const PooledGradient<T> source{data<T>(from), data<uint8_t>(places), make_pool(window, plane)};
+    const Path path = path_of<T>(sizes, size, beta, k, x, from, places, dx);
+    const PooledGradient<T> source{data<T>(from), data<uint8_t>(places), narrow(window), narrow(plane)};
     lrn_backward_into<T>(device, path, x, source, dx, sizes, make_norm(size, alpha, beta, k, input.size(1)));
   });
   return dx;

@@ -6,10 +6,9 @@
 #include "max_pool.h"
 
 #include "../ops.h"
-#include "best.h"
 #include "conv_relu.h"
-#include "inside.h"
 #include "launch.h"
+#include "pool_scan.h"
 #include "vector.h"
 #include "walk.h"
 
@@ -39,105 +38,58 @@ __device__ __forceinline__ Vector<T, N> load_bias(const T* bias, int64_t channel
   return bias == nullptr ? repeat<N>(static_cast<T>(-0.0f)) : load_packed<N>(bias + channel);
 }
 
-template <bool STAGE, class T, int N>
-__device__ __forceinline__ void finish(Best<T, N>& best, bool relu, T* y, uint8_t* codes, int64_t at) {
-  if (STAGE && relu) {
-    best.apply_relu();
-  }
-  best.store(y + at, codes == nullptr ? nullptr : codes + at);
-}
-
-// A window of SIDE x SIDE neighbours, all of them loaded before the first is compared.
-template <int SIDE, bool STAGE, class T, int N>
-__device__ __forceinline__ Best<T, N> pool_square(const T* x, int64_t image, const Inside& inside,
-    const Window32& window, const Plane32& plane, int64_t stride, const Vector<T, N>& bias) {
-  const int64_t corner = ((image + inside.top) * plane.width + inside.left) * stride, line = plane.width * stride;
-  Vector<T, N> packed[SIDE * SIDE];
-#pragma unroll
-  for (int place = 0; place < SIDE * SIDE; ++place) {
-    const int r = place / SIDE, s = place % SIDE;
-    packed[place] = {};
-    if (inside.contains(r, s)) {
-      packed[place] = load_packed<N>(x + corner + r * line + s * stride);
-    }
-  }
-  Best<T, N> best(inside.first_code(window));
-#pragma unroll
-  for (int place = 0; place < SIDE * SIDE; ++place) {
-    if (inside.contains(place / SIDE, place % SIDE)) {
-      best.template take<STAGE>(packed[place], place, bias);
-    }
-  }
-  return best;
-}
-
-template <bool STAGE, class T, int N>
-__device__ __forceinline__ Best<T, N> pool_any(const T* x, int64_t image, const Inside& inside, const Window32& window,
-    const Plane32& plane, int64_t stride, const Vector<T, N>& bias) {
-  Best<T, N> best(inside.first_code(window));
-  for (int r = inside.row; r < inside.end_row; ++r) {
-    const int64_t line = image + inside.top + r * window.rows.dilation;
-    for (int s = inside.column; s < inside.end_column; ++s) {
-      const int64_t pixel = line * plane.width + inside.left + s * window.columns.dilation;
-      best.template take<STAGE>(load_packed<N>(x + pixel * stride), code_of(r, s, window.columns), bias);
-    }
-  }
-  return best;
-}
-
 // Pool x to y and codes (null if not asked for); SIDE is 0 for any window. STAGE: with bias or ReLU.
 template <class T, int N, int SIDE, bool STAGE>
 __global__ void __launch_bounds__(BLOCK_THREADS, 3)
-    pool_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Window32 given, Plane32 plane, Walks walks) {
+    pool_kernel(const T* __restrict__ x, T* __restrict__ y, uint8_t* __restrict__ codes, Stage<T> stage,
+        Window32 window, Plane32 plane, Strides strides, Steps steps, Walks walks) {
   const Walk walk = start_walk<N>(walks);
   if (!walk.active) {
     return;
   }
-  const Window32 window = SIDE == 0 ? given : square<SIDE>(given);
-  const Vector<T, N> bias = load_bias<N>(STAGE ? stage.bias : nullptr, walk.channel);
-  Route route(walks, walk, plane.out_height, plane.out_width);
-  int64_t out = walk.at;
-  for (int place = walk.place; place < walk.end; place += walks.rows) {
-    const Inside inside(window, plane, route.at);
-    const int64_t image = route.at.image * plane.height;
-    Best<T, N> best;
-    if constexpr (SIDE == 0) {
-      best = pool_any<STAGE, T, N>(x + walk.offset, image, inside, window, plane, walks.stride, bias);
-    } else {
-      best = pool_square<SIDE, STAGE, T, N>(x + walk.offset, image, inside, window, plane, walks.stride, bias);
-    }
-    finish<STAGE>(best, stage.relu, y, codes, out);
-    out += walks.rows * walks.stride;
-    route.advance();
+  if constexpr (STAGE) {
+    const Vector<T, N> bias = load_bias<N>(stage.bias, walk.channel);
+    const auto prepare = [&](const Vector<T, N>& values) { return add(values, bias); };
+    pool_walk<SIDE, N>(x, y, codes, prepare, stage.relu, window, plane, strides, steps, walks, walk);
+  } else {
+    const auto prepare = [](const Vector<T, N>& values) { return values; };
+    pool_walk<SIDE, N>(x, y, codes, prepare, false, window, plane, strides, steps, walks, walk);
   }
 }
 
 // NCHW, 2x2 windows side by side over rows of whole vectors: one vector of each of two rows gives half a vector.
 template <class T, bool STAGE>
-__global__ void __launch_bounds__(BLOCK_THREADS)
-    pool_pairs_kernel(const T* x, T* y, uint8_t* codes, Stage<T> stage, Plane32 plane, Walks walks) {
+__global__ void __launch_bounds__(BLOCK_THREADS) pool_pairs_kernel(const T* __restrict__ x, T* __restrict__ y,
+    uint8_t* __restrict__ codes, Stage<T> stage, Plane32 plane, Steps steps, Walks walks) {
   constexpr int N = WIDTH<T>, HALF = N / 2;
   const Walk walk = start_walk<1>(walks);
   if (!walk.active) {
     return;
   }
   const Vector<T, HALF> bias = repeat<HALF>(load_bias<1>(STAGE ? stage.bias : nullptr, walk.channel).at[0]);
-  Route route(walks, walk, plane.out_height, plane.width / N);
+  const T* image = x + walk.plane * plane.height * plane.width;
+  Route route(walks, walk, steps);
   int64_t out = walk.at;
   for (int place = walk.place; place < walk.end; place += walks.rows) {
-    const T* corner = x + (walk.plane * plane.height + 2 * route.at.row) * plane.width + route.at.column * N;
+    const T* corner = image + 2 * route.at.row * plane.width + route.at.column * N;
     const Vector<T, N> lines[2] = {load_packed<N>(corner), load_packed<N>(corner + plane.width)};
-    Best<T, HALF> best(0);
+    Vector<T, HALF> places[4];
 #pragma unroll
     for (int code = 0; code < 4; ++code) {
-      Vector<T, HALF> every_second;
 #pragma unroll
       for (int i = 0; i < HALF; ++i) {
-        every_second.at[i] = lines[code / 2].at[2 * i + code % 2];
+        places[code].at[i] = lines[code / 2].at[2 * i + code % 2];
       }
-      best.template take<STAGE>(every_second, code, bias);
+      places[code] = STAGE ? add(places[code], bias) : places[code];
     }
-    finish<STAGE>(best, stage.relu, y, codes, out);
+    Best<T, HALF> best = best_of(places, codes != nullptr);
+    if (STAGE && stage.relu) {
+      best.apply_relu();
+    }
+    best.store(y + out);
+    if (codes != nullptr) {
+      best.store_codes(codes + out);
+    }
     out += walks.rows * HALF;
     route.advance();
   }
@@ -176,10 +128,13 @@ void run_pool(const PoolCall& pool) {
   const auto& [images, channels, pixels, channels_last] = pool.layout;
   const Walks walks = make_walks(images, channels, pool.plane.out_height * pool.plane.out_width, channels_last, N,
       channels_last ? channels : 1, POOL_DEPTH);
-  const auto kernel = is_square(pool.window, 2)   ? pool_kernel<T, N, 2, STAGE>
-                      : is_square(pool.window, 3) ? pool_kernel<T, N, 3, STAGE>
-                                                  : pool_kernel<T, N, 0, STAGE>;
-  launch_pool<T, STAGE>(pool, walks, kernel, narrow(pool.window), narrow(pool.plane));
+  const Strides strides(pool.plane.height, pool.plane.width, walks.stride);
+  const int side = side_of_scan(pool.window, strides.image);
+  const auto kernel = side == 2   ? pool_kernel<T, N, 2, STAGE>
+                      : side == 3 ? pool_kernel<T, N, 3, STAGE>
+                                  : pool_kernel<T, N, 0, STAGE>;
+  launch_pool<T, STAGE>(pool, walks, kernel, narrow(pool.window), narrow(pool.plane), strides,
+      Steps(walks, pool.plane.out_height, pool.plane.out_width));
 }
 
 template <class T, bool STAGE>
@@ -191,7 +146,8 @@ void choose_pool(const PoolCall& pool) {
   } else if (pool.aligned && !channels_last && is_pairs(pool.window, pool.plane, N)) {
     const int64_t places = pool.plane.out_height * (pool.plane.width / N);
     const Walks walks = make_walks(images, channels, places, false, 1, N / 2, POOL_DEPTH);
-    launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, narrow(pool.plane));
+    launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, narrow(pool.plane),
+        Steps(walks, pool.plane.out_height, pool.plane.width / N));
   } else {
     run_pool<T, 1, STAGE>(pool);
   }

@@ -27,6 +27,27 @@ inline Plane32 narrow(const Plane& plane) {
   return {narrow(plane.height), narrow(plane.width), narrow(plane.out_height), narrow(plane.out_width)};
 }
 
+// The elements from an image, a row and a pixel to the next. Offsets within an image are counted in 32 bits where
+// MOST_OFFSETS allow: an address then takes one instruction, and six where compilers may sort sums of 64 bits.
+struct Strides {
+  int64_t image;
+  uint32_t line, pixel;
+
+  Strides() = default;
+  Strides(int64_t height, int64_t width, int64_t pixel)
+      : image(height * width * pixel),
+        line(static_cast<uint32_t>(narrow(width * pixel))),
+        pixel(static_cast<uint32_t>(narrow(pixel))) {}
+};
+
+constexpr int64_t MOST_OFFSETS = int64_t{1} << 32;
+
+// A row or column of an axis, or the nearest there is.
+FASTCNN_HOST_DEVICE int into(int index, int length) {
+  const int low = index < length - 1 ? index : length - 1;
+  return low > 0 ? low : 0;
+}
+
 // Pool (N, C, H, W) to (N, C, OH, OW), after adding bias (C,) and ReLU if asked; codes are uint8, or empty if not asked
 // for.
 std::pair<Tensor, Tensor> pool(

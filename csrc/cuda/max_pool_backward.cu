@@ -11,23 +11,21 @@
 namespace fastcnn::cuda {
 namespace {
 
-// Gradients and codes of one window, or none of them if it does not exist.
+// Gradients and codes of one window.
 template <class T, int N>
 struct Pooled {
-  Vector<T, N> grad;
-  Vector<uint8_t, N> code;
+  Floats<N> grad;
+  int32_t code[N];
 };
 
-template <class T, int N>
-__device__ __forceinline__ Pooled<T, N> load_pooled(const T* grad, const uint8_t* codes, int64_t at, bool exists) {
-  Pooled<T, N> pooled{};
+// The gradients and codes at an offset, or codes that name no place if the window does not exist.
+template <class T, int N, class Offset>
+__device__ __forceinline__ Pooled<T, N> load_pooled(const T* grad, const uint8_t* codes, Offset at, bool exists) {
+  Pooled<T, N> pooled{load<N>(grad + at), {}};
+  const Vector<uint8_t, N> code = load_packed<N>(codes + at);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    pooled.code.at[i] = RELU_OFF;
-  }
-  if (exists) {
-    pooled.grad = load_packed<N>(grad + at);
-    pooled.code = load_packed<N>(codes + at);
+    pooled.code[i] = exists ? code.at[i] : RELU_OFF;
   }
   return pooled;
 }
@@ -37,7 +35,9 @@ template <class T, int N>
 __device__ __forceinline__ void add_won(const Pooled<T, N>& pooled, int32_t code, Floats<N>& total) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    total.at[i] += pooled.code.at[i] == code ? static_cast<float>(pooled.grad.at[i]) : 0.0f;
+    if (pooled.code[i] == code) {
+      total.at[i] += pooled.grad.at[i];
+    }
   }
 }
 
@@ -45,7 +45,7 @@ template <class T, int N>
 __device__ __forceinline__ void add_flowing(const Pooled<T, N>& pooled, Floats<N>& sum) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    sum.at[i] += pooled.code.at[i] == RELU_OFF ? 0.0f : static_cast<float>(pooled.grad.at[i]);
+    sum.at[i] += pooled.code[i] == RELU_OFF ? 0.0f : pooled.grad.at[i];
   }
 }
 
@@ -58,26 +58,32 @@ FASTCNN_HOST_DEVICE Int patches(const AxisOf<Int>& axis, Same<Int> length) {
 // Windows of SIDE x SIDE neighbours at a stride of 2, SIDE 2 or 3. A place is a patch of 2x2 pixels: patch (i, j) lies
 // under window (i, j), its places 0 and 1, and if SIDE is 3 also under window i - 1 or j - 1, its place 2.
 template <class T, int N, int SIDE>
-__global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2) unpool_patches_kernel(
-    const T* grad, const uint8_t* codes, T* dx, float* partials, Window32 window, Plane32 plane, Walks walks) {
+__global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2)
+    unpool_patches_kernel(const T* __restrict__ grad, const uint8_t* __restrict__ codes, T* __restrict__ dx,
+        float* partials, Window32 window, Plane32 plane, Strides from, Strides to, Steps steps, Walks walks) {
   constexpr int REACH = SIDE - 1;  // windows over a patch, by axis
   const Walk walk = start_walk<N>(walks);
-  Route route(walks, walk, patches(window.rows, plane.height), patches(window.columns, plane.width));
+  Route route(walks, walk, steps);
   Floats<N> sum{};
   for (int place = walk.place; place < walk.end; place += walks.rows) {
     const Position& at = route.at;
+    const T* image_grad = grad + walk.offset + at.image * from.image;
+    const uint8_t* image_codes = codes + walk.offset + at.image * from.image;
+    T* image_dx = dx + walk.offset + at.image * to.image;
     Pooled<T, N> pooled[REACH][REACH];
 #pragma unroll
     for (int a = 0; a < REACH; ++a) {
+      const int oh = at.row - a, row = into(oh, plane.out_height);
 #pragma unroll
       for (int b = 0; b < REACH; ++b) {
-        const int oh = at.row - a, ow = at.column - b;
-        const bool exists = oh >= 0 && oh < plane.out_height && ow >= 0 && ow < plane.out_width;
-        const int64_t pixel = (at.image * plane.out_height + oh) * plane.out_width + ow;
-        pooled[a][b] = load_pooled<T, N>(grad, codes, pixel * walks.stride + walk.offset, exists);
+        const int ow = at.column - b, column = into(ow, plane.out_width);
+        const uint32_t offset = static_cast<uint32_t>(row) * from.line + static_cast<uint32_t>(column) * from.pixel;
+        pooled[a][b] = load_pooled<T, N>(image_grad, image_codes, offset, row == oh && column == ow);
       }
     }
-    add_flowing(pooled[0][0], sum);  // every window is the first of one patch
+    if (partials != nullptr) {
+      add_flowing(pooled[0][0], sum);  // every window is the first of one patch
+    }
     const int top = first_pixel(window.rows, at.row), left = first_pixel(window.columns, at.column);
 #pragma unroll
     for (int pixel = 0; pixel < 4; ++pixel) {
@@ -94,7 +100,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2) unpool_patch
         }
       }
       if (h >= 0 && h < plane.height && w >= 0 && w < plane.width) {
-        store(dx + ((at.image * plane.height + h) * plane.width + w) * walks.stride + walk.offset, total);
+        store(image_dx + (static_cast<uint32_t>(h) * to.line + static_cast<uint32_t>(w) * to.pixel), total);
       }
     }
     route.advance();
@@ -106,11 +112,11 @@ __global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2) unpool_patch
 
 // Any window; a place is a pixel.
 template <class T, int N>
-__global__ void __launch_bounds__(BLOCK_THREADS) unpool_pixels_kernel(
-    const T* grad, const uint8_t* codes, T* dx, float* partials, Window32 window, Plane32 plane, Walks walks) {
+__global__ void __launch_bounds__(BLOCK_THREADS) unpool_pixels_kernel(const T* grad, const uint8_t* codes, T* dx,
+    float* partials, Window32 window, Plane32 plane, Steps steps, Walks walks) {
   const Walk walk = start_walk<N>(walks);
   const auto &rows = window.rows, &columns = window.columns;
-  Route route(walks, walk, plane.height, plane.width);
+  Route route(walks, walk, steps);
   int64_t to = walk.at;
   Floats<N> sum{};
   for (int place = walk.place; place < walk.end; place += walks.rows) {
@@ -171,19 +177,28 @@ template <class T, int N>
 Tensor run_unpool(const Unpool& call, bool bias_grad) {
   const Device device(call.grad);
   const auto& [images, channels, pixels, channels_last] = call.layout;
-  const int64_t side = side_of(call.window);
-  const auto kernel = side == 2   ? unpool_patches_kernel<T, N, 2>
-                      : side == 3 ? unpool_patches_kernel<T, N, 3>
-                                  : unpool_pixels_kernel<T, N>;
-  const int64_t places =
-      side == 0 ? pixels
-                : patches(call.window.rows, call.plane.height) * patches(call.window.columns, call.plane.width);
-  const Walks walks = make_walks(
-      images, channels, pixels == 0 ? 0 : places, channels_last, N, channels_last ? channels : 1, POOL_DEPTH);
+  const auto& [height, width, out_height, out_width] = call.plane;
+  const int64_t stride = channels_last ? channels : 1;
+  const Strides from(out_height, out_width, stride), to(height, width, stride);
+  const bool small = from.image > 0 && to.image <= MOST_OFFSETS && from.image <= MOST_OFFSETS;
+  const int64_t side = small ? side_of(call.window) : 0;
+  const int64_t down = side == 0 ? height : patches(call.window.rows, height);
+  const int64_t across = side == 0 ? width : patches(call.window.columns, width);
+  const Walks walks = make_walks(images, channels, pixels == 0 ? 0 : down * across, channels_last, N, stride,
+      POOL_DEPTH, bias_grad ? MOST_SUMS : MOST_BLOCKS);
   Partials partials = new_partials(call.grad, walks, bias_grad);
-  device.launch(kernel, walks.blocks(), walks.threads, bias_grad ? shared_bytes_of_sums(walks, N) : 0,
-      data<T>(call.grad), data<uint8_t>(call.codes), mutable_data<T>(call.dx),
-      bias_grad ? mutable_data<float>(partials.sums) : nullptr, narrow(call.window), narrow(call.plane), walks);
+  const int64_t shared_bytes = bias_grad ? shared_bytes_of_sums(walks, N) : 0;
+  const Steps steps(walks, down, across);
+  const auto launch = [&](auto kernel, const auto&... strides) {
+    device.launch(kernel, walks.blocks(), walks.threads, shared_bytes, data<T>(call.grad), data<uint8_t>(call.codes),
+        mutable_data<T>(call.dx), bias_grad ? mutable_data<float>(partials.sums) : nullptr, narrow(call.window),
+        narrow(call.plane), strides..., steps, walks);
+  };
+  if (side == 0) {
+    launch(unpool_pixels_kernel<T, N>);
+  } else {
+    launch(side == 2 ? unpool_patches_kernel<T, N, 2> : unpool_patches_kernel<T, N, 3>, from, to);
+  }
   return add_partials(device, partials, call.grad, bias_grad);
 }
 

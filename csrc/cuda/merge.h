@@ -35,7 +35,7 @@ __device__ __forceinline__ void leave_merged(
     Partial (&all)[M], Partial* partials, const Walks& walks, const Walk& walk) {
   merge_rows(all, walks, walk);
   if (walk.active && walk.row == 0) {
-    const int64_t width = walks.channels_last ? walks.channels.value : walks.parts.value;
+    const int64_t width = walks.channels_last ? walks.channels : walks.parts;
     Partial* to = partials + walk.share * width + walk.plane + walk.offset;
 #pragma unroll
     for (int i = 0; i < M; ++i) {
@@ -48,8 +48,9 @@ __device__ __forceinline__ void leave_merged(
 template <class Partial>
 __device__ __forceinline__ Partial merge_partials(const Partial* partials, const Walks& walks, const Walk& walk) {
   Partial all[1] = {};
+#pragma unroll 4
   for (int place = walk.place; place < walk.end; place += walks.rows) {
-    all[0].merge(partials[place * walks.channels.value + walk.channel]);
+    all[0].merge(partials[place * walks.channels + walk.channel]);
   }
   merge_rows(all, walks, walk);
   return all[0];
@@ -63,17 +64,17 @@ struct Merging {
   Walks walks;
 
   Merging(const Tensor& like, const Walks& from)
-      : rows(from.channels_last ? from.shares : from.shares * from.parts.value / from.channels.value),
-        memory(allocate(like, rows * from.channels.value)),
-        walks(channel_walks(from.channels.value, rows, MERGE_LANES, MERGE_ROWS)) {}
+      : rows(from.channels_last ? from.shares : from.shares * from.parts / from.channels),
+        memory(allocate(like, rows * from.channels)),
+        walks(channel_walks(from.channels, rows, MERGE_LANES, MERGE_ROWS)) {}
 
   Partial* partials() { return static_cast<Partial*>(memory.mutable_data_ptr()); }
   static int64_t shared_bytes(const Walks& walks) { return walks.threads * static_cast<int64_t>(sizeof(Partial)); }
 
  private:
   static Tensor allocate(const Tensor& like, int64_t count) {
-    const std::vector<int64_t> sizes{count * static_cast<int64_t>(sizeof(Partial) / sizeof(double))};
-    return new_tensor(like, sizes, torch::headeronly::ScalarType::Double, false);
+    const std::vector<int64_t> sizes{count * static_cast<int64_t>(sizeof(Partial) / sizeof(float))};
+    return new_tensor(like, sizes, torch::headeronly::ScalarType::Float, false);
   }
 };
 

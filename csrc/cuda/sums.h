@@ -15,7 +15,7 @@ struct Partials {
 };
 
 inline Partials new_partials(const Tensor& like, const Walks& walks, bool wanted) {
-  const int64_t channels = walks.channels.value, planes = walks.channels_last ? channels : walks.parts.value;
+  const int64_t channels = walks.channels, planes = walks.channels_last ? channels : walks.parts;
   const int64_t rows = wanted && channels > 0 ? walks.shares * planes / channels : 0;
   const std::vector<int64_t> sizes{rows, channels};
   return {new_tensor(like, sizes, torch::headeronly::ScalarType::Float, false), rows};
@@ -56,7 +56,7 @@ template <int N>
 __device__ __forceinline__ void leave_sums(Floats<N> sum, float* partials, const Walks& walks, const Walk& walk) {
   add_rows(sum, walks, walk);
   if (walk.active && walk.row == 0) {
-    const int64_t width = walks.channels_last ? walks.channels.value : walks.parts.value;
+    const int64_t width = walks.channels_last ? walks.channels : walks.parts;
     float* to = partials + walk.share * width + walk.plane + walk.offset;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(1024) add_partials_kernel(const float* partial
   Floats<1> sum{};
 #pragma unroll 8
   for (int place = walk.place; place < walk.end; place += walks.rows) {
-    sum.at[0] += partials[place * walks.channels.value + walk.channel];
+    sum.at[0] += partials[place * walks.channels + walk.channel];
   }
   add_rows(sum, walks, walk);
   if (walk.active && walk.row == 0) {
@@ -91,6 +91,7 @@ inline Walks channel_walks(int64_t channels, int64_t rows, int64_t lanes, int64_
   walks.rows = static_cast<int>(clamp(rows, 1, most_rows));
   walks.parts = ceil_div(channels, lanes);
   walks.threads = static_cast<int>(round_up(lanes * walks.rows, WARP));
+  set_divisors(walks);
   return walks;
 }
 
@@ -103,7 +104,7 @@ inline Tensor add_partials(const Device& device, const Partials& partials, const
   const Walks walks = channel_walks(channels, partials.rows, LANES, MOST_ROWS);
   with_type("add_partials", like, [&](auto type) {
     using T = decltype(type);
-    device.launch(add_partials_kernel<T>, walks.parts.value, walks.threads, shared_bytes_of_sums(walks, 1),
+    device.launch(add_partials_kernel<T>, walks.parts, walks.threads, shared_bytes_of_sums(walks, 1),
         data<float>(partials.sums), mutable_data<T>(total), walks);
   });
   return total;

@@ -16,15 +16,42 @@
 
 namespace fastcnn::cuda {
 
-// Divides numbers below 2^52 by a multiplication: a 64-bit division is a subroutine on the GPU, and costs registers.
+// Divides numbers below 2^31 by two integer instructions (Granlund, Montgomery, 1994): a division is a subroutine on
+// the GPU.
+struct SmallDivisor {
+  uint32_t factor;
+  int32_t shift;
+
+  SmallDivisor() = default;
+  SmallDivisor(int64_t divisor) : factor(0), shift(31) {  // of what is larger than any number
+    if (divisor >= 1 && divisor <= int64_t{1} << 31) {
+      for (shift = 0; int64_t{1} << shift < divisor; ++shift) {
+      }
+      const uint64_t rest = (uint64_t{1} << shift) - static_cast<uint64_t>(divisor);
+      factor = static_cast<uint32_t>((rest << 32) / static_cast<uint64_t>(divisor) + 1);
+    }
+  }
+
+  FASTCNN_HOST_DEVICE int32_t quotient(int32_t number) const {
+    const auto n = static_cast<uint32_t>(number);
+    const auto high = static_cast<uint32_t>(static_cast<uint64_t>(n) * factor >> 32);
+    return static_cast<int32_t>((high + n) >> shift);
+  }
+};
+
+// Divides numbers below 2^52, larger ones by a multiplication in float64.
 struct Divisor {
   int64_t value;
   double inverse;
+  SmallDivisor small;
 
   Divisor() = default;
-  Divisor(int64_t divisor) : value(divisor), inverse(1.0 / static_cast<double>(divisor)) {}
+  Divisor(int64_t divisor) : value(divisor), inverse(1.0 / static_cast<double>(divisor)), small(divisor) {}
 
   FASTCNN_HOST_DEVICE int64_t quotient(int64_t number) const {
+    if (number >> 31 == 0) {
+      return small.quotient(static_cast<int32_t>(number));
+    }
     const auto close = static_cast<int64_t>(static_cast<double>(number) * inverse);  // off by one at most
     const int64_t rest = number - close * value;
     return close + (rest >= value ? 1 : 0) - (rest < 0 ? 1 : 0);
@@ -32,9 +59,10 @@ struct Divisor {
 };
 
 struct Walks {
-  Divisor channels;
-  Divisor parts;   // channels_last: how many blocks share the channels of a place; NCHW: planes
-  Divisor image;   // places of one image
+  int64_t channels;
+  int64_t parts;  // channels_last: how many blocks share the channels of a place; NCHW: planes
+  Divisor image;  // places of one image
+  SmallDivisor by_channels, by_parts, by_lanes, by_rows;
   int64_t places;  // channels_last: of all images; NCHW: of one plane
   int64_t shares;  // how many teams share the places
   int64_t share;   // places of one team
@@ -45,32 +73,50 @@ struct Walks {
   int threads;
   bool channels_last;
 
-  int64_t blocks() const { return places == 0 ? 0 : ceil_div(parts.value * shares, teams); }
+  int64_t blocks() const { return places == 0 ? 0 : ceil_div(parts * shares, teams); }
 };
 
 // One thread's.
 struct Walk {
   int64_t plane;  // 0 if channels_last
   int64_t share;
-  int64_t channel;  // the first of the thread's channels
-  int64_t offset;   // from a place's first element to the thread's
-  int64_t first;    // the first place; the others follow at a distance of Walks::rows
-  int64_t at;       // and its element
-  int place;        // the first place in the share, and the share's end
+  int channel;     // the first of the thread's channels
+  int64_t offset;  // from a place's first element to the thread's
+  int64_t first;   // the first place; the others follow at a distance of Walks::rows
+  int64_t at;      // and its element
+  int place;       // the first place in the share, and the share's end
   int end;
   int row;
   bool active;
 };
 
-// Enough for every GPU, few enough for their sums to be added up quickly.
-constexpr int64_t MOST_BLOCKS = 2048;
+// Enough that a GPU's last, partial wave of blocks is a small part of all; where blocks leave sums, few enough for
+// those to be added up quickly.
+constexpr int64_t MOST_BLOCKS = 8192;
+constexpr int64_t MOST_SUMS = 4096;
 constexpr int BLOCK_THREADS = 256;
+constexpr int64_t PLANE_DEPTH = 8;  // places of a thread in NCHW, at least, where a plane has them for a warp
 constexpr int64_t MOST_PLACES = 1 << 30;
+constexpr int64_t MOST_TEAMS = int64_t{1} << 31;
 constexpr int64_t POOL_DEPTH = 2;  // where a walk starts is found by divisions; from there, without
+
+// How many threads look at neighbouring places of a plane: a thread with few places is one that computes where it is.
+inline int plane_rows(int64_t places) {
+  const int64_t deep = round_up(ceil_div(places, PLANE_DEPTH), WARP);
+  return static_cast<int>(clamp(deep, 1, clamp(places, 1, BLOCK_THREADS)));
+}
+
+// Set the divisors, once all else is known.
+inline void set_divisors(Walks& walks) {
+  walks.by_channels = walks.channels;
+  walks.by_parts = walks.parts;
+  walks.by_lanes = walks.lanes;
+  walks.by_rows = walks.rows;
+}
 
 // Share places so that a thread with many has at least `depth` of them; threads hold `width` channels if channels_last.
 inline Walks make_walks(int64_t images, int64_t channels, int64_t places, bool channels_last, int64_t width,
-    int64_t stride, int64_t depth) {
+    int64_t stride, int64_t depth, int64_t most_blocks = MOST_BLOCKS) {
   Walks walks{};
   walks.channels = channels;
   walks.image = places;
@@ -87,16 +133,19 @@ inline Walks make_walks(int64_t images, int64_t channels, int64_t places, bool c
     walks.places = places;
     walks.parts = images * channels;
     walks.lanes = 1;
-    walks.rows = static_cast<int>(clamp(places, 1, BLOCK_THREADS));
+    walks.rows = plane_rows(places);
     walks.teams = BLOCK_THREADS / walks.rows;
   }
   walks.threads = static_cast<int>(round_up(walks.lanes * walks.rows * walks.teams, WARP));
-  const int64_t wanted = MOST_BLOCKS * walks.teams / std::max<int64_t>(walks.parts.value, 1);
+  const int64_t wanted = most_blocks * walks.teams / std::max<int64_t>(walks.parts, 1);
   walks.shares = clamp(wanted, 1, std::max<int64_t>(ceil_div(walks.places, walks.rows * depth), 1));
   walks.share = round_up(ceil_div(walks.places, walks.shares), walks.rows);
   walks.shares = walks.share == 0 ? 0 : ceil_div(walks.places, walks.share);
   STD_TORCH_CHECK(
       places < MOST_PLACES && walks.share < MOST_PLACES, "fastcnn: an image of ", places, " pixels is too large");
+  STD_TORCH_CHECK(images < MOST_TEAMS && walks.parts * walks.shares < MOST_TEAMS - BLOCK_THREADS, "fastcnn: ", images,
+      " images of ", channels, " channels are too many planes");
+  set_divisors(walks);
   return walks;
 }
 
@@ -109,17 +158,18 @@ inline bool are_aligned(std::initializer_list<const Tensor*> tensors) {
 // WIDTH: channels of a thread if channels_last.
 template <int WIDTH>
 __device__ __forceinline__ Walk start_walk(const Walks& walks) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % walks.lanes, team = thread / walks.lanes / walks.rows;
-  const int64_t number = static_cast<int64_t>(blockIdx.x) * walks.teams + team;
+  const int thread = static_cast<int>(threadIdx.x), slot = walks.by_lanes.quotient(thread);
+  const int lane = thread - slot * walks.lanes, team = walks.by_rows.quotient(slot);
+  const int number = static_cast<int>(blockIdx.x) * walks.teams + team, share = walks.by_parts.quotient(number);
+  const int part = number - share * static_cast<int>(walks.parts);
   Walk walk;
-  walk.share = walks.parts.quotient(number);
-  const int64_t part = number - walk.share * walks.parts.value;
-  walk.row = thread / walks.lanes % walks.rows;
+  walk.share = share;
+  walk.row = slot - team * walks.rows;
   walk.plane = walks.channels_last ? 0 : part;
   walk.offset = walks.channels_last ? (part * walks.lanes + lane) * WIDTH : 0;
-  walk.channel = walks.channels_last ? walk.offset : part - walks.channels.quotient(part) * walks.channels.value;
-  walk.active = team < walks.teams && walk.share < walks.shares && walk.channel < walks.channels.value;
+  walk.channel = walks.channels_last ? static_cast<int>(walk.offset)
+                                     : part - walks.by_channels.quotient(part) * static_cast<int>(walks.channels);
+  walk.active = team < walks.teams && share < walks.shares && walk.channel < walks.channels;
   const int64_t begin = walk.share * walks.share, rest = walks.places - begin;
   walk.first = begin + walk.row;
   walk.at = (walk.plane * walks.places + walk.first) * walks.stride + walk.offset;
@@ -130,30 +180,44 @@ __device__ __forceinline__ Walk start_walk(const Walks& walks) {
 
 // A place as a row and a column of an image, or of a plane in NCHW.
 struct Position {
-  int64_t image;
+  int image;
   int row;
   int column;
+};
+
+// How a thread's walk goes on over places that are rows of `width` columns: how far from one to its next.
+struct Steps {
+  SmallDivisor by_width;
+  int height, width;
+  int down, right;
+
+  Steps() = default;
+  Steps(const Walks& walks, int64_t height, int64_t width)
+      : by_width(width),
+        height(static_cast<int>(height)),
+        width(static_cast<int>(width)),
+        down(static_cast<int>(walks.rows / std::max<int64_t>(width, 1))),
+        right(static_cast<int>(walks.rows % std::max<int64_t>(width, 1))) {}
 };
 
 // Turns a walk's places into positions, without a division for each.
 class Route {
  public:
-  __device__ __forceinline__ Route(const Walks& walks, const Walk& walk, int height, int width)
-      : height_(height), width_(width), rows_(walks.rows / width), columns_(walks.rows % width) {
+  __device__ __forceinline__ Route(const Walks& walks, const Walk& walk, const Steps& steps) : steps_(steps) {
     const int64_t image = walks.image.quotient(walk.first);
-    const int rest = static_cast<int>(walk.first - image * walks.image.value);
-    at = {walk.plane + image, rest / width, rest % width};
+    const int rest = static_cast<int>(walk.first - image * walks.image.value), row = steps.by_width.quotient(rest);
+    at = {static_cast<int>(walk.plane + image), row, rest - row * steps.width};
   }
 
   __device__ __forceinline__ void advance() {
-    at.row += rows_;
-    at.column += columns_;
-    if (at.column >= width_) {
-      at.column -= width_;
+    at.row += steps_.down;
+    at.column += steps_.right;
+    if (at.column >= steps_.width) {
+      at.column -= steps_.width;
       ++at.row;
     }
-    while (at.row >= height_) {
-      at.row -= height_;
+    while (at.row >= steps_.height) {
+      at.row -= steps_.height;
       ++at.image;
     }
   }
@@ -161,10 +225,7 @@ class Route {
   Position at;
 
  private:
-  int height_;
-  int width_;
-  int rows_;
-  int columns_;
+  const Steps& steps_;
 };
 
 }  // namespace fastcnn::cuda

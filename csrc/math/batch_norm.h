@@ -7,8 +7,14 @@
 
 namespace fastcnn {
 
-// One over the standard deviation.
-FASTCNN_HOST_DEVICE float inverse_deviation(float variance, float eps) { return 1.0f / sqrtf(variance + eps); }
+// One over the standard deviation; on the GPU as stock has it, in a tenth of the instructions of a root and a quotient.
+FASTCNN_HOST_DEVICE float inverse_deviation(float variance, float eps) {
+#ifdef __CUDA_ARCH__
+  return rsqrtf(variance + eps);
+#else
+  return 1.0f / sqrtf(variance + eps);
+#endif
+}
 
 // scale: the weight over the standard deviation. The mean comes off first: where values lie far from zero, a shift that
 // already holds the mean would cancel.
@@ -28,15 +34,17 @@ struct Moments {
 
   // Take in others (Chan, Golub, LeVeque, 1979).
   FASTCNN_HOST_DEVICE void merge(const Moments& other) {
-    const Real total = count + other.count;
-    if (total == 0) {
-      return;
+    if (other.count != 0) {
+      merge(other, other.count / (count + other.count));
     }
-    const Real distance = other.mean - mean, share = other.count / total;
-    const Real moved = mean + distance * share;
-    mean = moved == moved ? moved : mean * (count / total) + other.mean * share;  // one infinity stays one
-    squares += other.squares + distance * distance * count * share;
-    count = total;
+  }
+
+  // The same, given the others' share of all.
+  FASTCNN_HOST_DEVICE void merge(const Moments& other, Real share) {
+    const Real distance = other.mean - mean, moved = mean + distance * share;
+    mean = moved == moved ? moved : mean * (1 - share) + other.mean * share;  // one infinity stays one
+    squares += other.squares + distance * distance * (count * share);
+    count += other.count;
   }
 };
 
