@@ -1,6 +1,7 @@
 """What a person at a terminal sees: help with examples, one line per error, exit codes."""
 
 import io
+import logging
 import os
 import re
 import signal
@@ -281,6 +282,24 @@ def test_side_by_side_run_shows_one_table(digits: Path, tmp_path: Path, capsys: 
     assert "holds results already" in capsys.readouterr().err
     assert main(["train", "mnist", "--resume", str(tmp_path / "first"), "--lr", "0.5"]) == 2
     assert "was trained with lr 0.001, not 0.5" in capsys.readouterr().err
+
+
+def test_training_opens_with_no_list_of_notes(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    logger = logging.getLogger("fastcnn")
+
+    def told(*args: Any, **kwargs: Any) -> None:
+        logger.info("a reason of auto")
+        logger.warning("something to act on")
+
+    monkeypatch.setattr("fastcnn.train.command.run_training", told)
+    command = f"train mnist --data {digits} --out {tmp_path}".split()
+    assert main(command) == 0
+    assert capsys.readouterr().out == "note: something to act on\n"
+    assert main([*command, "--debug"]) == 0
+    assert capsys.readouterr().out == "note: a reason of auto\nnote: something to act on\n"
 
 
 def test_ctrl_c_leaves_a_complete_checkpoint_to_go_on_from(

@@ -20,7 +20,7 @@ from fastcnn.console.images import Statistics, fit
 from fastcnn.train.distributed import World
 from fastcnn.train.idx import Labelled, read_pair
 
-# Images (N, C, H, W), normalised in float32 or as bytes, and labels (N,) int64; of several processes, each has its
+# Images (N, C, H, W), normalized in float32 or as bytes, and labels (N,) int64; of several processes, each has its
 # share of the images, and all labels.
 Batch = tuple[Tensor, Tensor]
 Draws = tuple[Tensor, ...]  # what makes the batches of several steps; each tensor's first axis is the step
@@ -55,7 +55,7 @@ class Dataset(abc.ABC):
     """What the training loop needs of a data set.
 
     Attributes:
-        gives_bytes: whether batches hold images as bytes, for the network to normalise by ``statistics``.
+        gives_bytes: whether batches hold images as bytes, for the network to normalize by ``statistics``.
     """
 
     gives_bytes = False
@@ -146,7 +146,7 @@ def stratified_split(labels: Tensor, held_out: float = HELD_OUT) -> tuple[Tensor
 
 
 class TensorData(Dataset):
-    """Grey images that fit in memory: bytes that stay on the device, shuffled and normalised there.
+    """Grey images that fit in memory: bytes that stay on the device, shuffled and normalized there.
 
     Args:
         train: training images.
@@ -192,7 +192,7 @@ class TensorData(Dataset):
         return self._draws(torch.arange(self.train_size, size, device=self.feed.device), steps)
 
     def batch(self, *draw: Tensor) -> Batch:
-        """Gather and normalise the images of one step's indices (N,)."""
+        """Gather and normalize the images of one step's indices (N,)."""
         (index,) = draw
         mine = index[self.feed.world.share(len(index))] if self.feed.world.size > 1 else index
         pixels = self._images.index_select(0, mine).unsqueeze(1)
