@@ -146,7 +146,9 @@ PROFILES = {
             "resnet_cifar": (32,),
         },
         model_variants=(Variant("float32", "nchw"),),
-        model_headlines=frozenset({("alexnet", 16), ("alexnet2012", 16), ("mnist_cnn", 100)}),
+        model_headlines=frozenset(
+            {("alexnet", 16), ("alexnet2012", 16), ("mnist_cnn", 100), ("vgg16", 1), ("convnet", 16)}
+        ),
         minutes=8.0,
     ),
 }

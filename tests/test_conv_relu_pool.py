@@ -138,9 +138,8 @@ def test_values_that_round_to_the_same_are_equal(
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_more_activations_than_a_cache_holds(channels: int) -> None:
-    """On the CPU they are channels_last between convolution and pool; whole numbers leave no winner to chance."""
-    input, weight = torch.randint(-2, 3, (2, channels, 365, 361)).float(), torch.randint(-2, 3, (8, channels, 3, 3))
-    bias = torch.randint(-2, 3, (8,)).float()
-    given = [tensor.float().to(DEVICE) for tensor in (input, weight, bias)]
+    """On the CPU they are channels_last before the pool; whole numbers leave no winner to chance."""
+    shapes = ((2, channels, 365, 361), (8, channels, 3, 3), (8,))
+    given = [torch.randint(-2, 3, shape).float().to(DEVICE) for shape in shapes]
     backend = ("cpu" if DEVICE == "cpu" else "cuda", None)
     assert_parity(*both({"padding": 1}, {"kernel_size": 3, "stride": 2}), given, backend)

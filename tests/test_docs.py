@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fastcnn
+from docs.pictures import readme
 from fastcnn.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -58,9 +59,14 @@ def test_search_works_on_pages_opened_from_the_disk(site):
     assert 'src="iframe-worker.js"' in (site / "index.html").read_text()
 
 
+def test_readme_shows_the_committed_results():
+    for name, svg in readme():
+        assert (ROOT / f"docs/pictures/{name}.svg").read_text() == svg, "run: python -m docs.pictures"
+
+
 def test_each_picture_is_shown_in_light_and_dark(site):
     drawn = {path.name for path in (site / "pictures").glob("*.svg")}
-    text = "".join(page.read_text() for page in (site / "kernels").glob("*.html"))
+    text = "".join(page.read_text() for page in site.rglob("*.html"))
     shown = set(re.findall(r"pictures/([\w-]+\.svg)#only-(?:light|dark)", text))
     assert drawn == shown
     assert {name.replace("-light", "-dark") for name in shown if "-light" in name} == {n for n in shown if "-dark" in n}

@@ -180,7 +180,7 @@ def test_script_says_how_to_run_it(name: str, capsys: pytest.CaptureFixture[str]
         rf"^    (python|torchrun .*) examples/{name}\.py", ast.get_docstring(ast.parse(source)) or "", re.M
     )
     assert "fastcnn" not in {line.split(" ")[1].split(".")[0] for line in imports(as_stock(source))}
-    assert f"(examples/{name}.py)" in (ROOT / "README.md").read_text()
+    assert f"`{name}.py`" in (ROOT / "docs/guide/torch.md").read_text()
     with pytest.raises(SystemExit) as stop:
         run(f"{name} --help")
     assert stop.value.code == 0

@@ -46,13 +46,23 @@ def names(cells: list[Cell]) -> dict[str, object]:
     devices = {
         device: [cell for cell in cells if cell.device == device] for device in dict.fromkeys(c.device for c in cells)
     }
-    functions = {each.__name__: each for each in (sentence, unmeasured, noise, units, headlines, versions)}
+    functions = {each.__name__: each for each in (sentence, unmeasured, noise, units, headlines, chosen, versions)}
     return {"cells": cells, "devices": devices, "tables": tables, "NO_GPU": NO_GPU, **functions}
 
 
 def headlines(cells: list[Cell]) -> list[Cell]:
     """Return the headline cells, where there are any."""
     return [cell for cell in cells if cell.headline] or cells
+
+
+def chosen(cells: list[Cell]) -> list[Cell]:
+    """Return the README's cells: headline cells of whole models, and each op's first one that has a backward."""
+    found = headlines(cells)
+    ops: dict[str, Cell] = {}
+    for cell in found:
+        if cell.mode == "forward+backward":
+            ops.setdefault(cell.subject, cell)
+    return [*(cell for cell in found if cell.is_model), *ops.values()]
 
 
 def versions(cells: list[Cell]) -> str:

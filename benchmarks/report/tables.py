@@ -81,6 +81,20 @@ def compact(cells: Iterable[Cell]) -> Table:
     return Table(["what", "mode", *NUMBERS, "dtype, layout", *(["device"] if several else [])], rows, texts=2)
 
 
+def short(cells: Iterable[Cell]) -> Table:
+    """Build the README's lines: the ratios, and how far stock is from stock measured again."""
+    rows = [
+        [
+            cell.name if cell.is_model else f"{cell.subject}, {cell.model} {cell.layer}",
+            cell.mode,
+            *_numbers(cell)[:2],
+            text.NONE if cell.noise is None else text.share(cell.noise),
+        ]
+        for cell in cells
+    ]
+    return Table(["what", "mode", *NUMBERS[:2], "noise"], rows, texts=2)
+
+
 def _types(cell: Cell) -> str:
     return f"{cell.dtype}, {cell.layout}"
 

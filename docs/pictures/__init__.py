@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from docs.pictures.backward import backward
 from docs.pictures.canvas import THEMES, Theme, svg
 from docs.pictures.convolution import boxes, implicit_gemm
+from docs.pictures.gain import gain
 from docs.pictures.intensity import intensity
 from docs.pictures.lrn import lrn
 from docs.pictures.pooling import codes
@@ -30,3 +31,9 @@ def drawn() -> Iterator[tuple[str, str]]:
     for name, draw in PICTURES.items():
         for theme in THEMES:
             yield f"{name}-{theme.name}", svg(draw(theme))
+
+
+def readme() -> Iterator[tuple[str, str]]:
+    """Yield the pictures that stand in the README, which no build of the site draws: `gain-light`, `gain-dark`."""
+    for theme in THEMES:
+        yield f"gain-{theme.name}", svg(gain(theme))
