@@ -95,9 +95,11 @@ $(VENV)/torch.stamp: $(BIN)/python constraints.txt
 	$(INSTALL) setuptools wheel ninja torch
 	touch $@
 
-# What the demo runs has no CUDA kernels of the extension; where the tests' build is, it serves the demo too.
+# With a GPU and nvcc the CUDA kernels are built for that GPU alone; where the tests' build is, it serves the demo too.
 $(VENV)/demo.stamp: $(VENV)/torch.stamp $(SOURCES)
 	if [ -e $(VENV)/dev.stamp ]; then $(MAKE) $(VENV)/dev.stamp; \
+	elif nvidia-smi -L >/dev/null 2>&1; then \
+	env -u TORCH_CUDA_ARCH_LIST -u NVCC_APPEND_FLAGS $(INSTALL) --no-build-isolation --editable '.[demo]'; \
 	else FASTCNN_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --editable '.[demo]'; fi
 	touch $@
 

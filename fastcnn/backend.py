@@ -199,12 +199,7 @@ def _read_environment() -> None:
 
 
 def unusable(name: str, algorithm: str | None) -> str:
-    """Say why a backend with an algorithm cannot be had here, or return an empty string.
-
-    Example:
-        >>> unusable("torch", None)
-        ''
-    """
+    """Say why a backend with an algorithm cannot be had here, or return an empty string."""
     try:
         _validate(name, algorithm)
     except (ValueError, RuntimeError) as error:

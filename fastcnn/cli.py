@@ -23,6 +23,7 @@ from fastcnn.predict.command import predict
 from fastcnn.train.command import train
 from fastcnn.train.distributed import Silenced
 from fastcnn.tune.command import tune
+from fastcnn.tuning.overview import overview
 
 WHOLE_DEPTH = 9  # of nested layers in a summary: more than any network here has
 
@@ -104,6 +105,9 @@ def doctor(debug: Debug = False) -> None:
         built = f" (built with {status.build})" if status.build else ""
         state = "available" if status.available else f"not available: {status.reason}"
         table.add_row(f"backend {key}", escape(state + built))
+    table.add_row()
+    for key, value in overview():
+        table.add_row(key, escape(value))
     table.add_row()
     table.add_row("backend in use", f"{choice or 'auto'} ({origin})")
     table.add_row("front", escape(f"left out: {front.problem}" if front.problem else "runs planned calls"))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcnn import front, overrides, tuning
 from fastcnn.available import BACKENDS, MISSING, RUNS_ON
-from fastcnn.backend import Choice, choice, device_type, unusable
+from fastcnn.backend import Choice, changed, choice, device_type, unusable
 from fastcnn.tuning import trial
 
 logger = logging.getLogger("fastcnn")
@@ -180,7 +180,9 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
     if not why:
         if trial.run(op, arguments):
             return tuning.winner(op, arguments, _problem), ""
-        why = "another thread is trying a stage"
+        why = trial.BUSY
+    if why in (trial.BUSY, trial.CAPTURING):  # the next call of the kind may be tried: nobody keeps this answer
+        changed()
     return None, why
 
 

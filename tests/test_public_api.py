@@ -66,6 +66,7 @@ TOP = {
     "fuse": "(model)",
     "unfuse": "(model)",
     "use_backend": "(name, *, algorithm=None)",
+    "warm_up": "(model, input)",
 }
 SIGNATURES = [(FF, FUNCTIONS), (fastcnn, MODELS), (fastcnn, TOP)]
 

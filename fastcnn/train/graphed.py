@@ -289,7 +289,11 @@ def _waits() -> Iterator[list[str]]:
             yield places
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    places += [f"{Path(w.filename).name}, line {w.lineno}" for w in caught if "synchronizing" in str(w.message)]
+    for each in caught:
+        if "synchronizing" in str(each.message):
+            places.append(f"{Path(each.filename).name}, line {each.lineno}")
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def _first_line(error: BaseException) -> str:

@@ -97,7 +97,7 @@ def tune(
         for stage in stages:
             wanted = [mode for mode in modes if occurs(stage, mode)]
             if resume:
-                left = [mode for mode in wanted if not holds(target, name, stage.key_in(mode, device))]
+                left = [mode for mode in wanted if not holds(target, name, stage.key_in(mode, device), "tune")]
                 left_alone(len(wanted) - len(left))
                 wanted = left
             if not wanted:
@@ -184,5 +184,6 @@ def _entry(result: Result) -> dict[str, Any]:
         "stock_seconds": result.stock,
         "noise": round(result.noise, 4),
         "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "by": "tune",
         **({"why": TOO_NOISY} if result.too_noisy else {}),
     }

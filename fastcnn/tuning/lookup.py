@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastcnn.backend import changed
 from fastcnn.overrides import constant_while_compiling
+from fastcnn.tuning import telling
 from fastcnn.tuning.call import batch_of, call_of, describe, setting_of, text, without_batch
 from fastcnn.tuning.device import device_name
 from fastcnn.tuning.table import Entries, Winner, load
@@ -144,5 +145,8 @@ def _constant(call: tuple[Any, ...], problem: Problem) -> tuple[str, str, int, s
     op, device, *others, _ = call
     found = _find((op, device, *others, setting_of(op, device.type)), _tables[device], problem)
     if found is None:
+        if device.type == "cuda":
+            why = "nothing is tried while torch.compile traces: fastcnn.warm_up(model, input) does so beforehand"
+            telling.warn_of_stock(device_name(device), batch_of(describe((*call[:-1], setting_of(op, "cuda")))), why)
         return "", "", 0, ""
     return found.winner.backend, found.winner.algorithm or "", found.batch or 0, found.why

@@ -69,13 +69,14 @@ class Reference:
         count = tensors["input"].shape[0]
         few = {round(i * (count - 1) / (self._images - 1)) for i in range(self._images)}
         rows = list(range(count)) if stage.by_batch else sorted(few)
-        output = _run(stage, tensors, None)["output"]
-        cotangent = torch.zeros_like(output) if gradients else None
-        if cotangent is not None:
+        stock = _run(stage, tensors, None)
+        cotangent, output = None, stock["output"]
+        if gradients:
+            cotangent = torch.zeros_like(output)
             generator = torch.Generator(output.device).manual_seed(1)
             some_rows = torch.empty_like(output[rows]).normal_(generator=generator)
             cotangent[rows] = some_rows.mul(4).round().clamp(-8, 8) / 4
-        stock = _run(stage, tensors, cotangent)
+            stock = _run(stage, tensors, cotangent)
         some = {name: each[rows] if name in ACTIVATIONS else each for name, each in tensors.items()}
         wide = {name: _widened(each) for name, each in some.items()}
         exact = _run(stage, wide, None if cotangent is None else cotangent[rows].double())

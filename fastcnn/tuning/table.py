@@ -87,10 +87,10 @@ def load(device: str) -> Entries:
     return known
 
 
-def holds(path: Path, device: str, key: dict[str, Any]) -> bool:
-    """Whether a file has an entry with this key."""
+def holds(path: Path, device: str, key: dict[str, Any], by: str) -> bool:
+    """Whether a file has an entry with this key that was measured by ``tune``, or by a ``trial``, which times less."""
     try:
-        return text(key) in read(path, device)
+        return read(path, device).get(text(key), {"by": ""}).get("by", "tune") == by
     except Unreadable:
         return False
 

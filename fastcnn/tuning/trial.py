@@ -41,6 +41,10 @@ HOPELESS = 1.5  # times stock's seconds: after one look a candidate is not timed
 _one = threading.Lock()
 
 
+CAPTURING = "nothing is tried while a graph is captured"
+BUSY = "another thread is trying a stage"
+
+
 def concerns(input: Tensor) -> bool:
     """Whether stages are tried on a tensor's device, or would be: on GPUs, and on processors under FASTCNN_TRIAL=1."""
     place = place_of(input.device)
@@ -55,7 +59,7 @@ def off(op: str, arguments: tuple[Any, ...]) -> str:
     place = place_of(input.device)
     assert place is not None
     if place.is_capturing():
-        return "nothing is tried while a graph is captured"
+        return CAPTURING
     why = _off(op, input, place)
     if why and place.by_default:
         telling.warn_of_stock(place.name, batch_of(describe(call_of(op, arguments, setting_of(op, "cuda")))), why)
@@ -176,6 +180,7 @@ def _measured(
         "stock_device_seconds": times[STOCK].device,
         "noise": round(noise, 4),
         "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "by": "trial",
         **why,
     }
 
@@ -221,10 +226,7 @@ def _timed(offered: Sequence[Winner], run: Run, place: Place, watch: Any) -> tup
         with watch(candidate), only_here(*candidate):
             return place.measure(run, times)
 
-    first = {}
-    for candidate in offered:
-        measure(candidate, 1)  # compiles and warms up
-        first[candidate] = measure(candidate, 1)
+    first = {each: measure(each, 1) for each in offered}  # all have run before, for parity
     racing = [each for each in offered if each == STOCK or first[each].call < HOPELESS * first[STOCK].call]
     if racing == [STOCK]:
         return {STOCK: first[STOCK]}, 0.0

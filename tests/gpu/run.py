@@ -1,12 +1,12 @@
-"""`make gpu`: on a CUDA GPU, parity of every backend, tuning, the headline benchmarks and the report.
+"""`make gpu`: on a CUDA GPU, whether the swap gains, parity of every backend, tuning, headline benchmarks, the report.
 
 It begins nothing new after MINUTES (9.5) and says what is left; running it again goes on there, as long as the sources
 are the same: every test and every stage is noted as soon as it is done, and one that crashes, hangs or leaves the GPU
 unusable costs itself alone. It needs torch, pytest and pytest-benchmark; the report needs the `report` extra too.
 
-PARTS: which of `parity tune bench report`. FILES: which test files, by their stems. RESULTS: where result files go
-(benchmarks/results). STATE: where notes, logs and the tuning table are kept (build/gpu), a folder for each state of the
-sources.
+PARTS: which of `trial parity tune bench report`. FILES: which test files, by their stems. RESULTS: where result files
+go (benchmarks/results). STATE: where notes, logs and the tuning table are kept (build/gpu), a folder for each state of
+the sources.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DONE = ("passed", "skipped", "failed")
-PARTS = ("parity", "tune", "bench", "report")
+PARTS = ("trial", "parity", "tune", "bench", "report")
 MINUTES = 9.5
 GRACE = 15  # seconds
 # The longest first: file, and in how many processes.
@@ -91,6 +91,22 @@ def build(run: Run) -> None:
     run.start("setup.py", "--quiet", "build_ext", "--inplace", log=log, **environment)
     if run.start("-c", ask, log=log) != 0:
         run.failed.append(f"the CUDA extension was not built, see {log}: backend cuda was not tested")
+
+
+def trial(run: Run) -> None:
+    """Answer first of all whether the swap gains: the proof and the trial of three networks, and their times."""
+    done, log = run.state / "trial.done", run.state / "trial.log"
+    if done.exists():
+        return
+    log.unlink(missing_ok=True)
+    code = run.start(str(HERE / "trial.py"), str(run.results), log=log)
+    print("".join(line for line in log.read_text().splitlines(keepends=True) if not line.startswith("  ")))
+    if code is None:
+        run.left.append("trial")
+    elif code:
+        run.failed.append(f"the trial ended with exit status {code}: see {log}")
+    else:
+        done.touch()
 
 
 def parity(run: Run, files: dict[str, int], processes: int) -> None:
@@ -220,6 +236,7 @@ def main(parts: Sequence[str]) -> int:
     build(run)
     processes = max(1, min(12, (os.cpu_count() or 2) - 2))
     steps: dict[str, Callable[[], None]] = {
+        "trial": lambda: trial(run),
         "parity": lambda: parity(run, files, processes),
         "tune": lambda: tune(run, min(processes, 8)),
     }
