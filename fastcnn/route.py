@@ -127,8 +127,9 @@ def choose(
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have a function told of every route that is given while the block runs."""
+    """Have a function told of every route that is given while the block runs; what is planned already is given anew."""
     _listeners.append(listener)
+    changed()
     try:
         with front.aside():
             yield
