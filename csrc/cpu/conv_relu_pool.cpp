@@ -21,7 +21,7 @@ bool is_cheaper_turned(const Tensor& input, const Tensor& weight, const Plane& p
 std::tuple<Tensor, Tensor> conv_pool(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
     Sizes stride, Sizes padding, Sizes dilation, int64_t groups, const Window& window, bool codes) {
   const std::vector<int64_t> size{weight.size(2), weight.size(3)};
-  const Window kernel = any_window(size, stride, padding, dilation, false);
+  const Window kernel = make_window(size, stride, padding, dilation, false);
   if (!is_cheaper_turned(input, weight, make_plane(kernel, input.size(2), input.size(3)))) {
     return pool(convolution(input, weight, bias, stride, padding, dilation, groups), window, true, codes);
   }
