@@ -1,7 +1,10 @@
 """fastcnn predict: the right classes from the right pixels, a table that fits, and one line per thing that is wrong."""
 
 import doctest
+import io
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +212,25 @@ def test_broken_image_is_named_and_the_others_are_classified(
     captured = capsys.readouterr()
     assert captured.err.count("Traceback") == 1
     assert "Image.open" in captured.err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_names_that_the_terminal_cannot_show(
+    encoding: str, hub: Hub, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of bytes that are no UTF-8, a Japanese one, and an error about a third."""
+    names = [b"caf\xe9.jpg", "猫.jpg".encode(), "犬.jpg".encode()]
+    for name in names[:2]:
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes((photos / "dog" / "1.jpg").read_bytes())
+    Path(os.fsdecode(bytes(tmp_path) + b"/" + names[2])).write_bytes(b"no image")
+    shown = io.BytesIO()
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(shown, encoding=encoding, write_through=True))
+    assert main(["predict", str(tmp_path), *TINY.split()]) == 1
+    output = shown.getvalue().decode("utf-8", errors="replace")
+    assert output.count(" %") == 10
+    assert output.count("not an image that can be read") == 1
+    assert ("猫" in output) == (encoding == "utf-8")
 
 
 def test_nothing_is_downloaded_for_no_image(hub: Hub, tmp_path: Path, capsys: Any) -> None:
