@@ -44,16 +44,17 @@ class TinyAlexNet(nn.Module):
 
     def __init__(self, num_classes: int = 3, dropout: float = 0.5) -> None:
         super().__init__()
-        self.features = fastcnn.nn.Sequential(
+        self.features = nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(4)
         )
-        self.classifier = fastcnn.nn.Sequential(
+        self.classifier = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(64, 33),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
             nn.Linear(33, num_classes),
         )
+        fastcnn.fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))
