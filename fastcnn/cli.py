@@ -70,7 +70,7 @@ def summary(
     import torchinfo
 
     size, options = parse_input_size(input_size) or default_input_size(model), parse_options(option)
-    score_shape(model, options, size)  # says what is wrong with the size
+    score_shape(model, options, size)  # raises for a size that does not fit
     with torch.device("meta"):  # shapes alone: no memory, no arithmetic
         network = build_model(model, options=options)
     table = torchinfo.summary(
@@ -153,7 +153,7 @@ def _explain(error: Exception) -> int:
     return 2 if isinstance(error, OptionError) else 1
 
 
-# What typer says of a wrong value is the language of the library that it validates with.
+# typer reports wrong values in the words of its validation library.
 PLAIN_WORDS = (
     (r"Value error, ", ""),
     (r"Input should be a valid integer.*", "expected a whole number"),

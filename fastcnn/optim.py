@@ -1,4 +1,4 @@
-"""SGD with momentum for models in bfloat16 or float16: the weights' digits are kept in float32, in the optimizer."""
+"""SGD with momentum for models in bfloat16 or float16, with float32 master weights in the optimizer."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -69,7 +69,7 @@ class SGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update the parameters that have gradients; return what `closure`, which computes them anew, returns."""
+        """Update the parameters that have gradients; a `closure` computes them first, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -153,7 +153,7 @@ class SGD(torch.optim.Optimizer):
         return state["momentum_buffer"].mul_(momentum).add_(grad, alpha=1 - dampening)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned; master and momentum stay in float32, which torch's own would round."""
+        """Load what `state_dict()` returned; unlike torch's own method, this keeps master and momentum in float32."""
         super().load_state_dict(state_dict)
         ours = chain.from_iterable(group["params"] for group in self.param_groups)
         theirs = chain.from_iterable(group["params"] for group in state_dict["param_groups"])

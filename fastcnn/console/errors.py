@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class OptionError(UserError):
-    """The value of an option or argument cannot be; the exit code is that of wrong usage.
+    """The value of an option or argument is wrong; the exit code is 2.
 
     Example:
         >>> raise OptionError("--device abacus: torch knows no such device")

@@ -68,7 +68,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Return where fastcnn keeps what it has found out on this machine: $FASTCNN_CACHE, or fastcnn/ in ~/.cache.
+    """Return the folder of what fastcnn remembers about this machine: $FASTCNN_CACHE, or fastcnn/ in ~/.cache.
 
     Example:
         >>> cache_folder().is_absolute()

@@ -14,7 +14,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard de
 # Mean and standard deviation by number of channels: ImageNet's for colours.
 STATISTICS: dict[int, Statistics] = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
 
-LONGEST = 16  # times the shorter side: what is longer is cropped, as resizing would make megapixels of a line
+LONGEST = 16  # times the shorter side; longer images are cropped, as resizing would blow a line up to megapixels
 
 
 def open_image(file: str | PathLike[str], *, small: bool = False) -> Any:
@@ -56,7 +56,7 @@ def _eight_bits(image: Any) -> Any:
     if image.mode in ("I", "F"):
         raise ValueError(f"its mode {image.mode} does not say which value is white; save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")  # straight to RGB, PIL warns
+        return image.convert("RGBA")  # PIL warns if it goes straight to RGB
     return image
 
 
@@ -68,7 +68,7 @@ def _bounded(image: Any) -> Any:
 
 
 def transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
-    """Return what makes (C, H, W) bytes of a training image of PIL, and of a held-out one.
+    """Return the transforms of training and of held-out images: from an image of PIL to (C, H, W) uint8.
 
     Example:
         >>> from PIL import Image
@@ -86,7 +86,7 @@ def transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tensor
 
 
 def scale_and_offset(statistics: Statistics, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Return factor and summand, (C, 1, 1) each, that turn bytes into normalized float32.
+    """Return factor and offset, (C, 1, 1) each, that turn bytes into normalized float32.
 
     Example:
         >>> scale, offset = scale_and_offset(((0.5,), (0.25,)))

@@ -73,7 +73,7 @@ def check_shapes(name: str, options: dict[str, Any], input_size: tuple[int, int,
 
 
 def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, int]) -> torch.Size:
-    """Return the shape of a model's scores for one image: neither memory nor arithmetic, and no random numbers.
+    """Return the shape of a model's scores for one image, without memory, arithmetic or random numbers.
 
     Raises:
         OptionError: the network does not take such images.
@@ -93,9 +93,9 @@ def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, 
 
 
 def normalize_first(model: nn.Module, statistics: Statistics, dtype: torch.dtype | None = None) -> None:
-    """Let a network of ``fastcnn.models`` take bytes: its first layers begin with their normalization, keys unchanged.
+    """Put a normalization of bytes in front of a network's first layers, in place; the state dict's keys stay.
 
-    `dtype` is what they become; None leaves it to autocast, or float32.
+    `dtype` is that of the normalized images; None leaves it to autocast, or float32.
 
     Example:
         >>> import fastcnn
@@ -144,7 +144,7 @@ def check_same_architecture(title: str, saved: dict[str, Tensor], own: dict[str,
 
 
 def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tuple[Any, dict[str, Tensor]]:
-    """Return torchvision's weights that a name means, and their tensors.
+    """Look up torchvision's weights by name; return them and their tensors.
 
     Args:
         name: the model.
@@ -152,7 +152,7 @@ def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tup
         progress: show the progress of a download.
 
     Raises:
-        UserError: there are none of that name, they are of features alone, or they cannot be had.
+        UserError: there are none of that name, they have no classifier, or they cannot be downloaded.
 
     Example:
         >>> pretrained_classifier("alexnet", "IMAGENET1K_V2")
@@ -162,7 +162,7 @@ def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tup
     require("train", "torchvision")
     from torchvision.models import get_model_weights, list_models
 
-    default_input_size(name)  # which knows the names of the models
+    default_input_size(name)  # raises for unknown names
     names = sorted({*get_model_weights(name).__members__}) if name in list_models() else []
     if weights not in names:
         known = f"{name} has {', '.join(names)}" if names else f"torchvision has no weights of {name}"

@@ -51,7 +51,7 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
 
 
 def default_device() -> str:
-    """Return what ``--device`` is where it is left out.
+    """Return the device that is used without ``--device``.
 
     Example:
         >>> default_device() in ("cpu", "cuda")

@@ -1,4 +1,4 @@
-"""A network with what belongs to it when it is used: its classes, and how its images are prepared."""
+"""A trained network with its classes and the preparation of its images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ NETWORK = "fastcnn"  # of a run with --compare, the checkpoint holds the stock n
 class Classifier:
     """A network in eval mode.
 
-    ``transform`` makes one input (C, H, W) float32 of an image of PIL, of whatever mode; ``title`` says what it is.
+    ``transform`` turns an image of PIL, of any mode, into one input (C, H, W) float32; ``title`` names the network.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Classifier:
         """Return the probabilities (N, classes) of images (N, C, H, W).
 
         Raises:
-            UserError: they are no numbers, as after a training that went wrong.
+            UserError: they are infinite or NaN, as after a training that diverged.
         """
         with torch.inference_mode():
             scores = self.model(images).float().softmax(dim=1)
@@ -58,7 +58,7 @@ def load(weights: str, model: str | None) -> Classifier:
         model: by default ``alexnet``, or the checkpoint's.
 
     Raises:
-        UserError: there is no such thing, or it is not of that model.
+        UserError: there are no such weights, or they are of another model.
     """
     path = Path(weights)
     if path.exists() or "/" in weights or path.suffix in CHECKPOINT_SUFFIXES:

@@ -43,9 +43,9 @@ def predict(
     """Print the most probable classes of images.
 
     Images are resized, cropped and normalized as the weights want them, or as in
-    the training that wrote the checkpoint; grey and transparent ones are turned
-    into what the network takes. An image that cannot be read is told in one line,
-    the others are still classified, and the exit code is 1.
+    the training that wrote the checkpoint. They are read as viewers show them: EXIF
+    orientation, 16 bits, grey and transparent ones. An image that cannot be read is
+    reported in one line, the others are still classified, and the exit code is 1.
 
     Example: fastcnn predict cat.jpg
 
@@ -98,11 +98,13 @@ def _classified(
 
 
 def _name(classes: tuple[str, ...], index: int) -> str:
-    return classes[index] if index < len(classes) else f"class {index}"  # a head may score more than the data has
+    return (
+        classes[index] if index < len(classes) else f"class {index}"
+    )  # a head may have more outputs
 
 
 def _table(rows: list[Row], header: bool) -> Table:
-    """Return one batch's table; its columns are as wide as in every other."""
+    """Return one batch's table; all batches have the same column widths."""
     table = Table(box=None, width=WIDTH, pad_edge=False, show_header=header)
     table.add_column("image", width=IMAGE_WIDTH, overflow="fold")
     table.add_column("class", ratio=1, no_wrap=True, overflow="ellipsis")

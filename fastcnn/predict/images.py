@@ -1,4 +1,4 @@
-"""Which images are meant, and reading them; what cannot be read is a value, so that the others go on."""
+"""Finding and reading images; an unreadable one is returned as an error, so that the others go on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from fastcnn.console.images import open_image
 
 
 def find(places: list[Path]) -> tuple[list[Path], list[UserError]]:
-    """Return the files that are meant, and what is wrong with places that mean none.
+    """Return the image files at some places, and an error for each place that has none.
 
     A folder stands for all images below it, in the order of their names; a file for itself, whatever its name.
 

@@ -63,7 +63,7 @@ def _draw_losses(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], ..
 
 
 def _rate_changes(lane: Lane) -> list[int]:
-    """Return the steps after which the learning rate was another one; epochs are equally long."""
+    """Return the steps after which the learning rate changed; all epochs have the same number of steps."""
     rates = [*(epoch.lr for epoch in lane.epochs), lane.lr]
     steps_per_epoch = (len(lane.losses) - lane.step) // max(1, len(lane.epochs))
     changes = [index + 1 for index, (before, after) in enumerate(itertools.pairwise(rates)) if before != after]

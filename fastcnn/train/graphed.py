@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 logger = logging.getLogger("fastcnn")
 
 WARM_UP_CALLS = 3  # as torch's documentation on CUDA graphs advises
-MAX_GRAPHS = 16  # each kind of call holds memory of its own; a loop that makes more kinds does not repeat itself
+MAX_GRAPHS = 16  # each holds memory of its own; a loop with more kinds of calls hardly repeats any
 
 
 class GraphedStep:
@@ -90,7 +90,7 @@ class GraphedStep:
             make_capturable(self._optimizer)
 
     def _key(self, inputs: tuple[Tensor, ...]) -> Hashable:
-        """Return what is written into a graph once and for all; a tensor among the settings stands for itself."""
+        """Return what a graph depends on: shapes, dtypes, settings; a tensor among these counts by identity."""
         groups = self._optimizer.param_groups if self._optimizer else []
         settings = (value for group in groups for name, value in group.items() if name != "params")
         return (
@@ -106,12 +106,12 @@ class GraphedStep:
         assert self._capture is not None
         if calls <= WARM_UP_CALLS:
             output, waits = self._capture.warm_up(run)
-            if waits and calls == WARM_UP_CALLS:  # an earlier one may wait while it sets things up
+            if waits and calls == WARM_UP_CALLS:  # earlier calls may wait while they set things up
                 self._give_up(f"it makes the CPU wait for the GPU ({waits[0]})")
             return output.detach()
         try:
             self._graphs[key] = graph = self._record(self._capture, inputs)
-        except Exception as error:  # whatever the user's step may raise; ungraphed, it shows or not
+        except Exception as error:  # the user's step may raise anything
             cause = error.__context__ or error  # ending a broken capture fails too, with less to say
             self._give_up(f"capturing it failed ({_first_line(cause)})")
             return run().detach()
@@ -195,7 +195,7 @@ class CudaCapture:
         return graph.replay, output
 
     def _clear_up(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End what a capture that failed at its end leaves open: the allocator's pool and the generator's mode."""
+        """Close what a failed capture leaves open: the allocator's pool and the generator's capture mode."""
         with contextlib.suppress(RuntimeError):  # the failure was an earlier one, and the pool is closed
             torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
         graph.reset()
@@ -244,7 +244,7 @@ def _parameters(optimizer: Optimizer | None) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _state_kept(optimizer: Optimizer | None) -> Iterator[None]:
-    """Hold a capture to updating the optimizer's state in place, and put gradients and state back where it fails.
+    """Allow a capture only in-place updates of the optimizer's state; restore gradients and state if it fails.
 
     A capture runs no kernel, so parameters and random streams stand still. But it leaves new tensors as gradients, and
     whatever it creates as state would hold nothing.

@@ -1,4 +1,4 @@
-"""Whether all images can be read, seen before the first step, in parallel, and remembered."""
+"""Checks that all images can be read, before the first step, in parallel, and remembers the result."""
 
 import contextlib
 import hashlib
@@ -18,12 +18,12 @@ from fastcnn.console.images import open_image
 def unreadable(files: Sequence[str], directory: Path, workers: int, console: Console) -> dict[str, str]:
     """Return the images that cannot be read, with the reason of each.
 
-    Those that could are remembered in the cache folder by path, size and time of change, so that the next run looks at
-    new and changed ones alone.
+    Readable ones are remembered in the cache folder by path, size and time of change, so that the next run checks only
+    new and changed ones.
 
     Args:
         files: paths of images.
-        directory: the data set's folder, which has a memory of its own.
+        directory: the data set's folder; the memory is kept per folder.
         workers: threads that decode.
         console: where the progress is shown, if it is a terminal.
 
@@ -79,6 +79,6 @@ def _read(memory: Path) -> set[str]:
 
 
 def _write(memory: Path, keys: set[str]) -> None:
-    with contextlib.suppress(OSError, UserError):  # without a cache folder, the next run looks again
+    with contextlib.suppress(OSError, UserError):  # without a cache folder the next run checks all of them again
         memory.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(memory, lambda file: file.write("\n".join(sorted(keys)).encode()))

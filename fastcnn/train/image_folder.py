@@ -1,4 +1,4 @@
-"""A folder with one folder of images for each class: which folders are meant, and what cannot be meant."""
+"""A folder with one folder of images for each class: finds the splits and classes, and refuses what is neither."""
 
 import os
 from collections import Counter, defaultdict
@@ -92,7 +92,7 @@ def _several_classes(images: ImageFolder) -> ImageFolder:
 
 
 def _check_levels(directory: Path, images: ImageFolder) -> None:
-    """Refuse folders of folders: splits within a class, or classes within what is taken for a class."""
+    """Refuse class folders that hold folders of images: splits inside classes, or a folder level too many."""
     parents: dict[str, set[str]] = defaultdict(set)
     for path, _ in images.samples:
         name, *below = os.path.relpath(path, directory).split(os.sep)

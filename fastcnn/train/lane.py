@@ -22,8 +22,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
 }
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# How an optimizer runs rather than what it computes: it follows the device, not the checkpoint. The learning rate does
-# too, as it is a tensor on a GPU; its value is one of the settings.
+# How an optimizer runs, not what it computes: taken from the device, not from the checkpoint. So is the learning rate,
+# which is a tensor on a GPU; its value comes from the settings.
 OF_THE_DEVICE = ("lr", "initial_lr", "capturable", "foreach", "fused")
 
 
@@ -34,9 +34,9 @@ class Diverged(UserError):
 def build_optimizer(
     name: str, model: nn.Module, lr: float, weight_decay: float, splits: bool = False
 ) -> torch.optim.Optimizer:
-    """Build an optimizer of ``OPTIMIZERS``; on a GPU a fused one, ready for CUDA graphs.
+    """Build an optimizer of ``OPTIMIZERS``: on a GPU a fused one, ready for CUDA graphs.
 
-    Where the layout ``splits`` parameters over processes, a plain one.
+    If the layout ``splits`` parameters over processes, a plain one.
 
     Example:
         >>> build_optimizer("adam", nn.Linear(2, 1), lr=0.01, weight_decay=0.0).param_groups[0]["lr"]
@@ -67,7 +67,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], layo
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch of one network came to; the times are those of training, without evaluation and checkpoints.
+    """Results of one epoch of one network; times are of training, without evaluation and checkpoints.
 
     Accuracies are shares of the held-out images; ``waited`` are the seconds spent waiting for images, of ``seconds``.
     """
@@ -84,10 +84,9 @@ class Epoch:
 
 @dataclass
 class Lane:
-    """One network on its way through training, with all that a checkpoint must hold to go on as if never stopped.
+    """One network in training, with all that a checkpoint must hold to go on as if never stopped.
 
-    Side by side, each lane has its own random number stream, so that dropout draws the same in both however the
-    epochs are interleaved.
+    Each lane has its own random number stream, so that two networks that take turns draw the same dropout masks.
 
     Attributes:
         title: what the table and the progress bar call it.
@@ -151,7 +150,7 @@ class Lane:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run under this lane's backend and from where its random number stream stands."""
+        """Run under this lane's backend and from the state of its random number stream."""
         self._set_rng_state(self._rng)
         backend = fastcnn.use_backend(self.backend) if self.backend else contextlib.nullcontext()
         with backend:
@@ -159,7 +158,7 @@ class Lane:
         self.note_rng()
 
     def note_rng(self) -> None:
-        """Take down where the random number stream stands."""
+        """Remember the state of the random number stream."""
         self._rng = self._rng_state()
 
     def cuda_graphs(self) -> str:
@@ -175,7 +174,7 @@ class Lane:
         """Return whole tensors and plain values that :meth:`load_state_dict` goes on from; all processes must call it.
 
         Raises:
-            Diverged: the weights are no longer finite, so that nothing good would follow.
+            Diverged: the weights are no longer finite.
         """
         model = self.layout.whole(self.model.state_dict())
         if not all(bool(value.isfinite().all()) for value in model.values()):
@@ -206,7 +205,7 @@ class Lane:
         self.scaler.load_state_dict(state["scaler"])
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.scheduler.last_epoch = len(self.epochs)
-        for _ in range(len(self.epochs) // self.scheduler.step_size):  # step by step, to the last bit as it was
+        for _ in range(len(self.epochs) // self.scheduler.step_size):  # the same to the last bit
             for group in self.optimizer.param_groups:
                 rate = group["lr"] * self.scheduler.gamma
                 group["lr"] = group["lr"].copy_(rate) if isinstance(rate, Tensor) else rate
@@ -215,7 +214,7 @@ class Lane:
         self.step, self.seconds, self.waited = state["step"], state["seconds"], state["waited"]
 
     def diverged(self, what: str, step: int) -> str:
-        """Say what became of it at a step of the current epoch, and what may help."""
+        """Say what happened at a step of the current epoch, and what may help."""
         return f"{self.title}: {what} in epoch {len(self.epochs) + 1}, step {step}; a smaller --lr may help"
 
     def _rng_state(self) -> dict[str, Tensor]:

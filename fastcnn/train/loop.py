@@ -18,8 +18,8 @@ from fastcnn.train.lane import Diverged, Epoch, Lane
 from fastcnn.train.memory import peak_memory
 from fastcnn.train.pace import Pace
 
-REPORT_SECONDS = 0.1  # between two readings of the losses, which make the CPU wait for a GPU
-WAITING_SHARE, WAITING_SECONDS = 0.2, 1.0  # of an epoch, from which on waiting for images is worth a word
+REPORT_SECONDS = 0.1  # between two readings of the losses: a reading makes the CPU wait for the GPU
+WAITING_SHARE, WAITING_SECONDS = 0.2, 1.0  # of an epoch: waiting longer for images is reported
 
 logger = logging.getLogger("fastcnn")
 
@@ -86,7 +86,7 @@ def train_epoch(
 
 
 def _timed(lane: Lane, draws: Iterator[Draws]) -> Iterator[Draws]:
-    """Pass the draws on, and add up how long they took to come."""
+    """Yield the draws, and add up the time spent waiting for them."""
     while True:
         started = time.perf_counter()
         drawn = next(draws, None)
@@ -113,9 +113,9 @@ def _add_time(lane: Lane, started: float) -> None:
 
 
 def score(lane: Lane, data: Dataset, *draws: Tensor) -> Tensor:
-    """Return for each draw the sum of the losses, and how often the label is the first and among the first five.
+    """Return (batches, 3): the sum of the losses, and how many labels are the first and among the first five guesses.
 
-    Of this process's share of the images: (batches, 3).
+    Each row is of one draw, over this process's share of the images.
     """
     results = []
     for draw in zip(*draws):
@@ -145,7 +145,7 @@ def evaluate(lane: Lane, data: Dataset, stopped: Callable[[], bool]) -> tuple[fl
 
 
 def finish_epoch(lane: Lane, data: Dataset, test_loss: float, test_accuracy: float, test_top5: float) -> None:
-    """Turn the steps since the last epoch's end into an :class:`Epoch`, set the next one's rate and count anew."""
+    """Append an :class:`Epoch` of the steps since the last one, step the learning rate, and reset the counters."""
     epoch_losses = lane.losses[-lane.step :]
     lane.epochs.append(
         Epoch(
@@ -169,7 +169,7 @@ def finish_epoch(lane: Lane, data: Dataset, test_loss: float, test_accuracy: flo
             len(lane.epochs),
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # resumed at an epoch's end, the scheduler comes before the first step
+        warnings.simplefilter("ignore")  # resumed at an epoch's end, the scheduler steps before the optimizer
         lane.scheduler.step()
     lane.step, lane.seconds, lane.waited = 0, 0.0, 0.0
 
@@ -198,7 +198,7 @@ def _step_of_copy(lane: Lane, data: Dataset) -> Iterator[Callable[[], None]]:
 
     def step() -> None:
         train_step(twin, images, labels)
-        twin.optimizer.zero_grad()  # gradients are part of what a step needs, so they do not wait for the next
+        twin.optimizer.zero_grad()  # so that the step's own gradients count, not those of the step before
 
     with twin.running():
         yield step

@@ -16,9 +16,9 @@ from fastcnn.train.distributed import OneProcess, World, linear_layers
 class OneWeirdTrick(OneProcess):
     """The layout of Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014.
 
-    Before the classifier the batch's features are gathered. Each process then computes some columns of every linear
-    layer for the whole batch, and these are gathered in turn; dropout sees whole activations, so one common random
-    stream gives the masks of a single process. The linear layers' gradients stay where they are.
+    The features of the whole batch are gathered before the classifier. Each process computes some columns of every
+    linear layer for the whole batch, and the columns are gathered after each layer. Dropout sees whole activations, so
+    a common random stream gives the masks of a single process. Gradients of linear layers are not exchanged.
 
     Raises:
         UserError: the network has no ``features`` and ``classifier`` with linear layers.
@@ -35,7 +35,7 @@ class OneWeirdTrick(OneProcess):
         self._mesh = init_device_mesh(device.type, (world.size,))
         for layer in model.get_submodule("classifier").modules():
             if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # autograd lets nobody write into what a DTensor hands out
+                layer.inplace = False  # autograd forbids in-place writes to a DTensor's output
         parallelize_module(model, self._mesh, plan)
         model.get_submodule("classifier").register_forward_pre_hook(self._gather_batch)
         split = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]

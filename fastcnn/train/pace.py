@@ -3,15 +3,15 @@
 import math
 import time
 
-SHARE_OF_TIME = 0.05  # that writing checkpoints may take of training
+SHARE_OF_TIME = 0.05  # of training that writing checkpoints may take
 
 
 class Pace:
-    """After which steps a checkpoint is written.
+    """Decides after which steps a checkpoint is written.
 
-    A resumed run repeats the steps since its checkpoint, with the same losses; so what a kill costs is their time.
-    Every ``every`` steps, or with 0 as often as writing takes a twentieth of the time at most: that is counted in
-    steps, so that several processes agree.
+    That is every ``every`` steps; with 0, so often that writing takes at most a twentieth of the time, counted in steps
+    so that several processes agree. A kill costs the time since the last checkpoint: a resumed run repeats those steps
+    with the same losses.
 
     Example:
         >>> pace = Pace(every=2)
@@ -30,13 +30,13 @@ class Pace:
         return self._left <= 0
 
     def next_interval(self, write_seconds: float) -> int:
-        """Return after how many steps the next one is due, from how long writing one took just now."""
+        """Return after how many steps the next checkpoint is due, given how long the last one took to write."""
         if self.every:
             return self.every
         step_seconds = (time.perf_counter() - self._started - write_seconds) / max(1, self._interval - self._left)
         return max(1, math.ceil(write_seconds / (SHARE_OF_TIME * max(step_seconds, 1e-6))))
 
     def restart(self, interval: int | None = None) -> None:
-        """Count from here on to ``interval``, or to the one before."""
+        """Start counting anew, to ``interval`` steps or to as many as before."""
         self._interval = self._left = interval or self._interval
         self._started = time.perf_counter()

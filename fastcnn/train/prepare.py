@@ -42,13 +42,13 @@ def prepare(
     console: Console | None = None,
     changed_data: bool = False,
 ) -> tuple[Dataset, list[Lane]]:
-    """Load the data and build the networks, those of a checkpoint where there is one to go on from.
+    """Load the data and build the networks, with the state of a checkpoint if one is resumed.
 
     Args:
         settings: what to do.
         world: the processes that train together.
         resume: content of a checkpoint to go on from.
-        console: where the progress of reading all images once is shown; by default nowhere.
+        console: where the progress of checking the images is shown; by default nowhere.
         changed_data: go on though the number of training images is no longer the checkpoint's.
 
     Raises:
@@ -92,7 +92,7 @@ def _device(settings: Settings, world: World) -> torch.device:
 
 
 def _gpu(device: torch.device, world: World) -> torch.device:
-    """Return one process's GPU: of several processes on a machine, each has one of its own."""
+    """Return this process's GPU: each process of a machine has its own."""
     count = torch.cuda.device_count()
     if world.size > 1 and device.index is None:
         if world.local_size > count:
@@ -146,14 +146,14 @@ def _lane(title: str, model: nn.Module, settings: Settings, device: torch.device
         settings.seed,
         backend=settings.backend if title == "fastcnn" else "torch",
         amp=settings.amp,
-        graph=settings.graph and device.type in CAPTURES and world.size == 1,  # what processes exchange stays outside
+        graph=settings.graph and device.type in CAPTURES and world.size == 1,  # a graph holds no exchange
         parallel=layout,
         lr_step=settings.lr_step,
     )
 
 
 def layout_of(name: str, model: nn.Module, world: World) -> OneProcess:
-    """Lay a network out over the processes, as ``ddp`` or ``owt``; in the only process it stays as it is."""
+    """Lay a network out over the processes, as ``ddp`` or ``owt``; a single process keeps it as it is."""
     if world.size == 1:
         return OneProcess(model, world)
     if name == "ddp":

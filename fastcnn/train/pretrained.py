@@ -7,7 +7,7 @@ from fastcnn.console.models import check_same_architecture, pretrained_classifie
 
 
 def load_pretrained(model: nn.Module, name: str, weights: str, progress: bool = True) -> str:
-    """Give a network torchvision's weights, but for a last layer of another number of classes; say which.
+    """Load torchvision's weights into a network, except a last layer of another number of classes; say what was loaded.
 
     Args:
         model: the network; where it scores another number of classes, its last linear layer stays as it is.
@@ -27,7 +27,7 @@ def load_pretrained(model: nn.Module, name: str, weights: str, progress: bool = 
     head, layer = [item for item in model.named_modules() if isinstance(item[1], nn.Linear)][-1]
     classes = len(chosen.meta["categories"])
     starts_anew = layer.out_features != classes
-    # Weights that are older than the counter of batch normalization's batches come without it.
+    # Older weights lack the batch counters of batch normalization.
     stays = [key for key in own if key.endswith("num_batches_tracked") or (starts_anew and key.startswith(f"{head}."))]
     state = {key: own[key] for key in stays}
     state |= {key: value for key, value in pretrained.items() if not (starts_anew and key.startswith(f"{head}."))}

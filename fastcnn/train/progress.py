@@ -81,7 +81,7 @@ class Display:
         )
 
     def finish_epoch(self, lane: Lane) -> None:
-        """Leave a line in a log, where no bar can be drawn."""
+        """Print a line about the epoch if the console is a log, where no bar can be drawn."""
         if self.console.is_terminal:
             return
         epoch = lane.epochs[-1]

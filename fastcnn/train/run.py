@@ -55,15 +55,15 @@ class Run:
     def turns(self) -> Iterator[tuple[int, Lane]]:
         """Yield (epoch, network) in the order of training.
 
-        Two networks take turns epoch by epoch, and who goes first changes, so that a machine that slows down or
-        speeds up does the same to both.
+        Two networks take turns epoch by epoch, and swap who goes first, so that a machine that slows down or speeds up
+        affects both alike.
         """
         for epoch in range(self.settings.epochs):
             lanes = self.lanes if epoch % 2 == 0 else self.lanes[::-1]
             yield from ((epoch, lane) for lane in lanes if len(lane.epochs) == epoch)
 
     def save_checkpoint(self) -> None:
-        """Write checkpoint.pt: all that a resumed run needs. Of several processes, all take part and one writes."""
+        """Write checkpoint.pt: all that a resumed run needs. All processes must call it; the first one writes."""
         state = {
             "settings": self.settings.as_dict(),
             "classes": list(self.data.classes),
@@ -78,7 +78,7 @@ class Run:
         self.note_saved()
 
     def note_saved(self) -> None:
-        """Take down that the checkpoint holds the present state."""
+        """Remember that the checkpoint holds the present state."""
         self.saved = f"{self.directory / checkpoint.FILE_NAME} holds {self.place()}"
 
     def save_between_steps(self) -> None:
@@ -123,7 +123,7 @@ def train(
 ) -> Run:
     """Train, show progress and one table, and write checkpoint.pt, metrics.json and curves.png.
 
-    Of several processes, each calls this; the first shows and writes.
+    Under torchrun every process calls this; the first one shows and writes.
 
     Args:
         settings: what to do.
@@ -164,7 +164,7 @@ def train(
 
 
 def _train_and_write(run: Run) -> None:
-    """Train to the end and write all files, or raise Interrupted with what there is written."""
+    """Train to the end and write all files; after Ctrl-C, write what there is and raise Interrupted."""
     writes = run.world.rank == 0
     if run.settings.tensorboard and writes:
         run.logs = TensorBoard(run.directory, run.lanes)
@@ -175,18 +175,18 @@ def _train_and_write(run: Run) -> None:
         try:
             finished = _train_epochs(run, stopped)
         except KeyboardInterrupt as error:
-            raise Interrupted(f"stopped; {whence_to_resume(run)}") from error
-        except Diverged:  # gone on with, it would diverge again
+            raise Interrupted(f"stopped; {where_to_resume(run)}") from error
+        except Diverged:  # resumed, it would diverge again
             raise
         except Exception as error:
             if "DataLoader worker" not in str(error):
                 if run.saved:
-                    error.add_note(whence_to_resume(run))
+                    error.add_note(where_to_resume(run))
                 raise
             killed = (
                 "a process that loads images was killed, as happens where memory runs out: fewer --workers need less"
             )
-            raise UserError(f"{killed}; {whence_to_resume(run)}") from error
+            raise UserError(f"{killed}; {where_to_resume(run)}") from error
         run.save_checkpoint()
         if finished and run.world.size == 1:
             for lane in run.lanes:
@@ -198,7 +198,7 @@ def _train_and_write(run: Run) -> None:
 
 
 def _exchanged(run: Run) -> Iterator[str]:
-    """Say what several processes exchange; how a network is laid out is not in the shapes any more, hence the copy."""
+    """Say what several processes exchange, from a copy of the network whose parameters are not split yet."""
     if run.world.size > 1:
         with torch.device("meta"):
             model = build_model(
@@ -210,7 +210,7 @@ def _exchanged(run: Run) -> Iterator[str]:
 
 
 def _claim(directory: Path, overwrite: bool) -> None:
-    """Say what keeps a folder from receiving the results, before anything is loaded; it is left as it is."""
+    """Raise if a folder cannot receive the results, before anything is loaded; the folder is not changed."""
     try:
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory}: is a file, not a folder for results")
@@ -227,13 +227,13 @@ def _claim(directory: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _folder(directory: Path) -> Iterator[None]:
-    """Make a folder for results and those above it; if there is no checkpoint in the end, what was made goes again."""
+    """Make a folder for results and its parents; remove what was made if no checkpoint was written in the end."""
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        with contextlib.suppress(OSError):  # a folder that holds something else stays; one may not have come to be
+        with contextlib.suppress(OSError):  # the folder may hold something else, or may never have been made
             if made and not (directory / checkpoint.FILE_NAME).exists():
                 _clear(directory)
         for path in made:
@@ -273,9 +273,9 @@ def _train_epochs(run: Run, stopped: threading.Event) -> bool:
 
 @contextlib.contextmanager
 def _ctrl_c(world: World) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event that the loop asks for; a second one stops at once.
+    """Turn the first Ctrl-C into an event that the training loop checks; a second one stops at once.
 
-    Several processes would not stop after the same step: there, the last checkpoint is what to go on from.
+    Several processes would not stop after the same step, so there Ctrl-C stops at once, with the last checkpoint.
     """
     pressed = threading.Event()
     if world.size > 1:
@@ -293,7 +293,7 @@ def _ctrl_c(world: World) -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def whence_to_resume(run: Run) -> str:
+def where_to_resume(run: Run) -> str:
     """Say what the checkpoint holds, and how to go on from it."""
     return f"{run.saved}; {how_to_resume(run)}" if run.saved else NOT_SAVED
 

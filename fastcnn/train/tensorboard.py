@@ -15,12 +15,11 @@ FOLDER = "tensorboard"
 class TensorBoard:
     """Event files under ``DIR/tensorboard``, a folder for each network.
 
-    What a killed run wrote after the checkpoint that a resumed one goes on from is dropped by TensorBoard
-    (``purge_step``).
+    After a resume, TensorBoard drops what a killed run wrote beyond its checkpoint (``purge_step``).
 
     Args:
         directory: the run's folder.
-        lanes: the networks, where they stand.
+        lanes: the networks, at their present step.
 
     Raises:
         UserError: the package tensorboard is not installed.
@@ -55,7 +54,7 @@ class TensorBoard:
             self._writers[lane.title].add_scalar(tag, value, step)
 
     def flush(self) -> None:
-        """Bring what was written to the disk."""
+        """Flush all writers to the disk."""
         for writer in self._writers.values():
             writer.flush()
 
