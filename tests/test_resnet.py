@@ -170,11 +170,11 @@ def decided(row, x):
 
 
 def step(row, x, cotangents):
-    """Return the output, and every gradient for each cotangent."""
+    """Return the output, every gradient for each cotangent, and the running statistics afterwards."""
     x = x.clone().requires_grad_()
     leaves, y = [x, *row.parameters()], row(x)
     draws = [torch.autograd.grad(y, leaves, each.to(y), retain_graph=True) for each in cotangents]
-    return [y.detach(), *map(torch.stack, zip(*draws, strict=True))]
+    return [y.detach(), *map(torch.stack, zip(*draws, strict=True)), row[1].running_mean, row[1].running_var]
 
 
 @pytest.mark.parametrize("name", LARGER)
@@ -190,7 +190,7 @@ def test_stages_of_larger_networks_train_as_stock_ones_do(backend, name):
         with fastcnn.use_backend(backend):
             ours = step(fastcnn.fuse(copy.deepcopy(row)), x, cotangents)
         exact, stock = step(copy.deepcopy(row).double(), x.double(), cotangents), step(row, x, cotangents)
-        names = ["output", "input", *dict(row.named_parameters())]
+        names = ["output", "input", *dict(row.named_parameters()), "running mean", "running variance"]
         for what, *each in zip(names, ours, stock, exact, strict=True):
             assert_within_twice(*each, f"{row[0]}: {what}")
 
