@@ -1,8 +1,8 @@
 // Addition + ReLU in one pass over memory, whatever its layout; backward masks by the output's sign.
 
-#include "../tensors.h"
 #include "../math/select.h"
 #include "../ops.h"
+#include "../tensors.h"
 #include "threads.h"
 
 namespace fastcnn::cpu {

@@ -98,9 +98,7 @@ def _classified(
 
 
 def _name(classes: tuple[str, ...], index: int) -> str:
-    return (
-        classes[index] if index < len(classes) else f"class {index}"
-    )  # a head may have more outputs
+    return classes[index] if index < len(classes) else f"class {index}"  # a head may have more outputs
 
 
 def _table(rows: list[Row], header: bool) -> Table:
