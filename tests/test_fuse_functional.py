@@ -412,6 +412,33 @@ def test_explain_names_the_if_that_ends_a_row():
     assert reasons["conv1"] == "before if x.sum() > -100"
 
 
+class Walks(nn.Module):
+    """It calls the layers of two rows one by one, and a third as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        rows = [nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()) for _ in range(3)]
+        self.by_index, self.in_a_loop, self.whole = rows
+
+    def forward(self, x):
+        seen = []
+        for i in range(len(self.by_index)):
+            x = self.by_index[i](x)
+        for layer in self.in_a_loop:
+            x = layer(x)
+            seen.append(x)
+        return self.whole(x), seen
+
+
+@pytest.mark.parametrize("input", [None, (1, 3, 9, 9)], ids=["static", "run"])
+def test_explain_tells_rows_whose_layers_are_called_one_by_one(input):
+    rows = fastcnn.explain(Walks(), input)
+    assert [row.names for row in rows if row.stage] == [("whole.0", "whole.1")]
+    alone = {row.names[0]: row.reason for row in rows if not row.stage}
+    reason = "in Sequential, the forward around it calls its layers one by one"
+    assert alone == dict.fromkeys(["by_index.0", "by_index.1", "in_a_loop.0", "in_a_loop.1"], reason)
+
+
 def test_arguments_and_several_outputs_go_through():
     fused, model = pair(Branches)
     assert_runs_alike(fused, model, 3, both=True)

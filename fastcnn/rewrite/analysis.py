@@ -15,7 +15,7 @@ from fastcnn import stages as fused_stages
 from fastcnn.calls import FUNCTIONS, Call
 from fastcnn.instance import is_replaced
 from fastcnn.rewrite.chains import Rewriter
-from fastcnn.rewrite.links import ADD, ADD_TO, ANY, CALL, MAKERS, METHOD, RUN, Callee, Found, Link, is_name
+from fastcnn.rewrite.links import ADD, ADD_TO, ANY, CALL, MAKERS, METHOD, RUN, Callee, Found, Link, is_name, simple
 from fastcnn.rewrite.source import Place, Unreadable, build, definition
 from fastcnn.roles import ROLES
 from fastcnn.roles import role_of as running_role
@@ -329,43 +329,18 @@ def _value(place: ast.expr, known: dict[str, Any]) -> Any:
     return _UNKNOWN
 
 
-_COMPARISONS: dict[type[ast.cmpop], Any] = {
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Gt: operator.gt,
-    ast.Lt: operator.lt,
-}
 _PLAIN = (bool, int, float, str, type(None), list, tuple, dict, nn.Module)  # what a module's layout hangs on
 
 
 def _test(test: ast.expr, known: dict[str, Any]) -> Callee | None:
     """Return whether a test holds, where the attributes of a module decide it; its mode changes too often."""
-    if any(isinstance(each, ast.Attribute) and each.attr == "training" for each in ast.walk(test)):
+    if not simple(test) or any(isinstance(each, ast.Attribute) and each.attr == "training" for each in ast.walk(test)):
         return None
-    holds = _truth(test, known)
-    return None if holds is None else Callee("test", str(holds).lower())
-
-
-def _truth(test: ast.expr, known: dict[str, Any]) -> bool | None:
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        holds = _truth(test.operand, known)
-        return None if holds is None else not holds
-    if isinstance(test, ast.BoolOp):
-        each, decisive = [_truth(value, known) for value in test.values], isinstance(test.op, ast.Or)
-        return decisive if decisive in each else None if None in each else not decisive
-    if isinstance(test, ast.Compare):
-        sides = [_value(test.left, known), _value(test.comparators[0], known)]
-        compare = _COMPARISONS.get(type(test.ops[0]))
-        if compare is None or len(test.ops) > 1 or not all(isinstance(side, _PLAIN) for side in sides):
-            return None
-        try:
-            return bool(compare(*sides))
-        except TypeError:  # the forward itself will say so
-            return None
-    value = _value(test, known)
-    return bool(value) if isinstance(value, _PLAIN) else None
+    try:
+        value = eval(compile(ast.Expression(test), "<test>", "eval"), known)
+    except Exception:  # the forward itself will say so
+        return None
+    return Callee("test", str(bool(value)).lower()) if isinstance(value, _PLAIN) else None
 
 
 def _callee(value: Any, *, loop: bool) -> Callee | None:
