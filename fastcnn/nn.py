@@ -77,7 +77,7 @@ class ConvReLU2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), and take the ReLU."""
-        return F.relu(super().forward(input)) if is_recorded(input) else stages.run_conv_relu(input, self)
+        return _conv_relu(self, input) if is_recorded(input) else stages.run_conv_relu(input, self)
 
 
 class ConvReLUMaxPool2d(nn.Conv2d):
@@ -113,10 +113,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input`: (N, in_channels, H, W) or (in_channels, H, W), take the ReLU, and pool."""
         if is_recorded(input):
-            activations = F.relu(super().forward(input))
-            return F.max_pool2d(
-                activations, self.pool_size, self.pool_stride, self.pool_padding, ceil_mode=self.pool_ceil_mode
-            )
+            return _conv_relu_pool(self, input)
         return FF.conv2d_relu_max_pool2d(
             *stages.conv_arguments(input, self),
             pool_size=self.pool_size,
@@ -172,5 +169,24 @@ class Sequential(nn.Sequential):
         """Repeat the children `other` times; `torch.nn.Sequential` would give one that runs unfused."""
         return type(self)(*super().__mul__(other))
 
+
+def _conv_relu(self: nn.Conv2d, input: Tensor) -> Tensor:
+    return F.relu(self._conv_forward(input, self.weight, self.bias))
+
+
+def _conv_relu_pool(self: ConvReLUMaxPool2d, input: Tensor) -> Tensor:
+    activations = F.relu(self._conv_forward(input, self.weight, self.bias))
+    return F.max_pool2d(activations, self.pool_size, self.pool_stride, self.pool_padding, ceil_mode=self.pool_ceil_mode)
+
+
+# torch.jit.script compiles the source of what a function wraps.
+for _layer, _stock in (
+    (Sequential, nn.Sequential.forward),
+    (MaxPool2d, nn.MaxPool2d.forward),
+    (LocalResponseNorm, nn.LocalResponseNorm.forward),
+    (ConvReLU2d, _conv_relu),
+    (ConvReLUMaxPool2d, _conv_relu_pool),
+):
+    _layer.forward.__wrapped__ = _stock  # type: ignore[union-attr]
 
 ROLES.update({MaxPool2d.forward: "pool", LocalResponseNorm.forward: "lrn"})

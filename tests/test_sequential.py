@@ -358,6 +358,15 @@ def test_conv_relu_max_pool_layer_steps_by_its_window_and_says_so():
         fastcnn.nn.ConvReLUMaxPool2d(3, 4, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_layers_are_scripted_as_stock_ones():
+    layers = fastcnn.nn.ConvReLUMaxPool2d(3, 4, 2, pool_size=2), fastcnn.nn.LocalResponseNorm(3)
+    model = fastcnn.nn.Sequential(*layers, fastcnn.nn.ConvReLU2d(4, 4, 1), fastcnn.nn.MaxPool2d(2), nn.Flatten())
+    scripted = torch.jit.script(model)
+    torch.testing.assert_close(scripted(image()), model(image()))
+    assert "fastcnn::" not in str(scripted.inlined_graph)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
