@@ -151,7 +151,9 @@ def _fastest(
     input = arguments[0]
     if not isinstance(input, Tensor):
         return Route("torch", None, "no kernel takes what is no tensor"), None
-    if reason := overrides.lacks_rule(arguments) or overrides.watcher(arguments):
+    reason = overrides.lacks_rule(arguments) or overrides.watcher(arguments)
+    if reason or input.layout is not torch.strided:
+        reason = reason or f"no kernel takes {input.layout}"
         _say_once(function, reason, device_type(input))
         return Route("torch", None, reason), None
     found, why = _measured(op, arguments)
@@ -208,8 +210,6 @@ def _by_kind_of_device(op: str, input: Tensor, why: str) -> Route:
         return Route("torch", None, STOCK_ON_THIS_KIND)
     if entry is None or input.dtype not in entry.dtypes:
         return Route("torch", None, _unmeasured(input.dtype, why))
-    if input.layout is not torch.strided:
-        return Route("torch", None, f"no kernel takes {input.layout}")
     if input.numel() < entry.least_elements:
         return Route("torch", None, TOO_SMALL)
     if not (entry.channels_last or input.is_contiguous()):

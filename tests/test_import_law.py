@@ -28,7 +28,7 @@ PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
     "fastcnn": {"_entry", "available", "backend", "explain", "functional", "fuse", "models", "nn", "optim", "warm_up"},
     "warm_up": {"backend", "route", "tuning"},
-    "models": {"models", "fuse", "nn"},
+    "models": {"models", "fuse", "nn", "tuning"},
     "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "roles", "route"},
     "fuse": {"rewrite", "instance"},
     "rewrite": {"rewrite", "nn", "stages", "roles", "calls", "instance"},

@@ -1,6 +1,7 @@
 """The trial: what `auto` tries by itself, what it keeps, and which candidates never run in the user's process."""
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -358,10 +359,68 @@ def test_a_gpu_that_runs_stock_warns_once_with_the_command(player, monkeypatch):
         pool(batch=6)
     message = str(caught[0].message)
     assert message.startswith(f"fastcnn runs stock layers on {NAME}: no table has these shapes (FASTCNN_TRIAL=0)")
-    assert "fastcnn tune MODEL --batch-size 6" in message
+    assert "What changes that: fastcnn tune MODEL --batch-size 6 " in message
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pool(batch=7)
+
+
+@pytest.mark.parametrize(
+    "name", ["alexnet2012", "mnist_cnn", "resnet_cifar", "vgg11", "vgg13_bn", "vgg11_lrn", "vgg16_1x1"]
+)
+def test_the_command_names_the_only_model(name):
+    gc.collect()
+    kwargs = {"cifar": True} if name.startswith("vgg") else {}
+    with torch.device("meta"):
+        model = fastcnn.models.MODELS[name].build(**kwargs)
+    assert telling.model_name() == name
+    others = fastcnn.MnistCNN(), fastcnn.ConvNet()
+    assert telling.model_name() == ""
+    del model, others
+
+
+def test_what_no_kernel_takes_is_not_tried(player):
+    with torch.no_grad():
+        FF.max_pool2d(torch.randn(2, 3, 8, 8).double(), 2)
+        FF.max_pool2d(torch.randn(0, 3, 8, 8), 2)
+        FF.max_pool2d(torch.randn(2, 3, 8, 8).to_mkldnn(), 2)
+    assert not player.timed
+
+
+class Event:
+    """A CUDA event whose clock stands at the number of calls."""
+
+    calls = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Event.calls
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+def test_a_gpu_times_the_launch_and_its_own_work(monkeypatch):
+    said = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: said.append(type(cycles)))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    gpu = places.Gpu(torch.device("cuda", 0))
+
+    def run(turn):
+        Event.calls += 1
+
+    times = gpu.measure(run, 3)
+    assert times.device == 1.0
+    assert times.call < 1.0
+    assert said == ["wait", "wait", int, "wait"]
+    assert gpu.is_capturing()
+    assert gpu.by_default
+    assert isinstance(gpu._driver(), str)
 
 
 # The proof, in child processes.

@@ -1,16 +1,22 @@
 """What all models share: plain layers that fuse themselves."""
 
+import weakref
 from typing import Any
 
 from torch import nn
 
 from fastcnn.fuse import fuse, is_fused
+from fastcnn.tuning import telling
 
 __all__ = ["DropIn"]
 
 
 class DropIn(nn.Module):
     """A model that fuses itself when it is made, and when a saved whole one is loaded, unless it was unfused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _built.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_fuses": is_fused(self)}
@@ -20,6 +26,29 @@ class DropIn(nn.Module):
         super().__setstate__(state)
         if fuses and _is_whole(self) and not is_fused(self):
             fuse(self)
+
+
+_built: "weakref.WeakSet[DropIn]" = weakref.WeakSet()
+_NAMES = {"AlexNet": "alexnet", "AlexNet2012": "alexnet2012", "ConvNet": "convnet"}
+_NAMES |= {"MnistCNN": "mnist_cnn", "ResNetCifar": "resnet_cifar"}
+
+
+def _name_of_the_only_one() -> str:
+    """Return the name that the command line has for the models of this process, if they are all of one."""
+    names = {_name(each) for each in _built}
+    return names.pop() if len(names) == 1 else ""
+
+
+def _name(model: DropIn) -> str:
+    if type(model).__name__ != "VGG":
+        return _NAMES.get(type(model).__name__, "")
+    kinds = {type(each) for each in model.modules()}
+    sizes = [each.kernel_size for each in model.modules() if isinstance(each, nn.Conv2d)]
+    marks = {"_bn": nn.BatchNorm2d in kinds, "_lrn": nn.LocalResponseNorm in kinds, "_1x1": (1, 1) in sizes}
+    return f"vgg{len(sizes) + 3}" + "".join(mark for mark, there in marks.items() if there)
+
+
+telling.model_name = _name_of_the_only_one
 
 
 def _is_whole(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 logger = logging.getLogger("fastcnn")
@@ -99,16 +99,20 @@ def sum_up() -> None:
         logger.info(line)
 
 
+# Returns the model that a command would tune, where it is known: fastcnn.models knows what was built.
+model_name: Callable[[], str] = str
+
+
 def warn_of_stock(device: str, batch: int, why: str) -> None:
     """Warn, once a process, that a GPU runs the stock layers, with the command that changes that."""
     with _lock:
         if "stock" in _told.said:
             return
         _told.said.add("stock")
-    command = f"fastcnn tune MODEL --batch-size {batch or 'N'}"
+    command = f"fastcnn tune {model_name() or 'MODEL'} --batch-size {batch or 'N'}"
     warnings.warn(
-        f"fastcnn runs stock layers on {device}: no table has these shapes ({why}). This changes that: {command}, with "
-        "the model's name, or its dtype and layout (--help)",
+        f"fastcnn runs stock layers on {device}: no table has these shapes ({why}). What changes that: {command} "
+        "(--dtype bfloat16 --channels-last where the model runs so)",
         stacklevel=2,
     )
 

@@ -56,6 +56,8 @@ def off(op: str, arguments: tuple[Any, ...]) -> str:
     input: Tensor = arguments[0]
     if any(isinstance(each, Tensor) and type(each) not in _PLAIN for each in arguments):
         return "tried at its first eager call"
+    if input.dtype not in _DTYPES or input.numel() == 0:
+        return f"no kernel takes {input.dtype}" if input.numel() else "an empty batch is not tried"
     place = place_of(input.device)
     assert place is not None
     if place.is_capturing():
@@ -73,12 +75,11 @@ def _off(op: str, input: Tensor, place: Place) -> str:
         return "nothing is tried under torch.func or a dispatch mode"
     if torch.are_deterministic_algorithms_enabled():
         return "nothing is tried under torch.use_deterministic_algorithms"
-    if input.numel() == 0:
-        return "an empty batch is not tried"
     return "" if place.light(op) else "no kernel of it is here"
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def run(op: str, arguments: tuple[Any, ...]) -> bool:
