@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -346,6 +347,13 @@ def test_every_operator_is_listed_here():
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::")}
     everywhere = {f"fastcnn::{name}.{backend}" for name in OPERATORS for backend in KERNEL_BACKENDS}
     assert registered == everywhere | {f"fastcnn::{name}.triton" for name in ONLY_TRITON}
+
+
+def test_schemas_stay_as_they_are():
+    """An exported program, and a compiled extension, hold them."""
+    names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcnn::"))
+    schemas = [str(op(*name.removeprefix("fastcnn::").split("."))._schema) for name in names]
+    assert schemas == Path(__file__).with_name("schemas.txt").read_text().splitlines()
 
 
 @pytest.mark.skipif(not COMPILED, reason="no compiled kernels here")
