@@ -11,16 +11,12 @@ from torch import Tensor
 from fastcnn import front, overrides, tuning
 from fastcnn.available import BACKENDS, MISSING, RUNS_ON
 from fastcnn.backend import Choice, changed, choice, device_type, unusable
+from fastcnn.parameters import RECORDS
 from fastcnn.tuning import trial
 
 logger = logging.getLogger("fastcnn")
 
 _KERNELS = BACKENDS[2:]
-# Ops that not every backend has kernels of. The other backends run torch's operations, as they do for any layer that is
-# no stage.
-_ONLY = {"normalize": ("triton",), "linear_relu_dropout": ("triton",), "sgd": ("triton",)}
-# Ops that `auto` takes by a tuning table alone; without an entry two stages run one after another.
-_JOINED = {"normalize_conv_relu": ("triton",), "normalize_conv_relu_pool": ("triton",)}
 
 
 class Route(NamedTuple):
@@ -112,7 +108,7 @@ def choose(
         route = Route("torch", None, ASKED_FOR)
     elif wanted.backend == "auto":
         route, prepared = _fastest(op, function, arguments, prepare, refuse, measured or op)
-    elif wanted.backend not in _ONLY.get(op, _KERNELS):
+    elif wanted.backend not in _having(op):
         route = Route("torch", None, f"backend {wanted.backend!r} has no kernel of it")
     elif reason := overrides.lacks_rule(arguments):
         raise RuntimeError(f"{function}: backend {wanted.backend!r} {reason}; backend 'torch' has")
@@ -123,6 +119,18 @@ def choose(
         for listen in _listeners:
             listen(op, arguments, route)
     return route, prepared
+
+
+def _joins(op: str) -> bool:
+    """Whether `auto` takes an op by a tuning table alone; without an entry two stages run one after another."""
+    return op in RECORDS and RECORDS[op].normalizes
+
+
+def _having(op: str) -> tuple[str, ...]:
+    """Return the backends that a call may be asked of; the others run torch's operations, as for any layer."""
+    if op == "sgd":
+        return ("triton",)
+    return _KERNELS if op not in RECORDS or _joins(op) else RECORDS[op].backends
 
 
 @contextmanager
@@ -167,17 +175,17 @@ def _fastest(
             route = Route("torch", None, f"no kernel takes this call: a kernel {reason}")
         elif route.reason is MEASURED_KIND and entry and taken.dtype not in entry.dtypes:  # autocast has changed it
             route = Route("torch", None, _unmeasured(taken.dtype))
-    if route.backend == "torch" and op not in _JOINED:
+    if route.backend == "torch" and not _joins(op):
         _say_once(function, route.reason, device_type(input))
     return route, prepared
 
 
 def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None, str]:
     """Return what the tables have of a call, which is tried if they have nothing; else why it was not tried."""
-    if op not in tuning.ARGUMENTS:
+    if op not in RECORDS or not RECORDS[op].tuned:
         return None, ""
     found = tuning.winner(op, arguments, _problem)
-    if found or op in _JOINED or torch.compiler.is_compiling() or not trial.concerns(arguments[0]):
+    if found or _joins(op) or torch.compiler.is_compiling() or not trial.concerns(arguments[0]):
         return found, ""
     why = trial.off(op, arguments)
     if not why:
@@ -198,7 +206,7 @@ def _by_measurement(found: tuning.Found) -> Route:
 
 def _problem(op: str, name: str, algorithm: str | None) -> str:
     """Say why what a table names cannot be had here, or return an empty string."""
-    if name != "torch" and name not in _JOINED.get(op, _KERNELS):
+    if name != "torch" and name not in (RECORDS[op].backends if _joins(op) else _KERNELS):
         return f"the op has no backend {name!r}"
     return unusable(name, algorithm)
 

@@ -75,9 +75,18 @@ class Window(NamedTuple):
             bool(ceil_mode),
         )
 
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[int]) -> "Window":
+        """Return the window of an operator's argument."""
+        return cls.of(numbers[:2], numbers[2:4], numbers[4:6], numbers[6:8], bool(numbers[8]))
+
     def numbers(self) -> tuple[int, ...]:
         """Return size, stride, padding, dilation and ceil_mode in one row, as operators take a window."""
         return (*self.size, *self.stride, *self.padding, *self.dilation, int(self.ceil_mode))
+
+    def operands(self) -> tuple[tuple[int, ...]]:
+        """Return an operator's argument."""
+        return (self.numbers(),)
 
     def fits(self, height: int, width: int) -> bool:
         """Return whether every number is in its range and a window fits into the padded image, which has pixels."""
@@ -132,3 +141,7 @@ class LRN(NamedTuple):
     alpha: float
     beta: float
     k: float
+
+    def operands(self) -> tuple[int, float, float, float]:
+        """Return an operator's arguments, in Python's own numbers."""
+        return int(self.size), float(self.alpha), float(self.beta), float(self.k)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.backend import only_here
+from fastcnn.parameters import RECORDS
 from fastcnn.route import Route, listening
-from fastcnn.tuning import ARGUMENTS, trial
+from fastcnn.tuning import trial
 from fastcnn.tuning.stage import Stage
 
 
@@ -27,7 +28,7 @@ def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
     seen: dict[str, Stage] = {}
 
     def note(op: str, arguments: tuple[Any, ...], route: Route) -> None:
-        if op in ARGUMENTS and isinstance(arguments[0], Tensor):
+        if op in RECORDS and RECORDS[op].tuned and isinstance(arguments[0], Tensor):
             stage = Stage.of(op, arguments)
             seen.setdefault(repr(stage), stage)
 

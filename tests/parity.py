@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 import fastcnn
+from fastcnn.tuning.parity import errors, last_place, strides
 
+__all__ = ["last_place"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # An error's largest value over one random gradient is chance where few numbers are summed; over several it is less so.
@@ -98,25 +100,13 @@ def cotangents_like(function: Callable[..., Tensor], tensors: tuple[Tensor | Non
     return [torch.randn(output.shape, device=output.device).to(output.dtype) for _ in range(draws)]
 
 
-def last_place(values: Tensor, dtype: torch.dtype) -> float:
-    """Return one unit in the last place of the largest value."""
-    largest = values.abs().max().item() if values.numel() else 0.0
-    return torch.finfo(dtype).eps * 2.0 ** torch.tensor(max(largest, torch.finfo(dtype).tiny)).log2().floor().item()
-
-
-def strides(tensor: Tensor) -> list[int]:
-    """Return the strides of the axes that have more than one place; the others' carry no meaning."""
-    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
-
-
 def assert_within_twice(mine: Tensor, theirs: Tensor, truth: Tensor, what: str = "value") -> None:
     """Assert dtype, shape and the twice-torch rule for one tensor: ours, stock's, and stock's in float64."""
     assert mine.dtype == theirs.dtype, what
     assert mine.shape == theirs.shape, what
     if truth.numel() == 0:
         return
-    error = (mine.double() - truth).abs().max().item()
-    allowed = 2 * (theirs.double() - truth).abs().max().item() + last_place(truth, mine.dtype)
+    error, allowed = errors(mine, theirs, truth)
     assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
 
 

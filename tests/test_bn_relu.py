@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity import (
+    COMPILED,
     DEVICE,
     FORMATS,
     assert_parity,
@@ -249,6 +250,20 @@ def test_auto_looks_at_whose_statistics_and_how_large(training: bool, rows: int,
     with fastcnn.use_backend("auto"):
         ran = operators(lambda: FF.batch_norm_relu(x, mean, variance, training=training))
     assert set(ran) == {f"fastcnn.{name}.cpu" for name in runs}
+
+
+@pytest.mark.skipif(("cpu", None) not in COMPILED, reason="needs backend cpu")
+def test_running_mean_of_values_around_zero_is_as_exact_as_stocks() -> None:
+    """Next to their spread the mean of a convolution's output is small: it shows every rounding of the sum."""
+    x = F.conv2d(torch.randn(4, 3, 33, 32), torch.randn(16, 3, 3, 3))
+    means = {}
+    for name, values, backend in (("ours", x, "cpu"), ("stock", x, "torch"), ("exact", x.double(), "torch")):
+        mean, variance = torch.zeros(16).to(values), torch.ones(16).to(values)
+        with fastcnn.use_backend(backend), torch.no_grad():
+            FF.batch_norm_relu(values, mean, variance, training=True)
+        means[name] = mean.double()
+    ours, stock = ((means[name] - means["exact"]).abs().max().item() for name in ("ours", "stock"))
+    assert ours <= 2 * stock + last_place(means["exact"], torch.float32)
 
 
 def test_explicit_backend_names_what_it_refuses() -> None:

@@ -25,7 +25,7 @@ Numbers::Numbers(const Norm& norm) {
 
 namespace {
 
-constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
+constexpr int64_t LINES_A_SUM = 16;  // NHWC: pixels that one partial sum, in float32, covers
 constexpr int64_t BLOCK = 1024;      // NCHW: elements that are summed in float32, before they are in float64
 
 template <class T, bool RELU>

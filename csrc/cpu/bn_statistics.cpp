@@ -14,30 +14,24 @@ constexpr int64_t LINES_A_BLOCK = 64;  // NHWC: pixels
 
 using Partial = Moments<double>;
 
-// The planes [begin, end) of an NCHW tensor, less the first value of their channel.
+// The planes [begin, end) of an NCHW tensor.
 template <class T>
-FASTCNN_CLONES void planes_moments(
-    const T* x, Partial* moments, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+FASTCNN_CLONES void planes_moments(const T* x, Partial* moments, int64_t pixels, int64_t begin, int64_t end) {
   float block[BLOCK];
   for (int64_t p = begin; p < end; ++p) {
-    const float origin = origin_of(static_cast<float>(x[p % channels * pixels]));
     Partial all{};
     for (int64_t start = 0; start < pixels; start += BLOCK) {
       const int64_t count = std::min(BLOCK, pixels - start);
       const T* __restrict from = x + p * pixels + start;
+      const double mean = wide_sum(from, count) / static_cast<double>(count);
+      const float near = static_cast<float>(mean);
       for (int64_t i = 0; i < count; ++i) {
-        block[i] = static_cast<float>(from[i]) - origin;
+        const float off = static_cast<float>(from[i]) - near;
+        block[i] = off * off;
       }
-      const float mean = sum(block, count) / static_cast<float>(count);
-      for (int64_t i = 0; i < count; ++i) {
-        block[i] -= mean;
-      }
-      const double rest = sum(block, count) / static_cast<double>(count);  // what rounding has kept from the mean
-      for (int64_t i = 0; i < count; ++i) {
-        block[i] *= block[i];
-      }
-      const double squares = sum(block, count) - rest * rest * static_cast<double>(count);
-      all.merge({mean + rest, std::max(squares, 0.0), static_cast<double>(count)});
+      const double rest = mean - near;
+      all.merge({mean, std::max(sum(block, count) - rest * rest * static_cast<double>(count), 0.0),
+          static_cast<double>(count)});
     }
     moments[p] = all;
   }
@@ -78,7 +72,7 @@ std::vector<Partial> channels_moments(const T* x, const Layout& layout, const st
   if (!layout.channels_last) {
     std::vector<Partial> planes(layout.images * channels);
     parallel(layout.images * channels, layout.pixels * 2,
-        [&](int64_t begin, int64_t end) { planes_moments(x, planes.data(), layout.pixels, channels, begin, end); });
+        [&](int64_t begin, int64_t end) { planes_moments(x, planes.data(), layout.pixels, begin, end); });
     for (size_t p = 0; p < planes.size(); ++p) {
       total[p % channels].merge(planes[p]);
     }
@@ -113,8 +107,8 @@ Tensor bn_relu_statistics(const Tensor& input) {
   with_type("batch_norm", x, [&](auto type) {
     const auto* from = data<decltype(type)>(x);
     std::vector<float> origin(channels);
-    for (int64_t c = 0; c < channels && x.numel() > 0; ++c) {
-      origin[c] = origin_of(static_cast<float>(from[channels_last ? c : c * shape.pixels]));
+    for (int64_t c = 0; channels_last && c < channels && x.numel() > 0; ++c) {
+      origin[c] = origin_of(static_cast<float>(from[c]));
     }
     const std::vector<Partial> total = channels_moments(from, shape, origin);
     for (int64_t c = 0; c < channels; ++c) {

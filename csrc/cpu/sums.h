@@ -26,6 +26,27 @@ FASTCNN_HOST_DEVICE float sum(const T* __restrict values, int64_t count) {
   return total;
 }
 
+// The sum of values in float64: exact to the last place of float32, as torch's own mean is.
+template <class T>
+FASTCNN_HOST_DEVICE double wide_sum(const T* __restrict values, int64_t count) {
+  constexpr int64_t LANES = 16;
+  double lanes[LANES] = {};
+  const int64_t whole = count / LANES * LANES;
+  for (int64_t i = 0; i < whole; i += LANES) {
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+      lanes[lane] += static_cast<double>(static_cast<float>(values[i + lane]));
+    }
+  }
+  for (int64_t i = whole; i < count; ++i) {
+    lanes[i - whole] += static_cast<double>(static_cast<float>(values[i]));
+  }
+  double total = 0.0;
+  for (double lane : lanes) {
+    total += lane;
+  }
+  return total;
+}
+
 // Add up partial sums, (lines, C), to (C,).
 template <class T>
 void add_partial_sums(const float* sums, int64_t lines, int64_t channels, T* total) {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
-from fastcnn.ops.library import define
+from fastcnn.ops.record import INPUT, OTHER, Op, runner
 from fastcnn.route import choose
 
 
@@ -19,10 +19,10 @@ def _fake(input: Tensor, _: Tensor) -> Tensor:
     return torch.empty_like(input)
 
 
-_NAME = "add_relu"
-_forward = define("add_relu", "add_relu", "(Tensor input, Tensor other) -> Tensor", _fake)
-_backward = define(
-    "add_relu", "add_relu_backward", "(Tensor grad, Tensor output) -> Tensor", lambda grad, output: _fake(output, grad)
+OP = Op("add_relu", "add_relu", INPUT, OTHER)
+_forward = OP.forward(_fake)
+_backward = OP.define(
+    "add_relu_backward", "(Tensor grad, Tensor output) -> Tensor", lambda grad, output: _fake(output, grad)
 )
 
 
@@ -35,7 +35,7 @@ class AddReLU(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.backend = inputs[2]
+        *_, ctx.backend = inputs
         ctx.save_for_backward(output)
 
     @staticmethod
@@ -50,35 +50,35 @@ class AddReLU(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        *tensors, backend = args
         input, other = (
             arg.movedim(dim, 0) if dim is not None else arg.expand(info.batch_size, *arg.shape)
-            for arg, dim in zip(args[:2], in_dims[:2], strict=True)
+            for arg, dim in zip(tensors, in_dims)
         )
-        return AddReLU.apply(input, other, args[2]), 0
+        return AddReLU.apply(input, other, backend), 0
 
 
-_apply = autograd.applier(AddReLU)
+_run = runner(AddReLU, _forward)
 
 
 def add_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.add_relu``."""
-    route, _ = choose("add_relu", _NAME, arguments, _prepare, _refuse)
+    route, _ = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
     if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
-    if autograd.needs_grad(*arguments):
-        return _apply(*arguments, route.backend)
-    return _forward[route.backend](*arguments)
+    output: Tensor = _run(*arguments, route.backend)
+    return output
 
 
 def _prepare(input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    checks.check_tensor(_NAME, "input", input)
-    checks.check_tensor(_NAME, "other", other)
+    checks.check_tensor(OP.function, "input", input)
+    checks.check_tensor(OP.function, "other", other)
     shapes = zip(input.shape[::-1], other.shape[::-1])  # broadcasting looks at the axes that both have
     if any(a != b and 1 not in (a, b) for a, b in shapes):
         expected = f"a shape that broadcasts with {tuple(input.shape)}, that of 'input'"
-        raise checks.wrong(_NAME, "other", expected, tuple(other.shape))
+        raise checks.wrong(OP.function, "other", expected, tuple(other.shape))
     if input.device != other.device and 0 not in (input.dim(), other.dim()):
-        raise checks.wrong(_NAME, "other", f"a tensor on {input.device}, where 'input' is", other.device)
+        raise checks.wrong(OP.function, "other", f"a tensor on {input.device}, where 'input' is", other.device)
     return input, other
 
 

@@ -54,13 +54,13 @@ def _allow_in_graph() -> bool:
     return True
 
 
-def needs_grad(*tensors: Tensor | None) -> bool:
+def needs_grad(*arguments: Any) -> bool:
     """Whether a backward may follow, so that the call goes through its Function and keeps what that needs."""
     if torch._C._are_functorch_transforms_active():
         return True
     if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
+        for each in arguments:
+            if isinstance(each, Tensor) and each.requires_grad:
                 return True
     return False
 
@@ -70,8 +70,10 @@ def applier(function: Any) -> Callable[..., Any]:
 
     For such a Function torch reads the forward's signature at each call, which costs more than a small kernel. So plain
     calls go through a twin whose forward takes the context. Where torch.compile traces a transform of torch.func, which
-    would lose the backward, the call goes into the graph whole.
+    would lose the backward, the call goes into the graph whole. A Function without a rule for vmap gets the usual one.
     """
+    if function.vmap is torch.autograd.Function.vmap:
+        function.vmap = staticmethod(lambda info, in_dims, *args: vmap_over_batch(function, info, in_dims, args))
 
     def whole(*args: Any) -> Any:
         return function.apply(*args)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
-from fastcnn.ops.library import define
+from fastcnn.ops.record import BATCH_NORM, INPUT, Op
 from fastcnn.route import choose
 from fastcnn.shapes import memory_format
 
@@ -26,6 +26,10 @@ class Norm(NamedTuple):
     bias: Tensor | None
     eps: float
     training: bool  # whether mean and variance are the input's own
+
+    def operands(self) -> tuple[Any, ...]:
+        """Return the forward operators' arguments: all but `training`."""
+        return self.mean, self.variance, self.weight, self.bias, self.eps
 
 
 def reference(
@@ -74,14 +78,11 @@ def _fake_backward(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor
     return fake_gradients(input)
 
 
-_NAME = "batch_norm_relu"
-NORM = "Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, float eps"
 GRADIENTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
-_statistics = define("bn_statistics", "bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics)
-_forward = define("bn_relu", "bn_relu", f"(Tensor input, {NORM}) -> Tensor", _fake)
-_backward = define(
-    "bn_relu", "bn_relu_backward", f"(Tensor grad, Tensor input, {NORM}, bool training) -> {GRADIENTS}", _fake_backward
-)
+OP = Op("bn_relu", "batch_norm_relu", INPUT, BATCH_NORM)
+_statistics = OP.define("bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics, stem="bn_statistics")
+_forward = OP.forward(_fake)
+_backward = OP.define("bn_relu_backward", f"(Tensor grad, {OP.schema}, bool training) -> {GRADIENTS}", _fake_backward)
 
 
 class BatchNormReLU(torch.autograd.Function):
@@ -120,6 +121,14 @@ class BatchNormReLU(torch.autograd.Function):
 _apply = autograd.applier(BatchNormReLU)
 
 
+def _run(
+    input: Tensor, mean: Tensor, variance: Tensor, weight: Any, bias: Any, eps: float, training: bool, backend: str
+) -> Any:
+    if autograd.needs_grad(input, weight, bias):
+        return _apply(input, mean, variance, weight, bias, eps, training, backend)
+    return _forward[backend](input, mean, variance, weight, bias, eps)
+
+
 def given(norm: Norm, grad_weight: Any, grad_bias: Any) -> tuple[Any, Any]:
     """Return the parameters' gradients, None for a parameter that there is not."""
     return None if norm.weight is None else grad_weight, None if norm.bias is None else grad_bias
@@ -127,20 +136,24 @@ def given(norm: Norm, grad_weight: Any, grad_bias: Any) -> tuple[Any, Any]:
 
 def bn_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu``."""
-    input = arguments[0]
-    measured = "bn_relu" if arguments[5] is True else "bn_relu_running"
-    route, _ = choose("bn_relu", _NAME, arguments, _prepare, refuse, measured)
+    (input,), norm = OP.split(arguments)
+    route, _ = choose(OP.stem, OP.function, arguments, _prepare, refuse, measured(*norm))
     if route.backend == "torch" or input.numel() == 0:  # nothing to launch a kernel for
         return checks.run_stock(reference, _prepare, *arguments)
-    norm = prepare(route.backend, *arguments)
-    if autograd.needs_grad(input, norm.weight, norm.bias):
-        return _apply(input, *norm, route.backend)
-    return _forward[route.backend](input, *norm[:5])
+    output: Tensor = _run(input, *prepare(route.backend, *arguments), route.backend)
+    return output
 
 
-def _prepare(*arguments: Any) -> tuple[Any, ...]:
-    checks.check_batch_norm(_NAME, *arguments)
-    return arguments[:5]
+def measured(mean: Any, variance: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float) -> str:
+    """Return the name by which it was measured: with the input's own statistics, or with running ones."""
+    return "bn_relu" if training is True else "bn_relu_running"
+
+
+def _prepare(
+    input: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None, *rest: Any
+) -> tuple[Any, ...]:
+    checks.check_batch_norm(OP.function, input, mean, variance, weight, bias, *rest)
+    return input, mean, variance, weight, bias
 
 
 def prepare(

@@ -9,42 +9,32 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, bn_relu, checks, max_pool, stock
-from fastcnn.ops.bn_relu import GRADIENTS, NORM, Norm
-from fastcnn.ops.library import define
+from fastcnn.ops.bn_relu import GRADIENTS, Norm
+from fastcnn.ops.record import BATCH_NORM, INPUT, POOL, Op, operands
 from fastcnn.route import choose
 from fastcnn.shapes import Window
 
 
 def reference(*arguments: Any) -> Tensor:
     """Return batch norm, ReLU and max-pool as torch runs them."""
-    size, stride, padding, ceil_mode = arguments[8:]
-    return stock.max_pool(bn_relu.reference(*arguments[:8]), size, stride, padding, 1, ceil_mode, False)
+    (input,), norm, pool = OP.split(arguments)
+    return stock.pool(bn_relu.reference(input, *norm), *pool)
 
 
-def _fake(input: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, eps: float, *window: Any) -> Tensor:
-    return max_pool.fake(input, *window)
-
-
-def _fake_codes(*args: Any) -> tuple[Tensor, Tensor]:
-    output = _fake(*args)
-    return output, torch.empty_like(output, dtype=torch.uint8)
+def _fake(input: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, eps: float, window: Window) -> Tensor:
+    return max_pool.fake(input, window)
 
 
 def _fake_backward(grad: Tensor, codes: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return bn_relu.fake_gradients(input)
 
 
-_NAME = "batch_norm_relu_max_pool2d"
-_STEM = "bn_relu_pool"
-_SETTINGS = f"{NORM}, {max_pool.WINDOW}"
-_values = define(_STEM, "bn_relu_pool", f"(Tensor input, {_SETTINGS}) -> Tensor", _fake)
-_codes = define(
-    _STEM, "bn_relu_pool_codes", f"(Tensor input, {_SETTINGS}) -> (Tensor output, Tensor codes)", _fake_codes
-)
-_backward = define(
-    _STEM,
+OP = Op("bn_relu_pool", "batch_norm_relu_max_pool2d", INPUT, BATCH_NORM, POOL)
+_values = OP.forward(_fake)
+_codes = OP.codes(_fake)
+_backward = OP.define(
     "bn_relu_pool_backward",
-    f"(Tensor grad, Tensor codes, Tensor input, {NORM}, bool training, {max_pool.WINDOW}) -> {GRADIENTS}",
+    f"(Tensor grad, Tensor codes, {INPUT.schema}, {BATCH_NORM.schema}, bool training, {POOL.schema}) -> {GRADIENTS}",
     _fake_backward,
 )
 
@@ -95,24 +85,24 @@ _apply = autograd.applier(BatchNormReLUPool)
 
 def bn_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu_max_pool2d``."""
-    input = arguments[0]
-    route, prepared = choose("bn_relu_pool", _NAME, arguments, _prepare, _refuse)
+    (input,), norm, _ = OP.split(arguments)
+    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
     if route.backend == "torch" or input.numel() == 0:
         return checks.run_stock(reference, _prepare, *arguments)
-    window = prepared[1]
-    norm = bn_relu.prepare(route.backend, *arguments[:8])
-    if autograd.needs_grad(input, norm.weight, norm.bias):
-        return _apply(input, *norm, window, route.backend)[0]
-    return _values[route.backend](input, *norm[:5], window.numbers())
+    numbers, window = bn_relu.prepare(route.backend, input, *norm), prepared[1]
+    if autograd.needs_grad(input, numbers.weight, numbers.bias):
+        return _apply(input, *numbers, window, route.backend)[0]
+    return _values[route.backend](*operands((input, numbers, window)))
 
 
-def _prepare(input: Tensor, *settings: Any) -> tuple[Any, ...]:
-    size, stride, padding, ceil_mode = settings[7:]
-    checks.check_batch_norm(_NAME, input, *settings[:7])
-    checks.check_image(_NAME, input)
-    window = max_pool.pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
-    max_pool.check_window(_NAME, window, "pool_", *input.shape[-3:])
-    return input, window, *settings[:4]
+def _prepare(*arguments: Any) -> tuple[Any, ...]:
+    (input,), norm, pool = OP.split(arguments)
+    checks.check_batch_norm(OP.function, input, *norm)
+    checks.check_image(OP.function, input)
+    window = max_pool.pool_window(OP.function, "pool_", *pool)
+    max_pool.check_window(OP.function, window, "pool_", *input.shape[-3:])
+    mean, variance, weight, bias, *_ = norm
+    return input, window, mean, variance, weight, bias
 
 
 def _refuse(input: Tensor, window: Window, *parameters: Tensor | None) -> str:

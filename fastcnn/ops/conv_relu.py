@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, convolution
-from fastcnn.ops.convolution import CONVOLUTION, Convolution, fake_convolution, prepare, reference
+from fastcnn.ops.convolution import Convolution, fake_convolution, prepare, reference
 from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
-from fastcnn.ops.library import define
+from fastcnn.ops.record import CONVOLUTION, INPUT, Op, runner
 from fastcnn.route import choose
 from fastcnn.shapes import Size
 
@@ -25,11 +25,10 @@ def fake_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor
     return torch.empty_like(output), output.new_empty(output.shape[1] if bias_grad else 0)
 
 
-_NAME = "conv2d_relu"
-_prepare = partial(prepare, _NAME)
-_forward = define("conv_relu", "conv_relu", f"({CONVOLUTION}) -> Tensor", _fake, flops=convolution.flops)
-_backward = define(
-    "conv_relu",
+OP = Op("conv_relu", "conv2d_relu", INPUT, CONVOLUTION, product="conv")
+_prepare = partial(prepare, OP.function)
+_forward = OP.forward(_fake, convolution.flops)
+_backward = OP.define(
     "conv_relu_backward",
     "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_conv, Tensor grad_bias)",
     fake_backward,
@@ -41,7 +40,7 @@ class ConvReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
-        return _forward[backend](input, weight, bias, *settings.arguments())
+        return _forward[backend](input, weight, bias, *settings.operands())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -63,30 +62,17 @@ class ConvReLU(torch.autograd.Function):
         one_pass = partial(_backward[ctx.backend], grad, output)
         return *gradients(ctx, input, weight, incoming, one_pass), None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return autograd.vmap_over_batch(ConvReLU, info, in_dims, args)
 
-
-_apply = autograd.applier(ConvReLU)
+_run = runner(ConvReLU, _forward)
 
 
 def conv_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu``."""
-    route, prepared = choose("conv_relu", _NAME, arguments, _prepare, _refuse)
+    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
     if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
-    input, weight, bias, settings = prepared
-    if route.algorithm:
-        settings = settings.running(route.algorithm)
-    return autograd.with_batch(_run, input, weight, bias, settings, route.backend)
+    return autograd.with_batch(_run, *convolution.running(prepared, route.algorithm), route.backend)
 
 
 def _refuse(input: Tensor, *_: Any) -> str:
     return checks.refuse_dtype(input)
-
-
-def _run(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, backend: str) -> Tensor:
-    if autograd.needs_grad(input, weight, bias):
-        return _apply(input, weight, bias, settings, backend)
-    return _forward[backend](input, weight, bias, *settings.arguments())

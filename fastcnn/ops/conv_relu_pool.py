@@ -7,30 +7,18 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks, convolution, max_pool, stock
 from fastcnn.ops.codes import unpool
-from fastcnn.ops.convolution import CONVOLUTION, Convolution, output_shape, prepare
+from fastcnn.ops.convolution import Convolution, output_shape, prepare
 from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
-from fastcnn.ops.library import define
-from fastcnn.ops.max_pool import WINDOW, pool_window, refuse
+from fastcnn.ops.max_pool import refuse
+from fastcnn.ops.record import CONVOLUTION, INPUT, POOL, Op, runner
 from fastcnn.route import choose
 from fastcnn.shapes import Size, Window, conv_memory_format, memory_format
 
 
-def reference(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    groups: int,
-    pool_size: Size,
-    pool_stride: Size | None,
-    pool_padding: Size,
-    pool_ceil_mode: bool,
-) -> Tensor:
+def reference(*arguments: Any) -> Tensor:
     """Return conv2d, ReLU and max-pool as torch runs them."""
-    activations = convolution.reference(input, weight, bias, stride, padding, dilation, groups)
-    return stock.max_pool(activations, pool_size, pool_stride, pool_padding, 1, pool_ceil_mode, False)
+    (input,), layer, pool = OP.split(arguments)
+    return stock.pool(convolution.reference(input, *layer), *pool)
 
 
 def _fake(
@@ -42,20 +30,15 @@ def _fake(
     dilation: Size,
     groups: int,
     algorithm: str | None,
-    *window: Any,
+    window: Window,
 ) -> Tensor:
     images, channels, height, width = output_shape(input, weight, stride, padding, dilation)
-    shape = (images, channels, *Window(*window).output_size(height, width))
+    shape = (images, channels, *window.output_size(height, width))
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
 
 
-def _fake_codes(*args: Any) -> tuple[Tensor, Tensor]:
-    output = _fake(*args)
-    return output, torch.empty_like(output, dtype=torch.uint8)
-
-
 def _fake_backward(
-    grad: Tensor, codes: Tensor, height: int, width: int, bias_grad: bool, *window: Any
+    grad: Tensor, codes: Tensor, height: int, width: int, bias_grad: bool, _: Window
 ) -> tuple[Tensor, Tensor]:
     images, channels = codes.shape[:2]
     grad_conv = torch.empty(
@@ -64,20 +47,12 @@ def _fake_backward(
     return grad_conv, grad.new_empty(channels if bias_grad else 0)
 
 
-_NAME = "conv2d_relu_max_pool2d"
-_STEM = "conv_relu_pool"
-_values = define(_STEM, "conv_relu_pool", f"({CONVOLUTION}, {WINDOW}) -> Tensor", _fake, flops=convolution.flops)
-_codes = define(
-    _STEM,
-    "conv_relu_pool_codes",
-    f"({CONVOLUTION}, {WINDOW}) -> (Tensor output, Tensor codes)",
-    _fake_codes,
-    flops=convolution.flops,
-)
-_backward = define(
-    _STEM,
+OP = Op("conv_relu_pool", "conv2d_relu_max_pool2d", INPUT, CONVOLUTION, POOL, product="conv")
+_values = OP.forward(_fake, convolution.flops)
+_codes = OP.codes(_fake, convolution.flops)
+_backward = OP.define(
     "conv_relu_pool_backward",
-    f"(Tensor grad, Tensor codes, SymInt height, SymInt width, bool bias_grad, {WINDOW}) "
+    f"(Tensor grad, Tensor codes, SymInt height, SymInt width, bool bias_grad, {POOL.schema}) "
     "-> (Tensor grad_conv, Tensor grad_bias)",
     _fake_backward,
 )
@@ -90,13 +65,13 @@ class ConvReLUPool(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output, codes = _codes[backend](input, weight, bias, *settings.arguments(), window.numbers())
+        output, codes = _codes[backend](input, weight, bias, *settings.operands(), window.numbers())
         return output, codes, autograd.anchor(output)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         input, weight, _, ctx.settings, ctx.window, ctx.backend = inputs
-        ctx.height, ctx.width = output_shape(input, weight, *ctx.settings[:3])[2:]
+        ctx.height, ctx.width = output_shape(input, weight, *ctx.settings.window())[2:]
         ctx.before = stage_before(input, ctx.settings)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
@@ -121,41 +96,23 @@ class ConvReLUPool(torch.autograd.Function):
 
         return *gradients(ctx, input, weight, Incoming(grad, codes, pool), one_pass), None, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return autograd.vmap_over_batch(ConvReLUPool, info, in_dims, args)
 
-
-_apply = autograd.applier(ConvReLUPool)
+_run = runner(ConvReLUPool, _values)
 
 
 def conv_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
-    route, prepared = choose("conv_relu_pool", _NAME, arguments, _prepare, _refuse)
+    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
     if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
-    input, weight, bias, settings, window = prepared
-    if route.algorithm:
-        settings = settings.running(route.algorithm)
-    return autograd.with_batch(_run, input, weight, bias, settings, window, route.backend)
+    return autograd.with_batch(_run, *convolution.running(prepared, route.algorithm), route.backend)
+
+
+def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
+    (input,), layer, pool = OP.split(arguments)
+    input, weight, bias, settings = prepare(OP.function, input, *layer)
+    return input, weight, bias, settings, max_pool.window_over(OP.function, input, weight, settings, pool)
 
 
 def _refuse(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window) -> str:
     return refuse(input, window, "pool_size")
-
-
-def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
-    size, stride, padding, ceil_mode = arguments[7:]
-    input, weight, bias, settings = prepare(_NAME, *arguments[:7])
-    window = pool_window(_NAME, "pool_", size, stride, padding, 1, ceil_mode)
-    _, channels, height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])
-    max_pool.check_window(_NAME, window, "pool_", channels, height, width)
-    return input, weight, bias, settings, window
-
-
-def _run(
-    input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window, backend: str
-) -> Tensor:
-    if autograd.needs_grad(input, weight, bias):
-        return _apply(input, weight, bias, settings, window, backend)[0]
-    return _values[backend](input, weight, bias, *settings.arguments(), window.numbers())

@@ -10,10 +10,6 @@ from torch import Tensor
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
 
-# Schema of a convolution's arguments, and of the algorithm that runs it.
-CONVOLUTION = "Tensor input, Tensor weight, Tensor? bias, int[] convolution, str? algorithm"
-
-
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
@@ -35,9 +31,20 @@ class Convolution(NamedTuple):
         ours = {kind: config for kind, _, config in (each.partition(":") for each in gradients)}
         return self._replace(algorithm=forward, dgrad=ours.get("dgrad"), wgrad=ours.get("wgrad"))
 
-    def arguments(self) -> tuple[tuple[int, ...], str | None]:
-        """Return stride, padding, dilation and groups in one row, and the algorithm."""
+    def window(self) -> tuple[tuple[int, int], ...]:
+        """Return stride, padding and dilation."""
+        return self.stride, self.padding, self.dilation
+
+    def operands(self) -> tuple[tuple[int, ...], str | None]:
+        """Return an operator's arguments: stride, padding, dilation and groups in one row, and the algorithm."""
         return (*self.stride, *self.padding, *self.dilation, self.groups), self.algorithm
+
+
+def running(prepared: tuple[Any, ...], algorithm: str | None) -> tuple[Any, ...]:
+    """Return a prepared call whose convolution an algorithm runs."""
+    if algorithm is None:
+        return prepared
+    return tuple(each.running(algorithm) if isinstance(each, Convolution) else each for each in prepared)
 
 
 def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> tuple[Any, ...]:
@@ -141,8 +148,7 @@ def gradients(
     """Return dgrad and wgrad of the bare convolution as torch computes them, each only if needed."""
     if not (needs[0] or needs[1]):
         return None, None
-    stride, padding, dilation, groups = settings[:4]
     grad_input, grad_weight, _ = _convolution_backward(
-        grad, input, weight, None, stride, padding, dilation, False, [0, 0], groups, [needs[0], needs[1], False]
+        grad, input, weight, None, *settings.window(), False, [0, 0], settings.groups, [needs[0], needs[1], False]
     )
     return grad_input, grad_weight

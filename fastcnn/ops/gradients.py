@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import convolution
-from fastcnn.ops.library import define
+from fastcnn.ops.record import Op
 from fastcnn.shapes import Size, conv_memory_format
 
 
@@ -60,22 +60,21 @@ def _fake_wgrad(
 
 _SOURCE = "Tensor grad, Tensor? mask, Tensor input, Tensor weight"
 _SETTINGS = "str? config, int[] convolution, int[] pool"
-_dgrad = define(
-    "convolution.dgrad",
+_OP = Op("convolution_backward", "", backends=("triton",))
+_dgrad = _OP.define(
     "dgrad",
     f"({_SOURCE}, bool mask_input, bool bias_grad, {_SETTINGS}) -> (Tensor grad_input, Tensor grad_input_bias)",
     _fake_dgrad,
-    backends=("triton",),
+    stem="convolution.dgrad",
     flops=lambda grad, mask, input, weight, mask_input, bias_grad, config, *settings: convolution.flops(
         input, weight, None, *settings
     ),
 )
-_wgrad = define(
-    "convolution.wgrad",
+_wgrad = _OP.define(
     "wgrad",
     f"({_SOURCE}, bool bias_grad, {_SETTINGS}) -> (Tensor grad_weight, Tensor grad_bias)",
     _fake_wgrad,
-    backends=("triton",),
+    stem="convolution.wgrad",
     flops=lambda grad, mask, input, weight, bias_grad, config, *settings: convolution.flops(
         input, weight, None, *settings
     ),
@@ -105,18 +104,18 @@ def gradients(
         incoming, wants_bias = incoming._replace(bias=incoming.grad.sum((0, 2, 3))), False
     grad_input, grad_weight = convolution.gradients(incoming.grad, input, weight, settings, theirs)
     grad_bias = incoming.bias
-    numbers = settings.arguments()[0], incoming.pool
+    numbers = settings.operands()[0], incoming.pool
     if our_dgrad:
         before = ctx.before
         sums = before is not None and before.needs_input_grad[2]
         grad_input, bias_before = _dgrad[ctx.backend](
-            *incoming[:2], input, weight, before is not None, sums, settings.dgrad or None, *numbers
+            incoming.grad, incoming.mask, input, weight, before is not None, sums, settings.dgrad or None, *numbers
         )
         if before is not None:
             before.bias_sum = bias_before if sums else None
     if our_wgrad:
         grad_weight, bias = _wgrad[ctx.backend](
-            *incoming[:2], input, weight, wants_bias, settings.wgrad or None, *numbers
+            incoming.grad, incoming.mask, input, weight, wants_bias, settings.wgrad or None, *numbers
         )
         grad_bias = bias if wants_bias else grad_bias
     return grad_input, grad_weight, grad_bias if needs[2] else None

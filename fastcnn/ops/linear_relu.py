@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.ops.conv_relu import fake_backward
-from fastcnn.ops.library import define
+from fastcnn.ops.record import INPUT, LINEAR, Op, runner
 from fastcnn.route import choose
 
 
@@ -29,18 +29,15 @@ def flops(input: Tensor, weight: Tensor, *_: Any) -> int:
     return 2 * input.shape[0] * weight.numel()
 
 
-_NAME = "linear_relu"
+OP = Op("linear_relu", "linear_relu", INPUT, LINEAR, product="matmul")
 
 
 def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    return prepare(_NAME, *arguments)
+    return prepare(OP.function, *arguments)
 
 
-_forward = define(
-    "linear_relu", "linear_relu", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", _fake, flops=flops
-)
-_backward = define(
-    "linear_relu",
+_forward = OP.forward(_fake, flops)
+_backward = OP.define(
     "linear_relu_backward",
     "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
     fake_backward,
@@ -76,17 +73,13 @@ class LinearReLU(torch.autograd.Function):
             None,
         )
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return autograd.vmap_over_batch(LinearReLU, info, in_dims, args)
 
-
-_apply = autograd.applier(LinearReLU)
+_run = runner(LinearReLU, _forward)
 
 
 def linear_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.linear_relu``."""
-    route, prepared = choose("linear_relu", _NAME, arguments, _prepare, refuse)
+    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, refuse)
     backend = route.backend
     if backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
@@ -97,12 +90,6 @@ def linear_relu(*arguments: Any) -> Tensor:
         return _run(input, weight, bias, backend)
     rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
     return _run(rows, weight, bias, backend).view(*input.shape[:-1], weight.shape[0])
-
-
-def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    if autograd.needs_grad(rows, weight, bias):
-        return _apply(rows, weight, bias, backend)
-    return _forward[backend](rows, weight, bias)
 
 
 def prepare(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

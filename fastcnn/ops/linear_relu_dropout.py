@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
-from fastcnn.ops.library import define
 from fastcnn.ops.linear_relu import flops, prepare, refuse
+from fastcnn.ops.record import INPUT, LINEAR, Op, runner
 from fastcnn.route import choose
 
 
@@ -25,21 +25,14 @@ def _fake_backward(grad: Tensor, output: Tensor, p: float, bias_grad: bool) -> t
     return fake_backward(grad, output, bias_grad)
 
 
-_NAME = _STEM = "linear_relu_dropout"
-_forward = define(
-    _STEM,
-    _STEM,
-    "(Tensor input, Tensor weight, Tensor? bias, Tensor seed, float p) -> Tensor",
-    _fake,
-    backends=("triton",),
-    flops=flops,
+OP = Op(
+    "linear_relu_dropout", "linear_relu_dropout", INPUT, LINEAR, backends=("triton",), product="matmul", tuned=False
 )
-_backward = define(
-    _STEM,
-    f"{_STEM}_backward",
+_forward = OP.define(OP.stem, f"({OP.schema}, Tensor seed, float p) -> Tensor", _fake, flops=flops)
+_backward = OP.define(
+    "linear_relu_dropout_backward",
     "(Tensor grad, Tensor output, float p, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
     _fake_backward,
-    backends=("triton",),
 )
 
 
@@ -86,7 +79,7 @@ class LinearReLUDropout(torch.autograd.Function):
         )
 
 
-_apply = autograd.applier(LinearReLUDropout)
+_run = runner(LinearReLUDropout, _forward)
 
 
 def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool) -> Tensor | None:
@@ -98,7 +91,7 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: f
     check_probability(p)
     if not training or not 0 < p < 1 or torch._C._are_functorch_transforms_active():
         return None
-    route, prepared = choose(_STEM, _NAME, (input, weight, bias), partial(prepare, _NAME), refuse)
+    route, prepared = choose(OP.stem, OP.function, (input, weight, bias), partial(prepare, OP.function), refuse)
     if route.backend == "torch":
         return None
     input, weight, bias = prepared
@@ -111,15 +104,9 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: f
     return _run(rows, weight, bias, seed, float(p), route.backend).view(*input.shape[:-1], weight.shape[0])
 
 
-def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str) -> Tensor:
-    if autograd.needs_grad(rows, weight, bias):
-        return _apply(rows, weight, bias, seed, p, backend)[0]
-    return _forward[backend](rows, weight, bias, seed, p)
-
-
 def check_probability(p: object) -> None:
     """Check the probability of being dropped."""
     if isinstance(p, bool) or not isinstance(p, (int, float)):
-        raise checks.wrong(_NAME, "p", "a probability", repr(p), TypeError)
+        raise checks.wrong(OP.function, "p", "a probability", repr(p), TypeError)
     if not 0 <= p <= 1:
-        raise checks.wrong(_NAME, "p", "a probability from 0 to 1", p, ValueError)
+        raise checks.wrong(OP.function, "p", "a probability from 0 to 1", p, ValueError)

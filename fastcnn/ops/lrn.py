@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks
-from fastcnn.ops.library import define
+from fastcnn.ops.record import INPUT, Op, runner
+from fastcnn.ops.record import LRN as NORM
 from fastcnn.route import choose
 from fastcnn.shapes import LRN, memory_format
 
@@ -42,10 +43,9 @@ def _fake_backward(grad: Tensor, input: Tensor, *norm: Any) -> Tensor:
     return _fake(input)
 
 
-_NAME = "local_response_norm"
-NORM = "int size, float alpha, float beta, float k"
-_forward = define("lrn", "lrn", f"(Tensor input, {NORM}) -> Tensor", _fake)
-_backward = define("lrn", "lrn_backward", f"(Tensor grad, Tensor input, {NORM}) -> Tensor", _fake_backward)
+OP = Op("lrn", "local_response_norm", INPUT, NORM)
+_forward = OP.forward(_fake)
+_backward = OP.define("lrn_backward", f"(Tensor grad, {OP.schema}) -> Tensor", _fake_backward)
 
 
 class LocalResponseNorm(torch.autograd.Function):
@@ -53,7 +53,7 @@ class LocalResponseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, norm: LRN, backend: str) -> Tensor:
-        return _forward[backend](input, *norm)
+        return _forward[backend](input, *norm.operands())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -65,36 +65,31 @@ class LocalResponseNorm(torch.autograd.Function):
         (input,) = ctx.saved_tensors
         if autograd.differentiable():
             return stock_backward(grad, input, ctx.norm), None, None
-        return _backward[ctx.backend](grad, input, *ctx.norm), None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return autograd.vmap_over_batch(LocalResponseNorm, info, in_dims, args)
+        return _backward[ctx.backend](grad, input, *ctx.norm.operands()), None, None
 
 
-_apply = autograd.applier(LocalResponseNorm)
+_run = runner(LocalResponseNorm, _forward)
 
 
 def lrn(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.local_response_norm``."""
-    route, prepared = choose("lrn", _NAME, arguments, _prepare, refuse)
+    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, refuse)
     if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
     input, norm = prepared
-    norm = kernel_norm(norm)
-    if autograd.needs_grad(input):
-        return _apply(input, norm, route.backend)
-    return _forward[route.backend](input, *norm)
+    output: Tensor = _run(input, kernel_norm(norm), route.backend)
+    return output
 
 
 def _prepare(*arguments: Any) -> tuple[Tensor, LRN]:
-    checks.check_lrn(_NAME, *arguments)
-    return arguments[0], LRN(*arguments[1:])
+    checks.check_lrn(OP.function, *arguments)
+    (input,), norm = OP.split(arguments)
+    return input, LRN(*norm)
 
 
 def kernel_norm(norm: LRN) -> LRN:
-    """Return the settings in Python's own numbers, as an operator takes them."""
-    return LRN(int(norm.size), float(norm.alpha), float(norm.beta), float(norm.k))
+    """Return the settings in Python's own numbers."""
+    return LRN(*norm.operands())
 
 
 def refuse(input: Tensor, norm: LRN) -> str:

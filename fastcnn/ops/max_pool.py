@@ -7,38 +7,32 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
-from fastcnn.ops.library import define
+from fastcnn.ops.convolution import Convolution, output_shape
+from fastcnn.ops.record import INPUT, WINDOW, Op, runner
 from fastcnn.ops.stock import max_pool as reference
 from fastcnn.route import choose
 from fastcnn.shapes import Size, Window, memory_format, pair
 
 
-def fake(input: Tensor, *window: Any) -> Tensor:
+def fake(input: Tensor, window: Window) -> Tensor:
     """Return an empty tensor with the shape and strides of the pooled output."""
-    size = Window(*window).output_size(input.shape[2], input.shape[3])
+    size = window.output_size(input.shape[2], input.shape[3])
     return torch.empty(
         (*input.shape[:2], *size), dtype=input.dtype, device=input.device, memory_format=memory_format(input)
     )
 
 
-def _fake_codes(input: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
-    output = fake(input, *window)
-    return output, torch.empty_like(output, dtype=torch.uint8)
-
-
-def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, *window: Any) -> Tensor:
+def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, _: Window) -> Tensor:
     shape = (*codes.shape[:2], height, width)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(codes))
 
 
-_NAME = "max_pool2d"
-WINDOW = "int[] window"
-_values = define("max_pool", "max_pool", f"(Tensor input, {WINDOW}) -> Tensor", fake)
-_codes = define("max_pool", "max_pool_codes", f"(Tensor input, {WINDOW}) -> (Tensor output, Tensor codes)", _fake_codes)
-_backward = define(
-    "max_pool",
+OP = Op("max_pool", "max_pool2d", INPUT, WINDOW)
+_values = OP.forward(fake)
+_codes = OP.codes(fake)
+_backward = OP.define(
     "max_pool_backward",
-    f"(Tensor grad, Tensor codes, SymInt height, SymInt width, {WINDOW}) -> Tensor",
+    f"(Tensor grad, Tensor codes, SymInt height, SymInt width, {WINDOW.schema}) -> Tensor",
     _fake_backward,
 )
 
@@ -69,20 +63,17 @@ class MaxPool(torch.autograd.Function):
             return unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor), None, None
         return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()), None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return autograd.vmap_over_batch(MaxPool, info, in_dims, args)
-
 
 _apply = autograd.applier(MaxPool)
+_run = runner(MaxPool, _values)
 
 
 def max_pool(*arguments: Any) -> Any:
     """Run ``fastcnn.functional.max_pool2d``."""
-    route, prepared = choose("max_pool", _NAME, arguments, _prepare, _refuse)
+    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
     if route.backend == "torch":
         return checks.run_stock(reference, _prepare, *arguments)
-    return autograd.with_batch(_run, *prepared, route.backend, arguments[-1])
+    return autograd.with_batch(_run_with_indices if arguments[-1] else _run, *prepared, route.backend)
 
 
 def _refuse(input: Tensor, window: Window) -> str:
@@ -98,22 +89,20 @@ def _prepare(
     ceil_mode: bool,
     return_indices: bool,
 ) -> tuple[Tensor, Window]:
-    checks.check_tensor(_NAME, "input", input)
-    checks.check_image(_NAME, input)
-    window = pool_window(_NAME, "", kernel_size, stride, padding, dilation, ceil_mode)
-    check_window(_NAME, window, "", *input.shape[-3:])
+    checks.check_tensor(OP.function, "input", input)
+    checks.check_image(OP.function, input)
+    window = pool_window(OP.function, "", kernel_size, stride, padding, ceil_mode, dilation)
+    check_window(OP.function, window, "", *input.shape[-3:])
     return input, window
 
 
-def _run(input: Tensor, window: Window, backend: str, return_indices: bool) -> Any:
-    if not return_indices and not autograd.needs_grad(input):
-        return _values[backend](input, window.numbers())
+def _run_with_indices(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
     output, codes, _ = _apply(input, window, backend)
-    return (output, codes_to_indices(codes, window, input.shape[-1])) if return_indices else output
+    return output, codes_to_indices(codes, window, input.shape[-1])
 
 
 def pool_window(
-    function: str, prefix: str, size: Size, stride: Size | None, padding: Size, dilation: Size, ceil_mode: bool
+    function: str, prefix: str, size: Size, stride: Size | None, padding: Size, ceil_mode: bool, dilation: Size = 1
 ) -> Window:
     """Return a pool's window; ``prefix`` completes the arguments' names."""
     checks.check_flag(function, prefix + "ceil_mode", ceil_mode)
@@ -133,6 +122,14 @@ def check_window(function: str, window: Window, prefix: str, channels: int, heig
     small = max(*strides, *dilations) <= checks.MOST_PIXELS
     if not (small and channels > 0 and 2 * top <= rows and 2 * left <= columns and window.fits(height, width)):
         checks.check_window(function, window, prefix, channels, height, width)
+
+
+def window_over(function: str, input: Tensor, weight: Tensor, settings: Convolution, pool: tuple[Any, ...]) -> Window:
+    """Return the window of a pool over a convolution's output, checked against it."""
+    window = pool_window(function, "pool_", *pool)
+    images = input if input.dim() == 4 else input[None]
+    check_window(function, window, "pool_", *output_shape(images, weight, *settings.window())[1:])
+    return window
 
 
 def refuse(input: Tensor, window: Window, name: str) -> str:

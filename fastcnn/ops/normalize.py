@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastcnn.backend import device_type
 from fastcnn.ops import autograd, checks
-from fastcnn.ops.library import define
+from fastcnn.ops.record import IMAGES, Op, runner
 from fastcnn.route import choose
 from fastcnn.shapes import memory_format
 
@@ -26,15 +26,8 @@ def _fake(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tenso
     return torch.empty_like(input, dtype=dtype, memory_format=memory_format(input))
 
 
-_NAME = "normalize"
-_STEM = "normalize"
-forward = define(
-    _STEM,
-    "normalize",
-    "(Tensor input, Tensor mean, Tensor std, ScalarType dtype) -> Tensor",
-    _fake,
-    backends=("triton",),
-)
+OP = Op("normalize", "normalize", IMAGES, backends=("triton",), tuned=False)
+forward = OP.define("normalize", f"({OP.schema}, ScalarType dtype) -> Tensor", _fake)
 
 
 def input_gradient(grad: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,27 +52,17 @@ class Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return input_gradient(grad, ctx.saved_tensors[0], ctx.dtype), None, None, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return autograd.vmap_over_batch(Normalize, info, in_dims, args)
 
-
-_apply = autograd.applier(Normalize)
+_run = runner(Normalize, forward)
 
 
 def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None) -> Tensor:
     """Run ``fastcnn.functional.normalize``."""
-    mean, std, dtype = prepare(_NAME, input, mean, std, dtype)
-    route, _ = choose(_STEM, _NAME, (input, mean, std, dtype), lambda *arguments: arguments, refuse)
+    mean, std, dtype = prepare(OP.function, input, mean, std, dtype)
+    route, _ = choose(OP.stem, OP.function, (input, mean, std, dtype), lambda *arguments: arguments, refuse)
     if route.backend == "torch":
         return reference(input, mean, std, dtype)
     return autograd.with_batch(_run, input, mean, std, dtype, route.backend)
-
-
-def _run(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    if autograd.needs_grad(input):
-        return _apply(input, mean, std, dtype, backend)
-    return forward[backend](input, mean, std, dtype)
 
 
 def prepare(

@@ -14,13 +14,9 @@ from fastcnn.algorithms import JOINED
 from fastcnn.ops import autograd, checks, convolution, normalize
 from fastcnn.ops.conv_relu import _backward, conv_relu
 from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepare
-from fastcnn.ops.library import define
+from fastcnn.ops.record import CONVOLUTION, IMAGES, Op, runner
 from fastcnn.route import choose
 from fastcnn.shapes import Size, conv_memory_format
-
-NORMALIZED_CONVOLUTION = (
-    "Tensor input, Tensor mean, Tensor std, Tensor weight, Tensor? bias, int[] convolution, str? algorithm"
-)
 
 
 class Joined(NamedTuple):
@@ -55,9 +51,8 @@ def flops(input: Tensor, mean: Tensor, std: Tensor, weight: Tensor, bias: Tensor
     return convolution.flops(input, weight, bias, *settings)
 
 
-_NAME = "conv2d_relu"  # the function that users know, for messages
-_STEM = "normalize_conv_relu"
-_forward = define(_STEM, _STEM, f"({NORMALIZED_CONVOLUTION}) -> Tensor", _fake, backends=("triton",), flops=flops)
+OP = Op("normalize_conv_relu", "conv2d_relu", IMAGES, CONVOLUTION, backends=("triton",), product="conv")
+_forward = OP.forward(_fake, flops)
 
 
 class NormalizeConvReLU(torch.autograd.Function):
@@ -73,7 +68,7 @@ class NormalizeConvReLU(torch.autograd.Function):
         settings: Convolution,
         backend: str,
     ) -> Tensor:
-        return _forward[backend](input, mean, std, weight, bias, *settings.arguments())
+        return _forward[backend](input, mean, std, weight, bias, *settings.operands())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -108,28 +103,30 @@ def image_gradients(
     return None if grad_input is None else normalize.input_gradient(grad_input, std, input.dtype), grad_weight
 
 
-_apply = autograd.applier(NormalizeConvReLU)
+_run = runner(NormalizeConvReLU, _forward)
 
 
-def joined(stem: str, function: str, norm_arguments: tuple[Any, ...], arguments: tuple[Any, ...]) -> Joined | None:
+def joined(
+    op: Op, norm_arguments: tuple[Any, ...], layer: tuple[Any, ...], pool: tuple[Any, ...] = ()
+) -> Joined | None:
     """Return a call that one kernel can run, or None where normalisation and convolution are to run by themselves.
 
     Args:
-        stem: of the joined stage.
-        function: the public function's name, for messages.
+        op: the joined stage.
         norm_arguments: of `normalize`, the images first.
-        arguments: of the stage, but for its input.
+        layer: the convolution's arguments but for its input.
+        pool: the arguments of a pool that follows.
     """
     input, *constants = norm_arguments
-    mean, std, dtype = normalize.prepare(function, input, *constants)
+    mean, std, dtype = normalize.prepare(op.function, input, *constants)
     if torch._C._are_functorch_transforms_active() or normalize.refuse(input, mean, std, dtype):
         return None
 
     def prepared(*_: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution]:
         like = torch.empty_like(input, dtype=dtype)  # what the stage would get; nobody fills it
-        return prepare(function, like, *arguments[:6])
+        return prepare(op.function, like, *layer)
 
-    route, call = choose(stem, function, (*norm_arguments, *arguments), prepared, _refuse)
+    route, call = choose(op.stem, op.function, (*norm_arguments, *layer, *pool), prepared, _refuse)
     backend, algorithm, _ = route
     if algorithm is None or "+" in algorithm or backend not in JOINED.get(algorithm.partition(":")[0], ()):
         return None  # nor where gradients are to be ours, which read images that are normalised
@@ -143,28 +140,15 @@ def _refuse(images: Tensor, *_: Any) -> str:
     return checks.refuse_dtype(images)
 
 
-def normalize_conv_relu(norm_arguments: tuple[Any, ...], *arguments: Any) -> Tensor | None:
+def normalize_conv_relu(norm_arguments: tuple[Any, ...], *layer: Any) -> Tensor | None:
     """Run `normalize` on the arguments of one and `conv_relu` on the result and the others, or return None."""
-    call = joined(_STEM, _NAME, norm_arguments, arguments)
+    call = joined(OP, norm_arguments, layer)
     return None if call is None else autograd.with_batch(_run, *call)
 
 
 def stage(*arguments: Any) -> Tensor:
     """Run the whole stage: by one kernel, or normalisation and the rest one after another."""
-    images, others = arguments[:4], arguments[4:]
+    images, *groups = OP.split(arguments)
+    others = [each for group in groups for each in group]
     joined_output = normalize_conv_relu(images, *others)
     return conv_relu(normalize.normalize(*images), *others) if joined_output is None else joined_output
-
-
-def _run(
-    input: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    settings: Convolution,
-    backend: str,
-) -> Tensor:
-    if autograd.needs_grad(input, weight, bias):
-        return _apply(input, mean, std, weight, bias, settings, backend)
-    return _forward[backend](input, mean, std, weight, bias, *settings.arguments())

@@ -24,8 +24,9 @@ from fastcnn.shapes import pair
 Plan = dict[str, Any] | None
 
 
-def _stock_convolution(arguments: tuple[Any, ...]) -> dict[str, Any]:
-    _, weight, _, stride, padding, dilation, groups = arguments
+def _stock_convolution(
+    input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> dict[str, Any]:
     checks.check_tensor("", "", weight)
     name = padding if isinstance(padding, str) else ""
     pads = (0, 0) if name else pair("", "", padding)
@@ -37,20 +38,15 @@ def _stock_window(*window: Any) -> dict[str, Any]:
     return {"window": pool.pool_window("", "", *window).numbers()}
 
 
-def _stock_pool(size: Any, stride: Any, padding: Any, ceil_mode: Any) -> dict[str, Any]:
-    return _stock_window(size, stride, padding, 1, ceil_mode)
-
-
-def _stock_norm(arguments: tuple[Any, ...]) -> dict[str, Any]:
-    input, size, *constants = arguments
-    checks.check_lrn("", *arguments)
-    if input.numel() == 0 or checks.refuse_constants(**dict(zip(("alpha", "beta", "k"), constants))):
+def _stock_norm(input: Tensor, size: Any, alpha: Any, beta: Any, k: Any) -> dict[str, Any]:
+    checks.check_lrn("", input, size, alpha, beta, k)
+    if input.numel() == 0 or checks.refuse_constants(alpha=alpha, beta=beta, k=k):
         raise TypeError
-    return {"size": size, "constants": tuple(map(float, constants))}
+    return {"size": size, "constants": (float(alpha), float(beta), float(k))}
 
 
-def _stock_batch_norm(arguments: tuple[Any, ...]) -> dict[str, Any]:
-    training, momentum, eps = arguments[5:]
+def _stock_batch_norm(*arguments: Any) -> dict[str, Any]:
+    *_, training, momentum, eps = arguments
     checks.check_batch_norm("", *arguments)
     return {"training": training, "constants": (float(momentum), float(eps))}
 
@@ -84,29 +80,31 @@ def _kernel_convolution(
         settings = settings.running(algorithm)
     if settings.dgrad is not None or settings.wgrad is not None or prepared[0].shape != given[0].shape:  # type: ignore[union-attr]
         return None  # gradients by our kernels, which neighbours share, or an input that is padded by hand
-    numbers, name = settings.arguments()
+    numbers, name = settings.operands()
     batched = given[0].dim() == 4
     return {"convolution": numbers, "algorithm": name, "batched": batched, **_cast(prepared, given)}
 
 
 def _plan_conv_relu(*arguments: Any) -> Plan:
-    route, prepared = choose("conv_relu", conv._NAME, arguments, conv._prepare, conv._refuse)
+    route, prepared = choose(conv.OP.stem, conv.OP.function, arguments, conv._prepare, conv._refuse)
     if route.backend == "torch":
-        return _stock(arguments[:3], (_stock_convolution, arguments))
+        return _stock(conv.OP.tensors(arguments), (_stock_convolution, *arguments))
     *tensors, settings = prepared
-    plan = _kernel_convolution(tuple(tensors), arguments[:3], settings, route.algorithm)
+    plan = _kernel_convolution(tuple(tensors), conv.OP.tensors(arguments), settings, route.algorithm)
     derive = derivative(conv.ConvReLU, settings=settings, backend=route.backend, before=None)
     return plan and {**plan, "backend": route.backend, "derive": derive}
 
 
 def _plan_conv_relu_pool(*arguments: Any) -> Plan:
-    route, prepared = choose("conv_relu_pool", conv_pool._NAME, arguments, conv_pool._prepare, conv_pool._refuse)
+    given = conv_pool.OP.tensors(arguments)
+    route, prepared = choose(conv_pool.OP.stem, conv_pool.OP.function, arguments, conv_pool._prepare, conv_pool._refuse)
     if route.backend == "torch":
-        return _stock(arguments[:3], (_stock_convolution, arguments[:7]), (_stock_pool, *arguments[7:]))
+        (input,), layer, window = conv_pool.OP.split(arguments)
+        return _stock(given, (_stock_convolution, input, *layer), (_stock_window, *window))
     *tensors, settings, window = prepared
-    plan = _kernel_convolution(tuple(tensors), arguments[:3], settings, route.algorithm)
+    plan = _kernel_convolution(tuple(tensors), given, settings, route.algorithm)
     input, weight, _ = tensors
-    height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings[:3])[2:]
+    height, width = output_shape(input if input.dim() == 4 else input[None], weight, *settings.window())[2:]
     context = {"settings": settings, "window": window, "height": height, "width": width, "before": None}
     derive = derivative(conv_pool.ConvReLUPool, others=2, backend=route.backend, **context)
     pooled = {"window": window.numbers(), "height": height, "width": width}
@@ -114,12 +112,12 @@ def _plan_conv_relu_pool(*arguments: Any) -> Plan:
 
 
 def _plan_max_pool(*arguments: Any) -> Plan:
-    input, *settings, return_indices = arguments
+    input, size, stride, padding, dilation, ceil_mode, return_indices = arguments
     if return_indices is not False:
         return None
-    route, prepared = choose("max_pool", pool._NAME, arguments, pool._prepare, pool._refuse)
+    route, prepared = choose(pool.OP.stem, pool.OP.function, arguments, pool._prepare, pool._refuse)
     if route.backend == "torch":
-        return _stock((input,), (_stock_window, *settings))
+        return _stock((input,), (_stock_window, size, stride, padding, ceil_mode, dilation))
     window = prepared[1]
     height, width = input.shape[-2:]
     derive = derivative(pool.MaxPool, others=2, window=window, height=height, width=width, backend=route.backend)
@@ -128,18 +126,19 @@ def _plan_max_pool(*arguments: Any) -> Plan:
 
 
 def _plan_lrn(*arguments: Any) -> Plan:
-    route, prepared = choose("lrn", lrn._NAME, arguments, lrn._prepare, lrn.refuse)
+    route, prepared = choose(lrn.OP.stem, lrn.OP.function, arguments, lrn._prepare, lrn.refuse)
     if route.backend == "torch":
-        return _stock(arguments[:1], (_stock_norm, arguments))
+        return _stock(lrn.OP.tensors(arguments), (_stock_norm, *arguments))
     size, *constants = norm = lrn.kernel_norm(prepared[1])
     derive = derivative(lrn.LocalResponseNorm, norm=norm, backend=route.backend)
     return {"size": size, "constants": tuple(constants), "backend": route.backend, "derive": derive}
 
 
 def _plan_lrn_pool(*arguments: Any) -> Plan:
-    route, prepared = choose("lrn_pool", norm_pool._NAME, arguments, norm_pool._prepare, norm_pool._refuse)
+    route, prepared = choose(norm_pool.OP.stem, norm_pool.OP.function, arguments, norm_pool._prepare, norm_pool._refuse)
     if route.backend == "torch":
-        return _stock(arguments[:1], (_stock_norm, arguments[:5]), (_stock_pool, *arguments[5:]))
+        (input,), settings, window = norm_pool.OP.split(arguments)
+        return _stock((input,), (_stock_norm, input, *settings), (_stock_window, *window))
     window = prepared[2]
     size, *constants = norm = lrn.kernel_norm(prepared[1])
     derive = derivative(norm_pool.LRNPool, others=1, norm=norm, window=window, backend=route.backend)
@@ -148,7 +147,7 @@ def _plan_lrn_pool(*arguments: Any) -> Plan:
 
 
 def _plan_linear_relu(*arguments: Any) -> Plan:
-    route, prepared = choose("linear_relu", linear._NAME, arguments, linear._prepare, linear.refuse)
+    route, prepared = choose(linear.OP.stem, linear.OP.function, arguments, linear._prepare, linear.refuse)
     if route.backend == "torch":
         return _stock(arguments) if isinstance(arguments[1], Tensor) else None
     derive = derivative(linear.LinearReLU, backend=route.backend)
@@ -161,8 +160,8 @@ def _plan_linear_relu_dropout(*arguments: Any) -> Plan:
     if not isinstance(training, bool):
         return None
     if training and 0 < p < 1:
-        prepare = partial(linear.prepare, dropout._NAME)
-        route, _ = choose("linear_relu_dropout", dropout._NAME, tuple(layer), prepare, linear.refuse)
+        prepare = partial(linear.prepare, dropout.OP.function)
+        route, _ = choose(dropout.OP.stem, dropout.OP.function, tuple(layer), prepare, linear.refuse)
         if route.backend != "torch":
             return None
     plan = _plan_linear_relu(*layer)
@@ -170,28 +169,30 @@ def _plan_linear_relu_dropout(*arguments: Any) -> Plan:
 
 
 def _plan_bn_relu(*arguments: Any) -> Plan:
-    measured = "bn_relu" if arguments[5] is True else "bn_relu_running"
-    route, _ = choose("bn_relu", bn._NAME, arguments, bn._prepare, bn.refuse, measured)
-    if route.backend == "torch" or arguments[0].numel() == 0:
-        return _stock(arguments[:5], (_stock_batch_norm, arguments))
-    settings = _stock_batch_norm(arguments)
-    context = {"eps": settings["constants"][1], "training": arguments[5]}
+    (input,), numbers = bn.OP.split(arguments)
+    route, _ = choose(bn.OP.stem, bn.OP.function, arguments, bn._prepare, bn.refuse, bn.measured(*numbers))
+    if route.backend == "torch" or input.numel() == 0:
+        return _stock(bn.OP.tensors(arguments), (_stock_batch_norm, *arguments))
+    settings = _stock_batch_norm(*arguments)
+    context = {"eps": settings["constants"][1], "training": settings["training"]}
     derive = derivative(bn.BatchNormReLU, backend=route.backend, **context)
     return {**settings, "backend": route.backend, "derive": derive}
 
 
 def _plan_bn_relu_pool(*arguments: Any) -> Plan:
-    route, prepared = choose("bn_relu_pool", bn_pool._NAME, arguments, bn_pool._prepare, bn_pool._refuse)
-    if route.backend == "torch" or arguments[0].numel() == 0:
-        return _stock(arguments[:5], (_stock_batch_norm, arguments[:8]), (_stock_pool, *arguments[8:]))
-    settings, window = _stock_batch_norm(arguments[:8]), prepared[1]
-    context = {"eps": settings["constants"][1], "training": arguments[5], "window": window}
+    route, prepared = choose(bn_pool.OP.stem, bn_pool.OP.function, arguments, bn_pool._prepare, bn_pool._refuse)
+    (input,), numbers, pool_arguments = bn_pool.OP.split(arguments)
+    if route.backend == "torch" or input.numel() == 0:
+        tensors = bn_pool.OP.tensors(arguments)
+        return _stock(tensors, (_stock_batch_norm, input, *numbers), (_stock_window, *pool_arguments))
+    settings, window = _stock_batch_norm(input, *numbers), prepared[1]
+    context = {"eps": settings["constants"][1], "training": settings["training"], "window": window}
     derive = derivative(bn_pool.BatchNormReLUPool, others=1, backend=route.backend, **context)
     return {**settings, "window": window.numbers(), "backend": route.backend, "derive": derive}
 
 
 def _plan_add_relu(*arguments: Any) -> Plan:
-    route, _ = choose("add_relu", add._NAME, arguments, add._prepare, add._refuse)
+    route, _ = choose(add.OP.stem, add.OP.function, arguments, add._prepare, add._refuse)
     if route.backend == "torch":
         return _stock(arguments) if isinstance(arguments[1], Tensor) else None
     return {"backend": route.backend, "derive": derivative(add.AddReLU, backend=route.backend)}
@@ -213,7 +214,7 @@ linear_relu = fronted("linear_relu", _plan_linear_relu, linear._prepare, linear.
 linear_relu_dropout = fronted(
     "linear_relu_dropout",
     _plan_linear_relu_dropout,
-    lambda *arguments: linear._prepare(*arguments[:3]),
+    lambda input, weight, bias, *_: linear._prepare(input, weight, bias),
     plain_linear_relu_dropout,
 )
 lrn_ = fronted("lrn", _plan_lrn, lrn._prepare, lrn.lrn)

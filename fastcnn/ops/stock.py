@@ -32,5 +32,11 @@ def max_pool(
     return torch.max_pool2d(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
 
 
+def pool(activations: Tensor, size: Any, stride: Any, padding: Any, ceil_mode: bool) -> Tensor:
+    """Return the pooled activations of a stage that ends in a pool."""
+    pooled: Tensor = max_pool(activations, size, stride, padding, 1, ceil_mode, False)
+    return pooled
+
+
 def _shows(tensor: Tensor) -> bool:
     return type(tensor) is not Tensor or torch.compiler.is_compiling() or is_watched()

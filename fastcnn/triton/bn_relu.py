@@ -233,11 +233,9 @@ class Norm(NamedTuple):
     eps: float
 
     @classmethod
-    def of(cls, *numbers) -> "Norm":
+    def of(cls, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> "Norm":
         """Return the numbers of an operator's arguments without gaps."""
-        mean, variance, *parameters = numbers[:4]
-        weight, bias = map(vector, parameters)
-        return cls(mean.contiguous(), variance.contiguous(), weight, bias, numbers[4])
+        return cls(mean.contiguous(), variance.contiguous(), vector(weight), vector(bias), eps)
 
     def flags(self) -> dict[str, bool]:
         """Return the kernels' constants."""
@@ -299,6 +297,7 @@ def backward(
     return dx, grad_weight, grad_bias
 
 
-def bn_relu_backward(grad: Tensor, input: Tensor, *numbers) -> tuple[Tensor, Tensor, Tensor]:
+def bn_relu_backward(grad: Tensor, input: Tensor, *norm) -> tuple[Tensor, Tensor, Tensor]:
     """Operator ``fastcnn::bn_relu_backward.triton``."""
-    return backward(grad, None, input, Norm.of(*numbers[:5]), numbers[5], None)
+    *numbers, training = norm
+    return backward(grad, None, input, Norm.of(*numbers), training, None)

@@ -95,15 +95,18 @@ def _forward(input: Tensor, norm: Norm, window: Window, codes: bool) -> tuple[Te
 
 def bn_relu_pool(input: Tensor, *settings) -> Tensor:
     """Operator ``fastcnn::bn_relu_pool.triton``."""
-    return _forward(input, Norm.of(*settings[:5]), Window.of(*settings[5:]), codes=False)[0]
+    *numbers, window = settings
+    return _forward(input, Norm.of(*numbers), window, codes=False)[0]
 
 
 def bn_relu_pool_codes(input: Tensor, *settings) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::bn_relu_pool_codes.triton``."""
-    return _forward(input, Norm.of(*settings[:5]), Window.of(*settings[5:]), codes=True)
+    *numbers, window = settings
+    return _forward(input, Norm.of(*numbers), window, codes=True)
 
 
 def bn_relu_pool_backward(grad: Tensor, codes: Tensor, input: Tensor, *settings) -> tuple[Tensor, Tensor, Tensor]:
     """Operator ``fastcnn::bn_relu_pool_backward.triton``: the codes hold the ReLU's mask too."""
+    *numbers, training, window = settings
     codes = codes.contiguous(memory_format=memory_format(input))
-    return backward(grad, codes, input, Norm.of(*settings[:5]), settings[5], Window.of(*settings[6:]))
+    return backward(grad, codes, input, Norm.of(*numbers), training, window)

@@ -36,12 +36,13 @@ def _run(
     input: Tensor, weight: Tensor, bias: Tensor | None, settings: Any, codes: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return pooled values, and codes if asked: in the convolution's own kernel, or by a pass over its output."""
-    window = Window.of(*settings[5:])
-    if hopper := asked_hopper(settings[4]):
-        kernel = conv_window(weight, *settings[:3])
+    *convolution, window = settings
+    *kernel_window, groups, algorithm = convolution
+    if hopper := asked_hopper(algorithm):
+        kernel = conv_window(weight, *kernel_window)
         if pools_pairs(window, *kernel.output_size(*input.shape[2:])):
-            return hopper.convolution(input, weight, bias, kernel, *settings[3:5], pool=True, codes=codes)
-    conv, bias = _convolution(input, weight, bias, *settings[:5])
+            return hopper.convolution(input, weight, bias, kernel, groups, algorithm, pool=True, codes=codes)
+    conv, bias = _convolution(input, weight, bias, *convolution)
     return pool(conv, bias, window, relu=True, codes=codes)
 
 
@@ -56,7 +57,7 @@ def conv_relu_pool_codes(input: Tensor, weight: Tensor, bias: Tensor | None, *se
 
 
 def conv_relu_pool_backward(
-    grad: Tensor, codes: Tensor, height: int, width: int, bias_grad: bool, *window
+    grad: Tensor, codes: Tensor, height: int, width: int, bias_grad: bool, window: Window
 ) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::conv_relu_pool_backward.triton``: unpool, ReLU mask and bias gradient in one pass."""
-    return pool_backward(grad, codes, height, width, Window.of(*window), bias_grad)
+    return pool_backward(grad, codes, height, width, window, bias_grad)

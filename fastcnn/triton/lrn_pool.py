@@ -159,23 +159,23 @@ def _forward(input: Tensor, norm: LRN, window: Window, codes: bool) -> tuple[Ten
     return y, code
 
 
-def lrn_pool(input: Tensor, size: int, alpha: float, beta: float, k: float, *window) -> Tensor:
+def lrn_pool(input: Tensor, size: int, alpha: float, beta: float, k: float, window: Window) -> Tensor:
     """Operator ``fastcnn::lrn_pool.triton``."""
-    return _forward(input, LRN(size, alpha, beta, k), Window.of(*window), codes=False)[0]
+    return _forward(input, LRN(size, alpha, beta, k), window, codes=False)[0]
 
 
 def lrn_pool_codes(
-    input: Tensor, size: int, alpha: float, beta: float, k: float, *window
+    input: Tensor, size: int, alpha: float, beta: float, k: float, window: Window
 ) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::lrn_pool_codes.triton``."""
-    return _forward(input, LRN(size, alpha, beta, k), Window.of(*window), codes=True)
+    return _forward(input, LRN(size, alpha, beta, k), window, codes=True)
 
 
 def lrn_pool_backward(
-    grad: Tensor, codes: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, *window
+    grad: Tensor, codes: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, window: Window
 ) -> Tensor:
     """Operator ``fastcnn::lrn_pool_backward.triton``."""
-    pool, norm = Window.of(*window), reaching(LRN(size, alpha, beta, k), input.shape[1])
+    norm = reaching(LRN(size, alpha, beta, k), input.shape[1])
     format = memory_format(input)
     x = dense(input)
     images, channels, height, width = x.shape
@@ -186,7 +186,7 @@ def lrn_pool_backward(
         lrn_pool_backward_kernel[tiles.grid(images)](
             grad.contiguous(memory_format=format), codes.contiguous(memory_format=format), x, dx,
             channels, height, width, codes.shape[2], codes.shape[3], tiles.blocks_p, tiles.blocks_c,
-            norm.alpha, beta, k, SIZE=norm.size, KIND=power_kind(beta), WINDOW=pool,
+            norm.alpha, beta, k, SIZE=norm.size, KIND=power_kind(beta), WINDOW=window,
             CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
         )  # fmt: skip
     return dx

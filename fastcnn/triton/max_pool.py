@@ -219,16 +219,16 @@ def pool_backward(
     return dx, partial.sum(0).to(dx.dtype)
 
 
-def max_pool(input: Tensor, *window) -> Tensor:
+def max_pool(input: Tensor, window: Window) -> Tensor:
     """Operator ``fastcnn::max_pool.triton``."""
-    return pool(input, None, Window.of(*window), relu=False, codes=False)[0]
+    return pool(input, None, window, relu=False, codes=False)[0]
 
 
-def max_pool_codes(input: Tensor, *window) -> tuple[Tensor, Tensor | None]:
+def max_pool_codes(input: Tensor, window: Window) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::max_pool_codes.triton``."""
-    return pool(input, None, Window.of(*window), relu=False, codes=True)
+    return pool(input, None, window, relu=False, codes=True)
 
 
-def max_pool_backward(grad: Tensor, codes: Tensor, height: int, width: int, *window) -> Tensor:
+def max_pool_backward(grad: Tensor, codes: Tensor, height: int, width: int, window: Window) -> Tensor:
     """Operator ``fastcnn::max_pool_backward.triton``."""
-    return pool_backward(grad, codes, height, width, Window.of(*window), bias_grad=False)[0]
+    return pool_backward(grad, codes, height, width, window, bias_grad=False)[0]

@@ -4,15 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcnn.shapes import Window
 from fastcnn.triton.max_pool import pool
 from fastcnn.triton.normalize_conv_relu import normalized_convolution
 
-CONVOLUTION_ARGUMENTS = 10
-
 
 def _pooled(arguments: tuple[Any, ...], codes: bool) -> tuple[Tensor, Tensor | None]:
-    convolution, window = arguments[:CONVOLUTION_ARGUMENTS], Window.of(*arguments[CONVOLUTION_ARGUMENTS:])
+    *convolution, window = arguments
     return pool(normalized_convolution(*convolution, relu=False), None, window, relu=True, codes=codes)
 
 

@@ -10,8 +10,7 @@ kernels may be faster than they were, and "never slower than stock" is known of 
 releases are taken as the same version.
 """
 
-from fastcnn.tuning.call import ARGUMENTS
 from fastcnn.tuning.lookup import Found, forget, winner
 from fastcnn.tuning.table import Winner
 
-__all__ = ["ARGUMENTS", "Found", "Winner", "forget", "winner"]
+__all__ = ["Found", "Winner", "forget", "winner"]

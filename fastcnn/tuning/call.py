@@ -6,37 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastcnn.parameters import ACTIVATION, BIAS, CONSTANT, FREE, PAIR, RECORDS, RUNNING, WEIGHT
 from fastcnn.shapes import memory_format
 from fastcnn.tuning.device import versions
-
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_POOL = ("pool_size", "pool_stride", "pool_padding", "pool_ceil_mode")
-_NORMALIZED = ("input", "mean", "std", "dtype", *_CONV[1:])
-_LRN = ("input", "size", "alpha", "beta", "k")
-_BN = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-# The arguments of an op's function in fastcnn/ops, in order.
-ARGUMENTS = {
-    "add_relu": ("input", "other"),
-    "bn_relu": _BN,
-    "bn_relu_pool": (*_BN, *_POOL),
-    "conv_relu": _CONV,
-    "conv_relu_pool": (*_CONV, *_POOL),
-    "linear_relu": ("input", "weight", "bias"),
-    "lrn": _LRN,
-    "lrn_pool": (*_LRN, *_POOL),
-    "normalize_conv_relu": _NORMALIZED,
-    "normalize_conv_relu_pool": (*_NORMALIZED, *_POOL),
-    "max_pool": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
-}
-_CONVOLVES = ("conv_relu", "conv_relu_pool", "normalize_conv_relu", "normalize_conv_relu_pool")
-_MULTIPLIES = (*_CONVOLVES, "linear_relu")  # torch casts their arguments under autocast
-_UNBATCHED_TOO = (*_CONVOLVES, "max_pool")  # they take (C, H, W) too
-_OPERANDS = ("input", "other", "weight", "bias")
-_GIVEN_OR_NOT = ("bias", "running_mean", "running_var")  # tensors whose shape follows from the others'
-# Constants that no time depends on, and the dtype of normalised images, which is the weight's.
-_NO_MATTER = ("alpha", "k", "momentum", "eps", "mean", "std", "dtype")
-_PAIRS = ("stride", "padding", "dilation", "kernel_size", "pool_size", "pool_stride", "pool_padding")
-_STRIDE_OF = {"stride": "kernel_size", "pool_stride": "pool_size"}  # None means the window's size
 
 
 class Operand(NamedTuple):
@@ -89,31 +61,31 @@ def setting_of(op: str, device_type: str) -> int | str:
 
 
 def _precision(op: str) -> str:
-    if op not in _MULTIPLIES:
-        return "ieee"
     backends: Any = torch.backends
-    return (backends.cuda.matmul if op == "linear_relu" else backends.cudnn.conv).fp32_precision
+    switches = {"conv": backends.cudnn.conv, "matmul": backends.cuda.matmul}
+    switch = switches.get(RECORDS[op].product)
+    return switch.fp32_precision if switch else "ieee"
 
 
 def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
     """Return the key of a call's entry: everything that its time depends on but the device, in JSON's types."""
     call = Call(*summary)
-    arguments = dict(zip(ARGUMENTS[call.op], call.arguments, strict=True))
-    operands = {name: Operand(*arguments[name]) for name in _OPERANDS if arguments.get(name) is not None}
+    record = RECORDS[call.op]
+    arguments = dict(zip(record.names, call.arguments, strict=True))
+    tensors = record.named(ACTIVATION, WEIGHT, BIAS)
+    operands = {name: Operand(*arguments[name]) for name in tensors if arguments[name] is not None}
     key: dict[str, Any] = {"op": call.op}
-    for name, value in arguments.items():
-        if name in _GIVEN_OR_NOT:
-            key[name] = value is not None
-        elif name in _OPERANDS:
+    for name, kind, stands_for in record.parameters:
+        if kind in (BIAS, RUNNING):
+            key[name] = arguments[name] is not None
+        elif kind in (ACTIVATION, WEIGHT):
             key[name] = list(operands[name].shape) if name in operands else []
-        elif name not in _NO_MATTER:
-            key[name] = _plain(name, value)
-    for stride, size in _STRIDE_OF.items():
-        if stride in key and key[stride] is None:
-            key[stride] = key[size]
+        elif kind not in (CONSTANT, FREE):
+            value = arguments[name]
+            key[name] = _plain(kind, arguments[stands_for] if value is None and stands_for else value)
     training = call.transformed or (call.grad and any(each.requires_grad for each in operands.values()))
     of = "input"
-    if call.op.startswith("normalize"):
+    if record.normalizes:  # images, whose normalised values have the weight's dtype
         of = "weight"
         key["images"] = str(operands["input"].dtype).removeprefix("torch.")
     key |= {"dtype": _dtype(call, operands[of].dtype), "layout": _layout(operands)}
@@ -136,7 +108,7 @@ def batch_of(key: dict[str, Any]) -> int:
         (64, 0)
     """
     axes = len(key["input"])
-    has_batch = axes == 4 if key["op"] in _UNBATCHED_TOO else axes > 1
+    has_batch = axes == 4 if RECORDS[key["op"]].takes_images else axes > 1
     return int(key["input"][0]) if has_batch else 0
 
 
@@ -146,14 +118,14 @@ def without_batch(key: dict[str, Any]) -> str:
     return text(key | activations)
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(kind: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value) * (2 if len(value) == 1 else 1)
-    return [value, value] if name in _PAIRS and isinstance(value, int) else value
+    return [value, value] if kind == PAIR and isinstance(value, int) else value
 
 
 def _dtype(call: Call, dtype: torch.dtype) -> str:
-    if call.op in _MULTIPLIES and call.autocast and dtype.is_floating_point and dtype != torch.float64:
+    if RECORDS[call.op].product and call.autocast and dtype.is_floating_point and dtype != torch.float64:
         dtype = call.autocast
     if dtype == torch.float32 and call.setting == "tf32":
         return "tf32"

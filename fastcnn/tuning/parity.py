@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastcnn.backend import only_here
 from fastcnn.tuning.call import setting_of
-from fastcnn.tuning.stage import ACTIVATIONS, RUNNING, Stage
+from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import Winner
 
 IMAGES = 4  # that are compared, a row each for a linear layer
@@ -77,7 +77,7 @@ class Reference:
             some_rows = torch.empty_like(output[rows]).normal_(generator=generator)
             cotangent[rows] = some_rows.mul(4).round().clamp(-8, 8) / 4
             stock = _run(stage, tensors, cotangent)
-        some = {name: each[rows] if name in ACTIVATIONS else each for name, each in tensors.items()}
+        some = {name: each[rows] if name in stage.activations else each for name, each in tensors.items()}
         wide = {name: _widened(each) for name, each in some.items()}
         exact = _run(stage, wide, None if cotangent is None else cotangent[rows].double())
         return Expected(tensors, cotangent, rows, stock, exact)
@@ -93,7 +93,7 @@ class Reference:
             for draw in self._draws:
                 mine = _run(self.stage, draw.tensors, draw.cotangent)
                 for name, value in mine.items():
-                    part, problem = _hold(name, value, draw)
+                    part, problem = _hold(name, value, draw, self.stage.activations)
                     worst = max(worst, part)
                     problems += [problem] if problem else []
         return worst, "; ".join(dict.fromkeys(problems))
@@ -113,7 +113,7 @@ def _in_tf32(stage: Stage, device: torch.device) -> bool:
 
 def _run(stage: Stage, tensors: dict[str, Tensor], cotangent: Tensor | None) -> Results:
     """Return what a call gives; the running statistics it updates are copies."""
-    running = {name: tensors[name].clone() for name in RUNNING if name in tensors}
+    running = {name: tensors[name].clone() for name in stage.running if name in tensors}
     with torch.set_grad_enabled(cotangent is not None):
         output = stage.call(tensors | running)
     results = {"output": output.detach()} | {f"{name} after the call": each for name, each in running.items()}
@@ -124,31 +124,40 @@ def _run(stage: Stage, tensors: dict[str, Tensor], cotangent: Tensor | None) -> 
     return results | {f"gradient of {name}": each for name, each in zip(leaves, gradients)}
 
 
-def _hold(name: str, mine: Tensor, draw: Expected) -> tuple[float, str]:
+def _hold(name: str, mine: Tensor, draw: Expected, activations: tuple[str, ...]) -> tuple[float, str]:
     theirs, truth = draw.stock[name], draw.exact[name]
-    if mine.dtype != theirs.dtype or mine.shape != theirs.shape or _strides(mine) != _strides(theirs):
+    if mine.dtype != theirs.dtype or mine.shape != theirs.shape or strides(mine) != strides(theirs):
         got = f"{mine.dtype} {tuple(mine.shape)}, strides {mine.stride()}"
         return float("inf"), f"{name}: {got}, stock {theirs.dtype} {tuple(theirs.shape)}, strides {theirs.stride()}"
     if not mine.isfinite().all():
         return float("inf"), f"{name}: values that are not finite"
-    if name in ("output", *(f"gradient of {each}" for each in ACTIVATIONS)):
+    if name in ("output", *(f"gradient of {each}" for each in activations)):
         mine, theirs = mine[draw.rows], theirs[draw.rows]
     if truth.numel() == 0:
         return 0.0, ""
-    error = (mine.double() - truth).abs().max().item()
-    allowed = 2 * (theirs.double() - truth).abs().max().item() + _last_place(truth, mine.dtype)
+    error, allowed = errors(mine, theirs, truth)
     return error / allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}" if error > allowed else ""
 
 
-def _strides(tensor: Tensor) -> list[int]:
+def errors(mine: Tensor, theirs: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Return the largest error of a result, and the largest that is allowed: twice stock's and one unit more.
+
+    The unit is one in the last place of the largest value; `truth` is in float64.
+    """
+    error = (mine.double() - truth).abs().max().item()
+    return error, 2 * (theirs.double() - truth).abs().max().item() + last_place(truth, mine.dtype)
+
+
+def strides(tensor: Tensor) -> list[int]:
     """Return the strides of the axes that have more than one place; the others' carry no meaning."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape) if size > 1]
 
 
-def _last_place(values: Tensor, dtype: torch.dtype) -> float:
+def last_place(values: Tensor, dtype: torch.dtype) -> float:
     """Return one unit in the last place of the largest value."""
     limits = torch.finfo(dtype)
-    return limits.eps * 2.0 ** torch.tensor(max(values.abs().max().item(), limits.tiny)).log2().floor().item()
+    largest = values.abs().max().item() if values.numel() else 0.0
+    return limits.eps * 2.0 ** torch.tensor(max(largest, limits.tiny)).log2().floor().item()
 
 
 @contextmanager

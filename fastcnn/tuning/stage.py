@@ -9,13 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcnn.tuning.call import ARGUMENTS, Operand, call_of, describe, setting_of
+from fastcnn.parameters import ACTIVATION, RECORDS, RUNNING, TENSORS
+from fastcnn.tuning.call import Operand, call_of, describe, setting_of
 
-JOINED = ("normalize_conv_relu", "normalize_conv_relu_pool")  # whose kernels normalise images on their way
-RUNNING = ("running_mean", "running_var")  # which a call in training updates
-ACTIVATIONS = ("input", "other")
 CONSTANTS = {"mean": 0.5, "std": 0.25}  # by which black and white get on the grid
-TENSORS = (*ACTIVATIONS, "weight", "bias", *RUNNING, *CONSTANTS)
 GRID = 16  # inputs on the grid are multiples of one 16th, parameters of one 64th
 COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no two results differ by a rounding
 
@@ -24,14 +21,15 @@ COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no
 def operation(op: str) -> Callable[..., Tensor]:
     """Return the function of an op, ``fastcnn/ops/<op>.py``: found by name, as it stands above what asks for it."""
     module = importlib.import_module(f"fastcnn.ops.{op}")
-    function: Callable[..., Tensor] = getattr(module, "stage" if op in JOINED else op)
+    function: Callable[..., Tensor] = getattr(module, "stage" if RECORDS[op].normalizes else op)
     return function
 
 
 def tensors_of(op: str, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
     """Return a call's own tensors by name, without their gradients."""
-    named = zip(ARGUMENTS[op], arguments, strict=True)
-    return {name: each.detach() for name, each in named if name in TENSORS and isinstance(each, Tensor)}
+    record = RECORDS[op]
+    tensors, named = record.named(*TENSORS), zip(record.names, arguments, strict=True)
+    return {name: each.detach() for name, each in named if name in tensors and isinstance(each, Tensor)}
 
 
 class Stage(NamedTuple):
@@ -44,11 +42,12 @@ class Stage(NamedTuple):
     @classmethod
     def of(cls, op: str, arguments: tuple[Any, ...]) -> "Stage":
         """Return the stage of a call."""
-        given = dict(zip(ARGUMENTS[op], arguments, strict=True))
+        record = RECORDS[op]
+        tensors, given = record.named(*TENSORS), dict(zip(record.names, arguments, strict=True))
         kept = {
             name: Operand(tuple(each.shape), each.stride(), each.dtype, each.requires_grad)
             for name, each in given.items()
-            if name in TENSORS and isinstance(each, Tensor)
+            if name in tensors and isinstance(each, Tensor)
         }
         return cls(op, kept, {name: value for name, value in given.items() if name not in kept})
 
@@ -58,14 +57,24 @@ class Stage(NamedTuple):
 
     def _arguments(self, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
         settings = self.settings
-        if self.op in JOINED:  # what comes out of the normalisation is what the weight takes
+        if RECORDS[self.op].normalizes:  # what comes out of the normalisation is what the weight takes
             settings = {**settings, "dtype": tensors["weight"].dtype}
-        return tuple(tensors[name] if name in tensors else settings[name] for name in ARGUMENTS[self.op])
+        return tuple(tensors[name] if name in tensors else settings[name] for name in RECORDS[self.op].names)
 
     @property
     def dtype(self) -> torch.dtype:
         """Return the dtype that it computes in: that of its input, or for images that it normalises the weight's."""
-        return self.tensors["weight" if self.op in JOINED else "input"].dtype
+        return self.tensors["weight" if RECORDS[self.op].normalizes else "input"].dtype
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Return the names of its activations."""
+        return RECORDS[self.op].named(ACTIVATION)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Return the names of the statistics that a call in training updates."""
+        return RECORDS[self.op].named(RUNNING)
 
     @property
     def trains(self) -> bool:
@@ -94,12 +103,12 @@ class Stage(NamedTuple):
             values = torch.full_like(values, CONSTANTS[name])
         elif like.dtype == torch.uint8:
             values = (values > 0) * 255.0 if rounded else values.mul(64).add(128).clamp(0, 255)
-        elif name in RUNNING:
+        elif name in self.running:
             values = values.abs() + 0.5
-        elif name not in ACTIVATIONS:
+        elif name not in self.activations:
             values /= max(math.prod(like.shape[1:]), 16) ** 0.5
         if rounded and like.dtype != torch.uint8:
-            step = (COARSE if self.op.startswith("lrn") else GRID) * (1 if name in ACTIVATIONS else 4)
+            step = (COARSE if self.op.startswith("lrn") else GRID) * (1 if name in self.activations else 4)
             values = (values * step).round().clamp(-4 * step, 4 * step) / step
         placed = torch.empty_strided(like.shape, like.strides, dtype=like.dtype, device=values.device).copy_(values)
         return placed.requires_grad_(like.requires_grad)

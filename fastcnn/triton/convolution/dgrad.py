@@ -145,10 +145,10 @@ def dgrad(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    *pool,
+    pool: Window | None,
 ) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::dgrad.triton``: the input's gradient, and its sums over pixels where `bias_grad` asks."""
-    source = Source.of(grad, mask, Window.of(*pool) if pool else None)
+    source = Source.of(grad, mask, pool)
     x, w, window = dense(input), dense(weight), conv_window(weight, stride, padding, dilation)
     images, channels, height, width = x.shape
     out_channels = w.shape[0]

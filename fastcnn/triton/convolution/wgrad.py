@@ -173,10 +173,10 @@ def wgrad(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    *pool,
+    pool: Window | None,
 ) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::wgrad.triton``: the gradients of weight and bias (without elements where not asked for)."""
-    source = Source.of(grad, mask, Window.of(*pool) if pool else None)
+    source = Source.of(grad, mask, pool)
     x, window = dense(input), conv_window(weight, stride, padding, dilation)
     images, channels, height, width = x.shape
     out_channels, group_in, rows, columns = weight.shape
