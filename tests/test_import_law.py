@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "algorithms": set(),
     "available": set(),
     "_entry": set(),
-    "console": {"console", *PUBLIC},
+    "console": {"console", "tuning", *PUBLIC},
     "train": {"train", "console", *PUBLIC},
     "predict": {"predict", "console", *PUBLIC},
     "tune": {

@@ -17,7 +17,7 @@ Numbers::Numbers(const Norm& norm) {
   const float *weight = numbers_or_null(norm.weight), *given_bias = numbers_or_null(norm.bias);
   for (int64_t c = 0; c < channels; ++c) {
     mean.push_back(given_mean[c]);
-    inverse.push_back(inverse_deviation(variance[c], norm.eps));
+    inverse.push_back(static_cast<float>(1.0 / std::sqrt(static_cast<double>(variance[c]) + norm.eps)));
     scale.push_back(weight ? inverse[c] * weight[c] : inverse[c]);
     bias.push_back(given_bias ? given_bias[c] : 0.0f);
   }
@@ -25,7 +25,7 @@ Numbers::Numbers(const Norm& norm) {
 
 namespace {
 
-constexpr int64_t LINES_A_SUM = 16;  // NHWC: pixels that one partial sum, in float32, covers
+constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
 constexpr int64_t BLOCK = 1024;      // NCHW: elements that are summed in float32, before they are in float64
 
 template <class T, bool RELU>

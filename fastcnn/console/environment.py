@@ -5,11 +5,11 @@ import os
 import platform
 import shutil
 import subprocess
-from pathlib import Path
 
 import torch
 
 import fastcnn
+from fastcnn.tuning.device import processor
 
 PACKAGES = ("torch", "triton", "torchvision", "numpy")
 
@@ -39,7 +39,7 @@ def hardware() -> dict[str, str]:
     gpus = [_gpu(index) for index in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "CPU": f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+        "CPU": f"{processor()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
         "GPU": "; ".join(gpus) or "none that torch can use",
         "NVIDIA driver": _driver(),
     }
@@ -55,13 +55,6 @@ def _package_version(package: str) -> str:
 def _gpu(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
     return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _driver() -> str:

@@ -22,11 +22,12 @@ def device_name(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _processor() if device.type == "cpu" else ""
+    return processor() if device.type == "cpu" else ""
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
+    """Return the model of this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
