@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastcnn.console.errors import UserError
+from fastcnn.tuning.table import cache_folder
 
 TEMPORARY = ".tmp"
 
@@ -67,12 +68,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def cache_folder() -> Path:
-    """Return the folder of what fastcnn remembers about this machine: $FASTCNN_CACHE, or fastcnn/ in ~/.cache.
+def remembered(name: str) -> Path:
+    """Return the file of that name, or path, in the folder of what fastcnn remembers about this machine.
 
     Example:
-        >>> cache_folder().is_absolute()
-        True
+        >>> remembered("images/flowers.txt").name
+        'flowers.txt'
     """
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("FASTCNN_CACHE") or Path(base, "fastcnn")).expanduser()
+    return cache_folder() / name

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastcnn.console.errors import UserError
-from fastcnn.console.files import atomic_write, cache_folder
+from fastcnn.console.files import atomic_write, remembered
 from fastcnn.console.images import open_image
 
 
@@ -31,10 +31,10 @@ def unreadable(files: Sequence[str], directory: Path, workers: int, console: Con
         >>> unreadable(["nowhere.jpg"], Path("."), 1, Console())
         {'nowhere.jpg': "[Errno 2] No such file or directory: 'nowhere.jpg'"}
     """
-    memory = cache_folder() / "images" / f"{_digest(str(directory.resolve()))}.txt"
+    memory = remembered(f"images/{_digest(str(directory.resolve()))}.txt")
     keys = [_key(file) for file in files]
-    remembered = _read(memory)
-    new = [(file, key) for file, key in zip(files, keys, strict=True) if key not in remembered]
+    known = _read(memory)
+    new = [(file, key) for file, key in zip(files, keys, strict=True) if key not in known]
     found: dict[str, str] = {}
     columns = (TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -45,10 +45,10 @@ def unreadable(files: Sequence[str], directory: Path, workers: int, console: Con
                 if reason:
                     found[file] = reason
                 else:
-                    remembered.add(key)
+                    known.add(key)
     finally:
         if new:
-            _write(memory, remembered)
+            _write(memory, known)
     return found
 
 

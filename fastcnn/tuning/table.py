@@ -36,10 +36,15 @@ def shipped_path(device: str) -> Path:
     return Path(__file__).parent / file_name(device)
 
 
+def cache_folder() -> Path:
+    """Return the folder of what fastcnn remembers about this machine: $FASTCNN_CACHE, or fastcnn/ in ~/.cache."""
+    cache = os.environ.get("FASTCNN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastcnn"
+    return Path(cache).expanduser()
+
+
 def user_path(device: str) -> Path:
     """Return where the user's table of a device is, or will be."""
-    cache = os.environ.get("FASTCNN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastcnn"
-    return Path(cache).expanduser() / "tuning" / file_name(device)
+    return cache_folder() / "tuning" / file_name(device)
 
 
 def read(path: Path, device: str) -> Entries:
