@@ -159,6 +159,22 @@ def test_what_was_read_once_is_remembered_until_it_changes(tmp_path: Path, monke
         assert looked_at == [str(changed)]
 
 
+def test_processes_add_to_one_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
+    files = [str(file) for file in sorted((write(tmp_path / "data", "cat") / "cat").iterdir())]
+    reason = image_check._reason
+
+    def as_the_other_process_ends(file: str) -> str:
+        monkeypatch.setattr(image_check, "_reason", reason)
+        assert image_check.unreadable(files[1::2], tmp_path / "data", 1, Console(quiet=True)) == {}
+        return reason(file)
+
+    monkeypatch.setattr(image_check, "_reason", as_the_other_process_ends)
+    assert image_check.unreadable(files[::2], tmp_path / "data", 1, Console(quiet=True)) == {}
+    monkeypatch.setattr(image_check, "_reason", lambda file: pytest.fail("it was forgotten"))
+    assert image_check.unreadable(files, tmp_path / "data", 1, Console(quiet=True)) == {}
+
+
 def test_progress_of_reading_is_shown_in_a_terminal(tmp_path: Path) -> None:
     console = Console(force_terminal=True, width=80, record=True)
     files = [str(file) for file in sorted((write(tmp_path, "cat") / "cat").iterdir())]

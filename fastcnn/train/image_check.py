@@ -32,7 +32,7 @@ def unreadable(files: Sequence[str], directory: Path, workers: int, console: Con
         {'nowhere.jpg': "[Errno 2] No such file or directory: 'nowhere.jpg'"}
     """
     memory = remembered(f"images/{_digest(str(directory.resolve()))}.txt")
-    keys = [_key(file) for file in files]
+    keys = [_key(file, directory) for file in files]
     known = _read(memory)
     new = [(file, key) for file, key in zip(files, keys, strict=True) if key not in known]
     found: dict[str, str] = {}
@@ -60,10 +60,10 @@ def _reason(file: str) -> str:
     return ""
 
 
-def _key(file: str) -> str:
+def _key(file: str, directory: Path) -> str:
     with contextlib.suppress(OSError):
         status = os.stat(file)
-        return _digest(f"{file}\0{status.st_size}\0{status.st_mtime_ns}")
+        return _digest(f"{os.path.relpath(file, directory)}\0{status.st_size}\0{status.st_mtime_ns}")
     return ""
 
 
@@ -79,6 +79,10 @@ def _read(memory: Path) -> set[str]:
 
 
 def _write(memory: Path, keys: set[str]) -> None:
+    from filelock import FileLock
+
     with contextlib.suppress(OSError, UserError):  # without a cache folder the next run checks all of them again
         memory.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(memory, lambda file: file.write("\n".join(sorted(keys)).encode()))
+        with FileLock(f"{memory}.lock"):  # of several processes, each adds what it has checked
+            every = sorted(keys | _read(memory))
+            atomic_write(memory, lambda file: file.write("\n".join(every).encode()))
