@@ -1,0 +1,160 @@
+"""The trial for real, on the processor: captured steps, several processes, doctor, tune and whole trainings."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from played_graphs import played
+from tables import NAME, cache
+from test_trial import ROOT, entries, player, pool
+from torch import nn
+
+import fastcnn
+from fastcnn.cli import main
+from fastcnn.train import GraphedStep
+from fastcnn.tuning import table
+
+__all__ = ["cache", "played", "player"]
+pytestmark = [
+    pytest.mark.usefixtures("cache"),
+    pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension"),
+]
+
+
+def test_a_captured_step_tries_before_its_capture(player, played):
+    model = fastcnn.MnistCNN()
+
+    def step(images):
+        model.zero_grad()
+        loss = model(images).square().sum()
+        loss.backward()
+        return loss
+
+    graphed, x = GraphedStep(step), torch.randn(2, 1, 28, 28)
+    graphed(x)
+    count = len(player.timed)
+    assert count
+    for _ in range(4):
+        graphed(x)
+    assert graphed.reason == ""
+    assert played.recorded
+    assert len(player.timed) == count
+
+
+WORKER = """
+import torch, fastcnn, fastcnn.functional as FF
+from fastcnn.tuning import trial
+kept, problems = trial._fastest, []
+trial._problem, problem = lambda *each: problems.append(problem(*each)) or problems[-1], trial._problem
+x = torch.randn(4, 8, 16, 16)
+for size in (2, 3):
+    FF.max_pool2d(x, size)
+print(problems)
+"""
+
+
+def test_processes_that_try_at_once_share_the_files(tmp_path):
+    """As the ranks of a training do: none takes the other's attempt for one that ended its process."""
+    environment = os.environ | {"FASTCNN_CACHE": str(tmp_path), "FASTCNN_TRIAL": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WORKER]
+    ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [rank.communicate()[0] for rank in ranks] == ["['', '']\n"] * 3
+    assert all(rank.returncode == 0 for rank in ranks)
+    folder = tmp_path / "tuning"
+    assert len(table.read(folder / table.user_path(NAME).name, NAME)) == 2
+    assert not list(folder.glob("*.attempts/*"))
+
+
+def test_doctor_shows_table_and_proof(player, capsys):
+    pool()
+    assert main(["doctor"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{NAME}: 1 entries (1 by trials; kernels win 1) with torch " in said
+    assert f"kernels proved {NAME}: 9 of 9" in said
+
+
+def test_tune_times_anew_what_a_trial_has_timed(player):
+    x = torch.randn(2, 3, 8, 8)
+    model = fastcnn.fuse(nn.Sequential(nn.MaxPool2d(2)))
+    with torch.no_grad():
+        model(x)
+    key = entries()[0]["key"]
+    path = table.user_path(NAME)
+    assert table.holds(path, NAME, key, "trial")
+    assert not table.holds(path, NAME, key, "tune")
+
+
+def test_warm_up_tries_beforehand_and_changes_nothing(player):
+    layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout()]
+    model, x = fastcnn.fuse(nn.Sequential(*layers)), torch.randn(4, 2, 12, 12)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    random = torch.get_rng_state()
+    assert fastcnn.warm_up(model, x) is model
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    count = len(player.timed)
+    assert count
+    model(x).sum().backward()
+    with torch.no_grad():
+        model.eval()(x)
+    assert len(player.timed) == count
+    with pytest.raises(TypeError, match="argument 'input': expected a Tensor, got tuple"):
+        fastcnn.warm_up(model, (4, 2, 12, 12))
+
+
+TRAIN = """
+import json, os, sys
+import torch
+import fastcnn
+from fastcnn.tuning import trial
+tried, measured = [], trial._measured
+trial._measured = lambda stage, *rest: tried.append(str(stage)) or measured(stage, *rest)
+torch.set_num_threads(1)
+losses = {}
+for name, build, size, batch in (
+    ("mnist", fastcnn.MnistCNN, (1, 28, 28), 8),
+    ("alexnet", lambda: fastcnn.AlexNet2012(num_classes=10, dropout=0.0), (3, 227, 227), 2),
+):
+    torch.manual_seed(0)
+    model = build()
+    if sys.argv[1] == "stock":
+        fastcnn.unfuse(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x, y = torch.randn(batch, *size), torch.arange(batch) % 10
+    losses[name] = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses[name].append(loss.item())
+print(json.dumps({"losses": losses, "tried": tried}))
+"""
+
+
+def trained(folder, kind):
+    environment = os.environ | {"FASTCNN_CACHE": str(folder), "FASTCNN_TRIAL": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", TRAIN, kind], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(process.stdout), process.stderr
+
+
+def test_training_on_the_processor_tries_once_and_keeps_the_losses(tmp_path):
+    stock, _ = trained(tmp_path, "stock")
+    first, said = trained(tmp_path, "fused")
+    second, quiet = trained(tmp_path, "fused")
+    assert stock["tried"] == []
+    assert len(first["tried"]) == 12  # three of MnistCNN, seven of AlexNet's features, two linear ones
+    assert second["tried"] == []
+    assert f"fastcnn: tried 12 stages on {NAME} in " in said
+    assert "fastcnn:" not in quiet
+    for name, losses in stock["losses"].items():
+        torch.testing.assert_close(torch.tensor(first["losses"][name]), torch.tensor(losses), rtol=1e-3, atol=1e-3)
+        assert second["losses"][name] == first["losses"][name]
+    kept = table.read(tmp_path / "tuning" / table.user_path(NAME).name, NAME).values()
+    assert all(each["seconds"] <= each["stock_seconds"] for each in kept)
+    assert {each["key"]["op"] for each in kept if each["backend"] == "cpu"} >= {"lrn_pool"}

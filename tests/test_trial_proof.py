@@ -1,0 +1,111 @@
+"""What a child process proves of each kernel before a trial: verdicts that are kept, and kernels that never run."""
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+from played_graphs import played
+from tables import NAME, cache, operators
+from test_trial import Player, lookup_chosen, player, pool, runs_kernel
+
+import fastcnn
+import fastcnn.functional as FF
+from fastcnn.tuning import lookup, places, proof, stage
+
+__all__ = ["cache", "played", "player"]
+pytestmark = [
+    pytest.mark.usefixtures("cache"),
+    pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension"),
+]
+
+
+CHILD = """
+import os, signal, sys, time
+import torch
+from fastcnn.tuning import proof, stage
+from fastcnn.backend import chosen
+call = stage.Stage.call
+def bad(self, tensors):
+    output = call(self, tensors)
+    if chosen() == "cpu" and self.op == "max_pool":
+        {what}
+    return output
+stage.Stage.call = bad
+proof.main()
+"""
+DEEDS = {
+    "wrong": ("return output * 2", "output: error"),
+    "raising": ("raise KeyError('x')", "KeyError: 'x'"),
+    "killed": ("os.kill(os.getpid(), signal.SIGSEGV)", "it ended its process (signal 11)"),
+    "exits": ("os._exit(3)", "it ended its process (exit status 3)"),
+    "hanging": ("time.sleep(600)", "it did not end within"),
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_a_kernel_that_fails_its_proof_never_runs_in_this_process(deed, player, monkeypatch, capsys):
+    what, words = DEEDS[deed]
+    names = [proof.kernel_name(op, each) for op in ("lrn", "max_pool", "add_relu") for each in player.light(op)]
+    monkeypatch.setattr(proof, "CASES", {op: proof.CASES[op] for op in ("lrn", "max_pool", "add_relu")})
+    monkeypatch.setattr(Player, "child", lambda self: [sys.executable, "-c", CHILD.format(what=what), "cpu"])
+    if deed == "hanging":
+        monkeypatch.setattr(proof, "SECONDS", 30.0)
+    ran = []
+    call = stage.Stage.call
+    monkeypatch.setattr(stage.Stage, "call", lambda self, tensors: ran.append(lookup_chosen()) or call(self, tensors))
+    pool()
+    assert not runs_kernel()
+    assert set(ran) == {"torch"}
+    kept = json.loads(proof.path_of(NAME).read_text())["verdicts"]
+    assert [bool(kept[name]) for name in names] == [False, True, False]
+    assert words in kept[names[1]]
+    assert f"kernel max_pool: cpu is left out on {NAME}: " in capsys.readouterr().err
+    FF.local_response_norm(torch.randn(2, 9, 4, 4), 3)
+    assert operators(lambda: FF.local_response_norm(torch.randn(2, 9, 4, 4), 3))
+
+
+def test_the_proof_is_kept_for_a_build_and_made_anew_for_another(player, monkeypatch):
+    count = []
+    child = Player.child
+    monkeypatch.setattr(Player, "child", lambda self: count.append(1) or child(self))
+    pool()
+    lookup.forget()
+    pool(batch=9)
+    assert len(count) == 1
+    monkeypatch.setattr(places, "_digest", lambda: "another")
+    pool(batch=50)
+    assert len(count) == 2
+
+
+def test_where_nothing_can_be_kept_the_process_knows_for_itself(player, monkeypatch, capsys):
+    monkeypatch.setenv("FASTCNN_CACHE", os.devnull)
+    lookup.forget()
+    count = []
+    child = Player.child
+    monkeypatch.setattr(Player, "child", lambda self: count.append(1) or child(self))
+    pool()
+    assert runs_kernel()
+    pool(batch=9)
+    assert len(count) == 1
+    assert "trials cannot be kept for the next process" in capsys.readouterr().err
+
+
+def test_a_process_that_dies_in_a_trial_leaves_the_candidate_out_in_the_next(player, monkeypatch):
+    call = stage.Stage.call
+
+    def die(self, tensors):
+        if lookup_chosen() == "cpu":
+            os._exit(7)
+        return call(self, tensors)
+
+    process = os.fork()
+    if not process:
+        stage.Stage.call = die
+        pool()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
+    pool()
+    assert not runs_kernel()
+    assert set(player.timed) == {"torch"}
