@@ -154,6 +154,26 @@ class Optional(Layers):
         return x
 
 
+class OptionalResidual(Layers):
+    """A block of timm's: what stands between the last layer and the sum may be left out."""
+
+    def __init__(self, attention=None):
+        super().__init__()
+        self.bn, self.attention, self.downsample = nn.BatchNorm2d(4), attention, nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        shortcut = x
+        x = self.conv1(x)
+        x = self.bn(x)
+        if self.attention is not None:
+            x = self.attention(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += shortcut
+        x = self.relu(x)
+        return x  # noqa: RET504
+
+
 class NormAndActivation(nn.BatchNorm2d):
     """A batch norm that activates, and may drop: a layer of timm's."""
 
@@ -279,6 +299,7 @@ NETWORKS = {
     InheritsHelper: [CONV, "local_response_norm_max_pool2d"],
     NamesItsClass: [CONV_POOL, CONV_POOL, CONV_POOL, LINEAR],
     Optional: ["batch_norm_relu"],
+    OptionalResidual: ["add_relu"],
     Normalized: ["batch_norm_relu", "batch_norm_relu", "batch_norm_relu_max_pool2d"],
     Undecided: [CONV, CONV],
     Stopped: [],
@@ -399,6 +420,18 @@ def test_layer_that_an_attribute_leaves_out_later_is_left_out(stages):
         each.activate = False
     assert_runs_alike(fused, model)
     assert stages == [CONV]
+
+
+def test_sum_in_place_on_what_an_optional_layer_gives_stays_in_place():
+    kept = []
+
+    class Keeps(nn.Module):
+        def forward(self, x):
+            kept.append(x)
+            return x
+
+    run(fastcnn.fuse(OptionalResidual(Keeps()))), run(OptionalResidual(Keeps()))
+    assert kept[0].min() == kept[1].min() == 0  # the ReLU is in place too
 
 
 def test_layers_that_an_argument_or_the_mode_leaves_out(stages):

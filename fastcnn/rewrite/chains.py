@@ -175,11 +175,20 @@ class Rewriter:
         if not isinstance(statement.op, ast.Add) or not isinstance(statement.target, ast.Name):
             return None
         name = statement.target.id
+        between: list[ast.If] = []  # that may put another layer after the maker
         for each in reversed(before):
-            if any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(each)):
-                step = self._step(each) if isinstance(each, (ast.Assign, ast.AnnAssign)) else None
-                made = step is not None and step.target == name and step.links[-1].role in MAKERS
-                return step.links[-1].item if step and made else None
+            if not any(is_name(node, name) for node in ast.walk(each)):
+                continue
+            step = self._step(each) if isinstance(each, (ast.Assign, ast.AnnAssign, ast.If)) else None
+            if step is None or step.target != name:
+                return None
+            if isinstance(each, ast.If) and not each.orelse:
+                between.append(each)
+                continue
+            maker = step.links[-1].item
+            for other in between:
+                maker = ast.IfExp(other.test, ast.Constant(None), maker)
+            return maker if step.links[-1].role in MAKERS else None
         return None
 
     def _goes_on(self, before: Step, after: Step) -> bool:
