@@ -11,7 +11,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from fastcnn import front
 RESULT = Path(__file__).parent / "results" / "cpu" / "call_cost.json"
 MODES = ("forward", "graph", "backward")
 BACKENDS = ("auto", "cpu")
-ROUND_SECONDS, ROUNDS = 2e-3, 61
+ROUND_SECONDS, ROUNDS = 4e-4, 401
 
 
 class Case(NamedTuple):
@@ -142,14 +141,6 @@ def _seconds(run: Callable[[], object], calls: int) -> float:
     return (time.thread_time() - begin) / calls
 
 
-def _down(path: Any, run: Callable[[], object]) -> Callable[[], object]:
-    def call() -> object:
-        with path():
-            return run()
-
-    return call if path is not nullcontext else run
-
-
 def stages() -> Iterator[dict[str, Any]]:
     """Measure every stage in every mode and backend."""
     for name, case in cases().items():
@@ -173,7 +164,7 @@ def models() -> Iterator[dict[str, Any]]:
         plain = fastcnn.unfuse(_twin(model))
         for training in (False, True):
             ways = [model_work(each.train(training), image, training) for each in (plain, model)]
-            times = take_turns(ways, 31 if "Mnist" in name else 11)
+            times = take_turns(ways, 101 if "Mnist" in name else 15)
             with front.aside():
                 times += take_turns(ways[1:], 11 if "Mnist" in name else 3)
             yield {"what": name, "backend": "auto", "mode": "training" if training else "inference", **_named(times)}
