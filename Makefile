@@ -38,6 +38,7 @@ test: $(VENV)/dev.stamp
 test-all: $(VENV)/dev.stamp
 	@echo "make test-all: all tests, then the played CUDA kernels under AddressSanitizer and UBSan: 30 minutes on two idle cores"
 	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest --path python $(PARALLEL) $(NUMERIC) tests/test_gradients.py tests/test_errors.py
 	bash tests/host_cuda/run.sh $(PARALLEL)
 
 test-avx2: $(VENV)/dev.stamp

@@ -53,8 +53,13 @@ class Fastest(NamedTuple):
 
     backend: str
     dtypes: tuple[torch.dtype, ...]
-    least_elements: int = 0  # of the input: below, a call costs more in Python than its kernel saves
+    least_elements: int = 0  # of the input: below, stock is as fast
     channels_last: bool = True
+    without_front: int = 0  # the same where Python runs every call, which costs more than a small kernel saves
+
+    def pays(self, input: Tensor) -> bool:
+        """Whether the backend is the faster one for an input of this size."""
+        return input.numel() >= (self.without_front or self.least_elements if front.problem else self.least_elements)
 
 
 # What `auto` takes for an op on a device type where no table has the call. An entry needs a parity pass and a time
@@ -65,13 +70,14 @@ class Fastest(NamedTuple):
 # In bfloat16 torch has no LRN on the CPU outside autocast.
 # A batch norm folded into its convolution (conv_bn) saves too little there to be told from none.
 STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "bn_relu_running", "conv_bn", "conv_relu", "linear_relu")}
+_NARROW = torch.float32, torch.bfloat16
 FASTEST: dict[tuple[str, str], Fastest] = {
     ("cpu", "bn_relu"): Fastest("cpu", (torch.float32,), 2**18, channels_last=False),
     ("cpu", "bn_relu_pool"): Fastest("cpu", (torch.float32,), 2**18, channels_last=False),
-    ("cpu", "conv_relu_pool"): Fastest("cpu", (torch.float32, torch.bfloat16), 3 * 2**14, channels_last=False),
-    ("cpu", "lrn"): Fastest("cpu", (torch.float32, torch.bfloat16)),
-    ("cpu", "lrn_pool"): Fastest("cpu", (torch.float32, torch.bfloat16)),
-    ("cpu", "max_pool"): Fastest("cpu", (torch.float32, torch.bfloat16), 2**17, channels_last=False),
+    ("cpu", "conv_relu_pool"): Fastest("cpu", _NARROW, channels_last=False, without_front=3 * 2**14),
+    ("cpu", "lrn"): Fastest("cpu", _NARROW),
+    ("cpu", "lrn_pool"): Fastest("cpu", _NARROW),
+    ("cpu", "max_pool"): Fastest("cpu", _NARROW, 2**14, channels_last=False, without_front=2**17),
 }
 
 
@@ -218,7 +224,7 @@ def _by_kind_of_device(op: str, input: Tensor, why: str) -> Route:
         return Route("torch", None, STOCK_ON_THIS_KIND)
     if entry is None or input.dtype not in entry.dtypes:
         return Route("torch", None, _unmeasured(input.dtype, why))
-    if input.numel() < entry.least_elements:
+    if not entry.pays(input):
         return Route("torch", None, TOO_SMALL)
     if not (entry.channels_last or input.is_contiguous()):
         return Route("torch", None, STOCK_ON_THIS_KIND)

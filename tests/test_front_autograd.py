@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 import torch.nn.functional as F
 from test_front import backend, image
 from torch.utils.checkpoint import checkpoint
@@ -241,3 +242,32 @@ def test_beside_another_torch_it_steps_aside():
     done = subprocess.run([sys.executable, "-c", OTHER_TORCH], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1.0"
+
+
+def test_compiled_autograd_runs_the_nodes(backend):
+    x, (w, b) = image(grad=True), weights()
+    output = FF.linear_relu(conv(x, w, b).flatten(1), torch.randn(5, 64))
+    expected = torch.autograd.grad(output.sum(), (x, w, b), retain_graph=True)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        found = torch.autograd.grad(output.sum(), (x, w, b))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_stage_that_follows_masks_for_one_of_the_front():
+    """Our dgrad applies the ReLU of the stage before, and sums its bias gradient: the node of that stage is told."""
+    from fastcnn.ops.gradients import only_reader
+
+    if not fastcnn.backends()["triton"].available:
+        pytest.skip("needs Triton")
+    x, (w, b), second = image(1, 3, 5, 5, grad=True), weights(), torch.randn(4, 4, 3, 3, requires_grad=True)
+    found = []
+    for algorithm in ("epilogue", "epilogue+dgrad"):
+        with fastcnn.use_backend("triton", algorithm="epilogue"):
+            middle = FF.conv2d_relu(x, w, b, padding=1)
+        only_reader(middle)
+        with fastcnn.use_backend("triton", algorithm=algorithm):
+            output = FF.conv2d_relu(middle, second, padding=1)
+        assert middle.grad_fn.masked is (algorithm != "epilogue")
+        found.append(torch.autograd.grad(output.sum(), (x, w, b, second)))
+    for mine, theirs in zip(*found):
+        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-2)

@@ -80,6 +80,7 @@ KERNEL_TESTS = {
     "test_front.py": {"front", "ops", "tuning", "route"},
     "test_front_autograd.py": {"front", "ops", "tuning", "route"},
     "test_autograd.py": {"front"},
+    "test_backend.py": {"front"},
     "conftest.py": {"front"},
     "test_overrides.py": {"route"},
     "test_linear_relu_dropout.py": {"triton"},

@@ -26,10 +26,9 @@ struct AddReLU {
     return record<AddReLU>(plan, {tensors[0], tensors[1]}, {}, true, [&] { return std::tuple(run(), Tensor()); });
   }
 
-  static variable_list backward(Node& node, const Tensor& grad) {
-    const auto output = node.unpack();
-    const Tensor masked = first(call(*node.plan->backward, grad, output[0]));
-    return {node.needs(0) ? masked : Tensor(), node.needs(1) ? masked : Tensor()};
+  static variable_list backward(const Asked& asked, const Tensor& grad) {
+    const Tensor masked = first(call(*asked.plan.backward, grad, asked.saved[0]));
+    return {asked.needs(0) ? masked : Tensor(), asked.needs(1) ? masked : Tensor()};
   }
 };
 

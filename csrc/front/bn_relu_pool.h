@@ -29,9 +29,9 @@ struct BatchNormReLUPool {
         {input, norm.mean, norm.variance, norm.weight, norm.bias}, false, [&] { return both(run(*plan->recorded)); });
   }
 
-  static variable_list backward(Node& node, const Tensor& grad) {
-    const auto saved = node.unpack();  // input, mean, variance, weight, bias, codes
-    const Plan& plan = *node.plan;
+  static variable_list backward(const Asked& asked, const Tensor& grad) {
+    const auto& saved = asked.saved;  // input, mean, variance, weight, bias, codes
+    const Plan& plan = asked.plan;
     const auto found = call(*plan.backward, grad, saved[5], saved[0], saved[1], saved[2], maybe(saved[3]),
         maybe(saved[4]), plan.constants[1], plan.training, plan.window_list);
     return norm_gradients(found, saved[3].defined(), saved[4].defined());

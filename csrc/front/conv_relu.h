@@ -35,17 +35,17 @@ inline Tensor stock_convolution(const Plan& plan, const Tensors& tensors) {
 
 // The gradients of input, weight and bias from that of the convolution's output.
 inline variable_list convolution_gradients(
-    Node& node, const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& grad_bias) {
+    const Asked& asked, const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& grad_bias) {
   variable_list gradients(3);
-  const Plan& plan = *node.plan;
-  if (node.needs(0) || node.needs(1)) {
+  const Plan& plan = asked.plan;
+  if (asked.needs(0) || asked.needs(1)) {
     auto [grad_input, grad_weight, none] =
         at::convolution_backward(grad, input, weight, at::OptionalIntArrayRef(), plan.stride(), plan.pads(),
-            plan.dilation(), false, {0, 0}, plan.groups(), {node.needs(0), node.needs(1), false});
+            plan.dilation(), false, {0, 0}, plan.groups(), {asked.needs(0), asked.needs(1), false});
     gradients[0] = std::move(grad_input);
     gradients[1] = std::move(grad_weight);
   }
-  if (node.needs(2)) {
+  if (asked.needs(2)) {
     gradients[2] = grad_bias;
   }
   return gradients;
@@ -72,10 +72,49 @@ struct ConvReLU {
     });
   }
 
-  static variable_list backward(Node& node, const Tensor& grad) {
-    const auto saved = node.unpack();  // input, weight, output
-    auto [grad_conv, grad_bias] = both(call(*node.plan->backward, grad, saved[2], node.needs(2)));
-    return convolution_gradients(node, grad_conv, saved[0], saved[1], grad_bias);
+  // What the stage that follows reads and sets (stage_before in fastcnn/ops/gradients.py).
+  static PyGetSetDef* properties() {
+    using namespace torch::autograd;  // for the names in the macro
+    static PyGetSetDef all[] = {{"masked", get_masked, set_masked, nullptr, nullptr},
+        {"bias_sum", nullptr, set_bias_sum, nullptr, nullptr},
+        {"needs_input_grad", get_needs, nullptr, nullptr, nullptr}, THP_FUNCTION_DEFAULT_PROPERTIES,
+        {nullptr, nullptr, nullptr, nullptr, nullptr}};
+    return all;
+  }
+
+  static variable_list backward(const Asked& asked, const Tensor& grad) {
+    const auto& saved = asked.saved;  // input, weight, output
+    if (asked.masked) {
+      return convolution_gradients(asked, grad, saved[0], saved[1], asked.bias_sum);
+    }
+    auto [grad_conv, grad_bias] = both(call(*asked.plan.backward, grad, saved[2], asked.needs(2)));
+    return convolution_gradients(asked, grad_conv, saved[0], saved[1], grad_bias);
+  }
+
+ private:
+  static Node& node_of(PyObject* self) {
+    return static_cast<Node&>(*reinterpret_cast<torch::autograd::THPCppFunction*>(self)->cdata);
+  }
+
+  static PyObject* get_masked(PyObject* self, void*) { return PyBool_FromLong(node_of(self).masked); }
+
+  static int set_masked(PyObject* self, PyObject* value, void*) {
+    node_of(self).masked = value == Py_True;
+    return 0;
+  }
+
+  static int set_bias_sum(PyObject* self, PyObject* value, void*) {
+    node_of(self).bias_sum = value && THPVariable_Check(value) ? THPVariable_Unpack(value) : Tensor();
+    return 0;
+  }
+
+  static PyObject* get_needs(PyObject* self, void*) {
+    const Node& node = node_of(self);
+    PyObject* needs = PyTuple_New(node.num_outputs());
+    for (size_t i = 0; needs && i < node.num_outputs(); ++i) {
+      PyTuple_SET_ITEM(needs, i, PyBool_FromLong(node.should_compute_output(i)));
+    }
+    return needs;
   }
 };
 

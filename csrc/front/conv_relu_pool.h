@@ -29,12 +29,12 @@ struct ConvReLUPool {
     });
   }
 
-  static variable_list backward(Node& node, const Tensor& grad) {
-    const auto saved = node.unpack();  // input, weight, codes
-    const Plan& plan = *node.plan;
+  static variable_list backward(const Asked& asked, const Tensor& grad) {
+    const auto& saved = asked.saved;  // input, weight, codes
+    const Plan& plan = asked.plan;
     auto [grad_conv, grad_bias] =
-        both(call(*plan.backward, grad, saved[2], plan.height, plan.width, node.needs(2), plan.window_list));
-    return convolution_gradients(node, grad_conv, saved[0], saved[1], grad_bias);
+        both(call(*plan.backward, grad, saved[2], plan.height, plan.width, asked.needs(2), plan.window_list));
+    return convolution_gradients(asked, grad_conv, saved[0], saved[1], grad_bias);
   }
 };
 

@@ -30,17 +30,17 @@ struct LinearReLU {
     return run(plan, input.dim() > 1 ? input.flatten(0, -2) : input.unsqueeze(0), all.weight, all.bias).view(shape);
   }
 
-  static variable_list backward(Node& node, const Tensor& grad) {
-    const auto saved = node.unpack();  // rows, weight, output
-    auto [grad_linear, grad_bias] = both(call(*node.plan->backward, grad, saved[2], node.needs(2)));
+  static variable_list backward(const Asked& asked, const Tensor& grad) {
+    const auto& saved = asked.saved;  // rows, weight, output
+    auto [grad_linear, grad_bias] = both(call(*asked.plan.backward, grad, saved[2], asked.needs(2)));
     variable_list gradients(3);
-    if (node.needs(0)) {
+    if (asked.needs(0)) {
       gradients[0] = at::mm(grad_linear, saved[1]);
     }
-    if (node.needs(1)) {
+    if (asked.needs(1)) {
       gradients[1] = at::mm(grad_linear.t(), saved[0]);
     }
-    if (node.needs(2)) {
+    if (asked.needs(2)) {
       gradients[2] = std::move(grad_bias);
     }
     return gradients;

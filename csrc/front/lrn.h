@@ -41,10 +41,10 @@ struct LRN {
                : run();
   }
 
-  static variable_list backward(Node& node, const Tensor& grad) {
-    const auto input = node.unpack();
-    const auto& numbers = node.plan->constants;
-    return {first(call(*node.plan->backward, grad, input[0], node.plan->size, numbers[0], numbers[1], numbers[2]))};
+  static variable_list backward(const Asked& asked, const Tensor& grad) {
+    const Tensor& input = asked.saved[0];
+    const auto& numbers = asked.plan.constants;
+    return {first(call(*asked.plan.backward, grad, input, asked.plan.size, numbers[0], numbers[1], numbers[2]))};
   }
 };
 

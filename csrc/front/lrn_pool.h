@@ -27,9 +27,9 @@ struct LRNPool {
     return record<LRNPool>(plan, {input}, {input}, false, [&] { return both(run(*plan->recorded)); });
   }
 
-  static variable_list backward(Node& node, const Tensor& grad) {
-    const auto saved = node.unpack();  // input, codes
-    const Plan& plan = *node.plan;
+  static variable_list backward(const Asked& asked, const Tensor& grad) {
+    const auto& saved = asked.saved;  // input, codes
+    const Plan& plan = asked.plan;
     const auto& numbers = plan.constants;
     return {first(call(
         *plan.backward, grad, saved[1], saved[0], plan.size, numbers[0], numbers[1], numbers[2], plan.window_list))};

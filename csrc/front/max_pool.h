@@ -30,10 +30,10 @@ struct MaxPool {
     });
   }
 
-  static variable_list backward(Node& node, const Tensor& grad) {
-    const auto codes = node.unpack();
-    const Plan& plan = *node.plan;
-    return {first(call(*plan.backward, grad, codes[0], plan.height, plan.width, plan.window_list))};
+  static variable_list backward(const Asked& asked, const Tensor& grad) {
+    const Tensor& codes = asked.saved[0];
+    const Plan& plan = asked.plan;
+    return {first(call(*plan.backward, grad, codes, plan.height, plan.width, plan.window_list))};
   }
 };
 

@@ -118,7 +118,11 @@ PyModuleDef module = {
 template <class Op>
 void name_node() {
   static PyTypeObject type{PyVarObject_HEAD_INIT(nullptr, 0)};
-  torch::autograd::_initFunctionPyTypeObject(type, Op::NODE, nullptr, nullptr);
+  PyGetSetDef* properties = nullptr;
+  if constexpr (requires { Op::properties(); }) {
+    properties = Op::properties();
+  }
+  torch::autograd::_initFunctionPyTypeObject(type, Op::NODE, properties, nullptr);
   torch::autograd::registerCppFunction(typeid(NodeOf<Op>), &type);
 }
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include "plan.h"
 
@@ -15,18 +16,39 @@ namespace fastcnn::front {
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
+inline Maybe maybe(const Tensor& tensor) { return tensor.defined() ? Maybe(tensor) : std::nullopt; }
+
 // Kernels run below autograd, as in the forward of a torch.autograd.Function.
 struct Below {
   at::AutoGradMode mode{false};
   at::AutoDispatchBelowADInplaceOrView below;
 };
 
+// What a backward is asked for: the gradients of some inputs, from what was saved of a call.
+struct Asked {
+  const Plan& plan;
+  const std::vector<Tensor>& saved;
+  const std::vector<bool>& wanted;
+  bool masked = false;  // by the stage that follows, which has summed the bias' gradient, too
+  Tensor bias_sum = {};
+
+  bool needs(size_t input) const { return wanted[input]; }
+};
+
 // What the nodes of all ops share. A backward that must itself be differentiable is Python's, in stock operations.
 struct Node : torch::autograd::Node {
   PlanPtr plan;
   std::vector<SavedVariable> saved;
+  bool masked = false;  // see fastcnn/ops/gradients.py: a stage that follows sets these from Python
+  Tensor bias_sum;
 
-  bool needs(size_t input) const { return task_should_compute_output(input); }
+  std::vector<bool> wanted() const {
+    std::vector<bool> inputs(num_outputs());
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      inputs[i] = task_should_compute_output(i);
+    }
+    return inputs;
+  }
 
   std::vector<Tensor> unpack() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -41,6 +63,7 @@ struct Node : torch::autograd::Node {
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
+    bias_sum.reset();
     for (auto& each : saved) {
       each.reset_data();
     }
@@ -69,12 +92,12 @@ struct Node : torch::autograd::Node {
     for (size_t i = 0; i < tensors.size(); ++i) {
       PyTuple_SET_ITEM(held.get(), i, checked(THPVariable_Wrap(tensors[i])).release());
     }
-    auto wanted = checked(PyTuple_New(num_outputs()));
+    auto needs = checked(PyTuple_New(num_outputs()));
     for (size_t i = 0; i < num_outputs(); ++i) {
-      PyTuple_SET_ITEM(wanted.get(), i, PyBool_FromLong(needs(i)));
+      PyTuple_SET_ITEM(needs.get(), i, PyBool_FromLong(task_should_compute_output(i)));
     }
     auto given = checked(THPVariable_Wrap(grad));
-    PyObject* arguments[] = {held.get(), wanted.get(), given.get()};
+    PyObject* arguments[] = {held.get(), needs.get(), given.get()};
     auto found = checked(PyObject_Vectorcall(plan->derive->ptr(getPyInterpreter()), arguments, 3, nullptr));
     variable_list gradients(num_outputs());
     for (size_t i = 0; i < num_outputs(); ++i) {
@@ -111,7 +134,40 @@ struct NodeOf final : Node {
       }
       grad = input_metadata(0).zeros_like();
     }
-    return at::GradMode::is_enabled() ? derive(grad, Op::ANCHORED) : Op::backward(*this, grad);
+    return at::GradMode::is_enabled() ? derive(grad, Op::ANCHORED)
+                                      : Op::backward({*plan, unpack(), wanted(), masked, bias_sum}, grad);
+  }
+
+  // For compiled autograd, which runs a graph's nodes by functions of all that they hold.
+  void compiled_args(torch::autograd::CompiledNodeArgs& args) const override {
+    args.collect(name());
+    args.collect(reinterpret_cast<uint64_t>(plan.get()));
+    args.collect(saved, true);  // the output is among them
+  }
+
+  variable_list apply_with_saved(const variable_list& grads, torch::autograd::SwapSavedVariables& swapped) override {
+    swapped.before(saved);
+    const auto tensors = unpack();
+    torch::autograd::ivalue_list packed;
+    std::vector<at::TypePtr> types;
+    for (const Tensor& each : tensors) {
+      packed.emplace_back(maybe(each));
+      types.push_back(at::OptionalType::ofTensor());
+    }
+    const auto run = [plan = plan, inputs = wanted()](const variable_list& given, const std::vector<IValue>& held) {
+      std::vector<Tensor> kept;
+      for (const IValue& each : held) {
+        kept.push_back(each.isNone() ? Tensor() : each.toTensor());
+      }
+      return given[0].defined() ? Op::backward({*plan, kept, inputs}, given[0]) : variable_list(inputs.size());
+    };
+    using namespace torch::dynamo::autograd;
+    const auto& compiler = getPyCompilerInterface();
+    const std::string function = compiler->bind_function(swapped.get_py_compiler(), name(), run, types, true, false);
+    auto gradients = compiler->call_function(swapped.get_py_compiler(), "apply_functional", function, grads, packed,
+        IValuePacker<std::vector<std::optional<InputMetadata>>>::pack(get_input_metadata(next_edges())));
+    swapped.after(saved);
+    return gradients;
   }
 };
 
@@ -169,8 +225,6 @@ Tensor record(const PlanPtr& plan, std::initializer_list<Tensor> inputs, std::in
   tell_hooks(node);
   return output;
 }
-
-inline Maybe maybe(const Tensor& tensor) { return tensor.defined() ? Maybe(tensor) : std::nullopt; }
 
 inline Tensor first(std::vector<IValue>&& outputs) { return std::move(outputs[0]).toTensor(); }
 
