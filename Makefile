@@ -67,6 +67,7 @@ sanitize:
 codegen: $(VENV)/dev.stamp
 	env -u TRITON_INTERPRET $(BIN)/python tests/codegen.py
 	$(BIN)/python tests/extension_codegen.py
+	$(BIN)/python tests/cuda_headline.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

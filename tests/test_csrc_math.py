@@ -12,12 +12,14 @@ from fastcnn.shapes import MAX_WINDOW_PLACES, RELU_OFF, Window
 
 MATH = Path(__file__).parents[1] / "csrc" / "math"
 SOURCE = """
+#include "divisor.h"
 #include "lrn.h"
 #include "power.h"
 #include "select.h"
 #include "window.h"
 using namespace fastcnn;
 extern "C" {
+int64_t divided(int64_t number, int64_t divisor) { return Divisor(divisor).quotient(number); }
 int64_t max_window_places() { return MAX_WINDOW_PLACES; }
 int32_t relu_off_code() { return RELU_OFF; }
 int32_t code(int64_t r, int64_t s, Axis columns) { return code_of(r, s, columns); }
@@ -61,7 +63,7 @@ def library(tmp_path_factory):
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{MATH}"]
     subprocess.run([compiler, *flags, "math.cpp", "-o", "math.so"], cwd=folder, check=True)
     loaded = ctypes.CDLL(str(folder / "math.so"))
-    for name in ("code_row", "code_column", "windows", "begin_place", "end_of_places", "begin_inside"):
+    for name in ("divided", "code_row", "code_column", "windows", "begin_place", "end_of_places", "begin_inside"):
         getattr(loaded, name).restype = ctypes.c_int64
     for name in ("end_of_inside", "from_window", "to_window", "place", "max_window_places"):
         getattr(loaded, name).restype = ctypes.c_int64
@@ -98,6 +100,15 @@ def windows_of(size, stride, padding, dilation, length, ceil_mode):
 def test_constants_are_those_of_the_python_half(library):
     assert library.max_window_places() == MAX_WINDOW_PLACES
     assert library.relu_off_code() == RELU_OFF
+
+
+def test_divisors_divide(library):
+    divisors = [*range(1, 300), *(2**k + off for k in range(9, 33) for off in (-1, 0, 1)), 3 * 10**9]
+    for divisor in divisors:
+        limits = [0, 2**31 - 1, 2**31, 2**40 + 12345]
+        numbers = {n for limit in limits for base in (limit // divisor * divisor,) for n in range(base - 2, base + 3)}
+        for number in (n for n in numbers if n >= 0):
+            assert library.divided(integer(number), integer(divisor)) == number // divisor, (number, divisor)
 
 
 def test_every_code_names_its_place_and_no_other(library):

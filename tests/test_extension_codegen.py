@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import cuda_headline
 import pytest
 from extension_codegen import extension, instructions, resources
+from issue_slots import AIM
 
 import fastcnn
 
@@ -75,3 +77,38 @@ def test_passes_over_vectors_keep_several_loads_in_flight(code, kernel):
 
 def test_the_extension_is_the_one_that_is_loaded():
     assert Path(extension()).parent == Path(fastcnn.__file__).parent
+
+
+# Issue time over memory time, the most of an operator's planes: bf16 NHWC, bf16 NCHW, fp32 NHWC, fp32 NCHW.
+REACHED = {
+    "bias+ReLU": (0.31, 0.65, 0.22, 0.51),
+    "bias+ReLU backward": (0.35, 1.55, 0.18, 0.85),
+    "bias+ReLU+pool": (0.71, 3.88, 0.78, 1.79),
+    "bias+ReLU+pool backward": (1.10, 3.66, 0.69, 1.84),
+    "max-pool": (0.59, 3.38, 0.63, 1.69),
+    "max-pool backward": (1.04, 3.84, 0.66, 1.93),
+    "LRN": (0.58, 0.89, 0.41, 0.59),
+    "LRN backward": (0.75, 1.14, 0.57, 0.77),
+    "LRN+pool": (1.82, 5.01, 1.66, 3.15),
+    "LRN+pool backward": (2.10, 2.92, 1.66, 2.09),
+    "batch norm statistics": (0.76, 1.28, 0.35, 1.06),
+    "batch norm+ReLU": (0.65, 0.64, 0.29, 0.33),
+    "batch norm+ReLU backward": (0.55, 0.53, 0.25, 0.27),
+    "add+ReLU": (0.25, 0.25, 0.17, 0.17),
+    "add+ReLU backward": (0.28, 0.28, 0.17, 0.17),
+}
+
+
+@pytest.mark.skipif("9.0" not in BUILD, reason="counted for sm_90")
+def test_no_headline_case_issues_more_than_has_been_reached():
+    worst = {}
+    for row in cuda_headline.count_all():
+        type_name, layout, operator = re.sub(r" \w+ \d+$", "", row["case"]).split(" ", 2)
+        place = ("bf16 NHWC", "bf16 NCHW", "fp32 NHWC", "fp32 NCHW").index(f"{type_name} {layout}")
+        reached = worst.setdefault(operator, [0.0] * 4)
+        reached[place] = max(reached[place], row["issue"] / row["memory"])
+        assert row["issue"] <= AIM * row["memory"] or cuda_headline.reason(row["case"]), row["case"]
+    assert worst.keys() == REACHED.keys()
+    for operator, ratios in worst.items():
+        for ratio, reached in zip(ratios, REACHED[operator], strict=True):
+            assert ratio <= reached + 0.02, (operator, ratios)

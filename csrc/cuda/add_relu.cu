@@ -18,7 +18,8 @@ __device__ __forceinline__ float combined(float a, float b) {
 
 // One program computes a vector of N elements a thread; the last few go one by one.
 template <class T, int N, bool MASK>
-__global__ void __launch_bounds__(BLOCK_THREADS) combine_kernel(const T* a, const T* b, T* out, int64_t elements) {
+__global__ void __launch_bounds__(BLOCK_THREADS)
+    combine_kernel(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, int64_t elements) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * BLOCK_THREADS + threadIdx.x;
   const int64_t begin = thread * N;
   if (begin + N <= elements) {
@@ -31,6 +32,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS) combine_kernel(const T* a, cons
     store(out + begin, first);
     return;
   }
+#pragma unroll 1
   for (int64_t i = begin; i < elements; ++i) {
     out[i] = static_cast<T>(combined<MASK>(static_cast<float>(a[i]), static_cast<float>(b[i])));
   }

@@ -13,7 +13,8 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int DEPTH = 2;  // vectors of a thread, of each tensor, that are on their way together
+constexpr int DEPTH = 2;       // vectors of a thread, of each tensor, that are on their way together
+constexpr int SUMS_DEPTH = 8;  // of a thread at least where it leaves sums
 
 template <int N, int M, int COUNT, class T>
 __device__ __forceinline__ void bn_relu(const T* x, T* y, int64_t step, const ThreadNorm<M>& norm) {
@@ -223,7 +224,7 @@ std::tuple<Tensor, Tensor, Tensor> normalise_backward(
   const bool aligned = are_aligned({&grad, &x, &dx});
   with_type("batch_norm", x, [&](auto type) {
     using T = decltype(type);
-    with_vectors<T>(shape, aligned, DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
+    with_vectors<T>(shape, aligned, SUMS_DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
       masked ? run_backward<T, n(), along_channels(), false>(call, walks)
              : run_backward<T, n(), along_channels(), true>(call, walks);
     });

@@ -12,7 +12,10 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int DEPTH = 4;  // vectors of a thread that are on their way together
+constexpr int DEPTH = 8;  // vectors of a thread that are on their way together
+// Merging a block's moments costs as much as many of its vectors.
+constexpr int LEAST_DEPTH = 32;
+constexpr int64_t STATISTICS_BLOCKS = 2048;
 
 using Partial = Moments<float>;
 
@@ -25,7 +28,7 @@ __device__ __forceinline__ void take(const T* x, int64_t step, const Floats<M>& 
     packed[k] = load_packed<N>(x + k * step);
   }
   constexpr int EACH = COUNT * N / M;  // values of a channel
-  const float share = static_cast<float>(EACH) / (all[0].count + static_cast<float>(EACH));
+  const float share = share_of(static_cast<float>(EACH), all[0].count + static_cast<float>(EACH));
 #pragma unroll
   for (int i = 0; i < M; ++i) {
     float values[EACH], mean = 0.0f, squares = 0.0f;
@@ -106,14 +109,15 @@ Tensor bn_relu_statistics(const Tensor& input) {
   const bool aligned = are_aligned({&x});
   with_type("batch_norm", x, [&](auto type) {
     using T = decltype(type);
-    with_vectors<T>(shape, aligned, DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
-      Merging<Partial> merging(x, walks);
-      device.launch(moments_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads,
-          merging.shared_bytes(walks), data<T>(x), merging.partials(), shape.pixels, walks);
-      device.launch(merge_moments_kernel<T>, merging.walks.parts, merging.walks.threads,
-          merging.shared_bytes(merging.walks), merging.partials(), data<T>(x), mutable_data<float>(statistics),
-          channels_last ? int64_t{1} : shape.pixels, merging.walks);
-    });
+    with_vectors<T>(
+        shape, aligned, LEAST_DEPTH, STATISTICS_BLOCKS, [&](auto n, auto along_channels, const Walks& walks) {
+          Merging<Partial> merging(x, walks);
+          device.launch(moments_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads,
+              merging.shared_bytes(walks), data<T>(x), merging.partials(), shape.pixels, walks);
+          device.launch(merge_moments_kernel<T>, merging.walks.parts, merging.walks.threads,
+              merging.shared_bytes(merging.walks), merging.partials(), data<T>(x), mutable_data<float>(statistics),
+              channels_last ? int64_t{1} : shape.pixels, merging.walks);
+        });
   });
   return statistics;
 }

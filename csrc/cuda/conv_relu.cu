@@ -19,6 +19,7 @@ namespace {
 
 constexpr int BIAS_DEPTH = 4;  // vectors of a thread that are on their way together
 constexpr int MASK_DEPTH = 2;  // and of each of two tensors
+constexpr int SUMS_DEPTH = 8;  // of a thread at least where it leaves sums
 
 // In NCHW, one bias for all elements of a vector.
 template <int N, bool ALONG_CHANNELS, class T>
@@ -66,6 +67,42 @@ __global__ void __launch_bounds__(BLOCK_THREADS) bias_relu_kernel(T* y, const T*
   for (; place < walk.end; place += walks.rows) {
     bias_relu<N, 1>(y + at, step, added);
     at += step;
+  }
+}
+
+// The planes of a dense NCHW tensor.
+struct Planes {
+  int64_t elements;  // of the tensor
+  Divisor pixels;    // of a plane
+  SmallDivisor by_channels;
+  int channels;
+};
+
+// The same where planes of NCHW are no whole vectors: those of the whole tensor, whose elements may be of two planes.
+template <class T, int N>
+__global__ void __launch_bounds__(BLOCK_THREADS) bias_relu_flat_kernel(T* y, const T* bias, Planes planes) {
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * BLOCK_THREADS + threadIdx.x) * N;
+  if (at >= planes.elements) {
+    return;
+  }
+  const int64_t plane = planes.pixels.quotient(at), rest = (plane + 1) * planes.pixels.value - at;
+  const auto number = static_cast<int>(plane);
+  const int channel = number - planes.by_channels.quotient(number) * planes.channels;
+  const int next = channel + 1 < planes.channels ? channel + 1 : 0;
+  const float own = bias == nullptr ? 0.0f : static_cast<float>(bias[channel]);
+  const float others = bias == nullptr ? 0.0f : static_cast<float>(bias[next]);
+  if (at + N <= planes.elements) {
+    Floats<N> values = load<N>(y + at);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      values.at[i] = relu(values.at[i] + (i < rest ? own : others));
+    }
+    store(y + at, values);
+    return;
+  }
+#pragma unroll 1
+  for (int64_t i = at; i < planes.elements; ++i) {  // the tensor's last few are of one plane
+    y[i] = static_cast<T>(relu(static_cast<float>(y[i]) + own));
   }
 }
 
@@ -120,7 +157,7 @@ std::tuple<Tensor, Tensor> mask_gradient(const Tensor& grad, const Tensor& y, co
   Tensor bias;
   with_type("conv_relu_backward", y, [&](auto type) {
     using T = decltype(type);
-    with_vectors<T>(layout, aligned, MASK_DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
+    with_vectors<T>(layout, aligned, SUMS_DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
       constexpr int N = n(), M = along_channels() ? N : 1;
       Partials partials = new_partials(y, walks, bias_grad);
       device.launch(mask_kernel<T, N, along_channels()>, walks.blocks(), walks.threads,
@@ -141,6 +178,14 @@ void bias_relu_in_place(Tensor& y, const std::optional<Tensor>& bias) {
   const bool aligned = are_aligned({&y, added ? &*added : nullptr});
   with_type("conv_relu", y, [&](auto type) {
     using T = decltype(type);
+    constexpr int N = WIDTH<T>;
+    if (aligned && !shape.channels_last && shape.pixels % N != 0 && shape.pixels >= N) {
+      STD_TORCH_CHECK(shape.images * shape.channels < MOST_TEAMS, "fastcnn: the tensor has too many planes");
+      const Planes planes{y.numel(), shape.pixels, shape.channels, static_cast<int>(shape.channels)};
+      device.launch(bias_relu_flat_kernel<T, N>, ceil_div(y.numel(), BLOCK_THREADS * N), BLOCK_THREADS, 0,
+          mutable_data<T>(y), added ? data<T>(*added) : nullptr, planes);
+      return;
+    }
     with_vectors<T>(shape, aligned, BIAS_DEPTH, MOST_BLOCKS, [&](auto n, auto along_channels, const Walks& walks) {
       device.launch(bias_relu_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads, 0, mutable_data<T>(y),
           added ? data<T>(*added) : nullptr, walks);

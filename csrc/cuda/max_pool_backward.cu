@@ -49,6 +49,8 @@ __device__ __forceinline__ void add_flowing(const Pooled<T, N>& pooled, Floats<N
   }
 }
 
+constexpr int64_t UNPOOL_DEPTH = 4;  // patches or pixels of a thread at least
+
 // How many patches of two pixels an axis has, the first one shifted into the padding.
 template <class Int>
 FASTCNN_HOST_DEVICE Int patches(const AxisOf<Int>& axis, Same<Int> length) {
@@ -185,7 +187,7 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
   const int64_t down = side == 0 ? height : patches(call.window.rows, height);
   const int64_t across = side == 0 ? width : patches(call.window.columns, width);
   const Walks walks = make_walks(images, channels, pixels == 0 ? 0 : down * across, channels_last, N, stride,
-      POOL_DEPTH, bias_grad ? MOST_SUMS : MOST_BLOCKS);
+      UNPOOL_DEPTH, bias_grad ? MOST_SUMS : MOST_BLOCKS);
   Partials partials = new_partials(call.grad, walks, bias_grad);
   const int64_t shared_bytes = bias_grad ? shared_bytes_of_sums(walks, N) : 0;
   const Steps steps(walks, down, across);

@@ -11,52 +11,11 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "../math/divisor.h"
 #include "../tensors.h"
 #include "vector.h"
 
 namespace fastcnn::cuda {
-
-// Divides numbers below 2^31 by two integer instructions (Granlund, Montgomery, 1994): a division is a subroutine on
-// the GPU.
-struct SmallDivisor {
-  uint32_t factor;
-  int32_t shift;
-
-  SmallDivisor() = default;
-  SmallDivisor(int64_t divisor) : factor(0), shift(31) {  // of what is larger than any number
-    if (divisor >= 1 && divisor <= int64_t{1} << 31) {
-      for (shift = 0; int64_t{1} << shift < divisor; ++shift) {
-      }
-      const uint64_t rest = (uint64_t{1} << shift) - static_cast<uint64_t>(divisor);
-      factor = static_cast<uint32_t>((rest << 32) / static_cast<uint64_t>(divisor) + 1);
-    }
-  }
-
-  FASTCNN_HOST_DEVICE int32_t quotient(int32_t number) const {
-    const auto n = static_cast<uint32_t>(number);
-    const auto high = static_cast<uint32_t>(static_cast<uint64_t>(n) * factor >> 32);
-    return static_cast<int32_t>((high + n) >> shift);
-  }
-};
-
-// Divides numbers below 2^52, larger ones by a multiplication in float64.
-struct Divisor {
-  int64_t value;
-  double inverse;
-  SmallDivisor small;
-
-  Divisor() = default;
-  Divisor(int64_t divisor) : value(divisor), inverse(1.0 / static_cast<double>(divisor)), small(divisor) {}
-
-  FASTCNN_HOST_DEVICE int64_t quotient(int64_t number) const {
-    if (number >> 31 == 0) {
-      return small.quotient(static_cast<int32_t>(number));
-    }
-    const auto close = static_cast<int64_t>(static_cast<double>(number) * inverse);  // off by one at most
-    const int64_t rest = number - close * value;
-    return close + (rest >= value ? 1 : 0) - (rest < 0 ? 1 : 0);
-  }
-};
 
 struct Walks {
   int64_t channels;
@@ -100,9 +59,10 @@ constexpr int64_t MOST_PLACES = 1 << 30;
 constexpr int64_t MOST_TEAMS = int64_t{1} << 31;
 constexpr int64_t POOL_DEPTH = 2;  // where a walk starts is found by divisions; from there, without
 
-// How many threads look at neighbouring places of a plane: a thread with few places is one that computes where it is.
-inline int plane_rows(int64_t places) {
-  const int64_t deep = round_up(ceil_div(places, PLANE_DEPTH), WARP);
+// How many threads look at neighbouring places of a plane: a thread with few places is one that computes where it is,
+// but neighbours should read a line of memory together.
+inline int plane_rows(int64_t places, bool vectors) {
+  const int64_t deep = round_up(ceil_div(places, PLANE_DEPTH), vectors ? WARP / 4 : WARP);
   return static_cast<int>(clamp(deep, 1, clamp(places, 1, BLOCK_THREADS)));
 }
 
@@ -133,7 +93,7 @@ inline Walks make_walks(int64_t images, int64_t channels, int64_t places, bool c
     walks.places = places;
     walks.parts = images * channels;
     walks.lanes = 1;
-    walks.rows = plane_rows(places);
+    walks.rows = plane_rows(places, stride > 1);
     walks.teams = BLOCK_THREADS / walks.rows;
   }
   walks.threads = static_cast<int>(round_up(walks.lanes * walks.rows * walks.teams, WARP));

@@ -1,0 +1,143 @@
+"""What a compiled kernel asks of a GPU's issue slots, by its SASS: time that no bandwidth can hide.
+
+    cuobjdump -sass file.cubin > sass.txt && python tests/issue_slots.py sass.txt [part of a kernel's name]
+
+A warp's instruction takes one of four issue slots of a multiprocessor for a clock; a transcendental one takes its unit
+for eight. A kernel whose instructions take longer than its bytes cannot reach the memory's bandwidth, however wide its
+accesses are. Real kernels issue in about three quarters of the slots, so four fifths of the memory's time are the aim.
+"""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from limits import COPY
+
+SLOTS = 132 * 4 * 1.75e9  # an H200's warp-instructions a second
+TRANSCENDENTAL = 8  # clocks that one holds its unit for
+AIM = 0.8  # of the memory's time
+# Reciprocals, roots, exponentials; conversions between integers and floats go to the same unit.
+_TRANSCENDENTAL = re.compile(r"(MUFU|I2F|F2I|FRND)\b")
+_OPCODE = re.compile(r"^(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
+_BRANCH = re.compile(r"\bBRA(?:\.\w+)*\s+(?:!?U?P\w+,\s*)?(?:`\(\S+\)|0x([0-9a-f]+))")
+_WIDTH = re.compile(r"\.(128|64|U16|S16|U8|S8)\b")
+BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+
+
+class Instruction(NamedTuple):
+    """One line of a listing."""
+
+    address: int
+    text: str
+
+    @property
+    def opcode(self) -> str:
+        """Return the operation with its modifiers, without a predicate."""
+        found = _OPCODE.match(self.text)
+        return found[1] if found else ""
+
+
+Code = list[Instruction]
+
+
+class Work(NamedTuple):
+    """What one warp issues."""
+
+    instructions: float
+    transcendental: float
+
+    @property
+    def clocks(self) -> float:
+        """Return the clocks of an issue slot, or of the transcendental unit where that is the slower."""
+        return max(self.instructions, TRANSCENDENTAL * self.transcendental)
+
+
+def functions(listing: str) -> Iterator[tuple[str, Code]]:
+    """Yield name, as it is in the listing, and instructions of each function of ``cuobjdump -sass``."""
+    for part in re.split(r"^\s*Function : ", listing, flags=re.MULTILINE)[1:]:
+        name, code = part.split("\n", 1)
+        lines = re.findall(r"/\*([0-9a-f]{4,6})\*/\s+([^;]+);", code)
+        yield name.strip(), [Instruction(int(address, 16), text.strip()) for address, text in lines]
+
+
+def body(code: Code) -> Code:
+    """Return the instructions up to the endless branch after the last exit: without slow paths, which are calls."""
+    for i, each in enumerate(code):
+        found = _BRANCH.search(each.text)
+        if found and found[1] and int(found[1], 16) == each.address:
+            return [one for one in code[:i] if one.opcode != "NOP"]
+    return [one for one in code if one.opcode != "NOP"]
+
+
+def loops(code: Code) -> list[tuple[int, int]]:
+    """Return first and last address of each loop, in the order of their ends: an inner one before its outer one."""
+    found = {}
+    for each in code:
+        branch = _BRANCH.search(each.text)
+        if branch and branch[1] and int(branch[1], 16) < each.address:
+            found[int(branch[1], 16)] = each.address  # several branches back to one place are one loop
+    return sorted(found.items(), key=lambda loop: loop[1])
+
+
+def work(code: Code, passes: Sequence[float]) -> Work:
+    """Return what a warp issues where each loop is gone through so often a time that it is reached.
+
+    Args:
+        code: of the kernel.
+        passes: of each loop, in the order of `loops`; those not given are taken to be one.
+    """
+    code = body(code)
+    held = loops(code)
+    passes = [*passes, *[1.0] * len(held)]
+    instructions = transcendental = 0.0
+    for each in code:
+        times = 1.0
+        for (first, last), often in zip(held, passes, strict=False):
+            times *= often if first <= each.address <= last else 1.0
+        instructions += times
+        transcendental += times if _TRANSCENDENTAL.match(each.opcode) else 0.0
+    return Work(instructions, transcendental)
+
+
+def widths(code: Code, opcode: str) -> Counter[int]:
+    """Return how many accesses of each width in bytes a thread has: of `opcode` LDG (loads) or STG (stores)."""
+    found: Counter[int] = Counter()
+    for each in body(code):
+        if each.opcode.split(".")[0] in (opcode, f"{opcode}STS"):
+            width = _WIDTH.search(each.opcode)
+            found[BYTES[width[1]] if width else 4] += 1
+    return found
+
+
+def issue_seconds(clocks: float, warps: float) -> float:
+    """Return the least time in which an H200 issues what its warps ask for."""
+    return clocks * warps / SLOTS
+
+
+def share_of_copy(issue: float, memory: float) -> float:
+    """Return which part of the copy bandwidth is left where issuing takes so many seconds, and the bytes so many."""
+    return min(1.0, memory / issue) if issue else 1.0
+
+
+def budget(bytes_of_a_warp: float) -> float:
+    """Return the clocks that a warp may issue for, by `AIM`, to move so many bytes."""
+    return AIM * bytes_of_a_warp / COPY * SLOTS
+
+
+def main() -> None:
+    """Print instructions and loops of the kernels in a listing."""
+    with open(sys.argv[1]) as file:
+        listing = file.read()
+    for name, code in functions(listing):
+        if len(sys.argv) < 3 or sys.argv[2] in name:
+            once = work(code, ())
+            print(name, f"{once.instructions:.0f} instructions, {once.transcendental:.0f} transcendental")
+            print("  loads", dict(widths(code, "LDG")), "stores", dict(widths(code, "STG")))
+            for first, last in loops(body(code)):
+                print(f"  loop {first:x} to {last:x}: {sum(first <= each.address <= last for each in body(code))}")
+
+
+if __name__ == "__main__":
+    main()
