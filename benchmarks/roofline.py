@@ -66,7 +66,7 @@ def forward(stage: Stage, item: int, *, training: bool) -> list[Kernel]:
     if stage.batch_norm:
         statistics = [] if stage.frozen else [Kernel(0, s.input)]
         return [*statistics, Kernel(0, s.input + s.output + codes)]
-    if training and "norm" in stage.stem:
+    if training and "_bn" in stage.stem:
         return [Kernel(s.flops, s.input + s.weight + s.activation), Kernel(0, s.activation + s.output + codes)]
     return [Kernel(s.flops, s.input + s.weight + s.output + codes)]
 
@@ -83,7 +83,7 @@ def backward(stage: Stage, item: int) -> list[Kernel]:
     if stage.weight is None:  # LRN reads its input once more; a pool reads codes alone
         reread = s.input if stage.norm else 0
         return [Kernel(0, gradient + reread + s.input)]
-    if "norm" in stage.stem:
+    if "_bn" in stage.stem:
         passes = [Kernel(0, gradient + s.activation), Kernel(0, gradient + 2 * s.activation)]
     elif stage.pool:
         passes = [Kernel(0, gradient + s.activation)]

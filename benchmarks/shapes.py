@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import fastcnn
+from fastcnn import stages as fused
 from fastcnn.models import MODELS, ModelEntry
 from fastcnn.models.resnet import BasicBlock
+from fastcnn.roles import ROLES
 
 Shape = tuple[int, ...]
 
@@ -141,36 +143,22 @@ class AddReLU(nn.Module):
     """Stands for the sum and the ReLU that end a residual block, which are no layer of the model."""
 
 
-ROLES: dict[type[nn.Module], str] = {
-    AddReLU: "add relu",
-    nn.Conv2d: "conv",
-    nn.BatchNorm2d: "norm",
-    nn.ReLU: "relu",
-    nn.MaxPool2d: "pool",
-    nn.LocalResponseNorm: "lrn",
-    nn.Linear: "linear",
-    nn.Dropout: "dropout",
-}
-# Of two that match, the longer stands first. What is in none of them (dropout, the averages before the classifier,
-# which leave 224x224 images as they are) costs next to nothing and is not counted.
-STAGES: dict[tuple[str, ...], str] = {
-    ("conv", "norm", "relu", "pool"): "conv_norm_relu_pool",
-    ("conv", "norm", "relu"): "conv_norm_relu",
-    ("conv", "norm"): "conv_norm",
-    ("add relu",): "add_relu",
-    ("conv", "relu", "pool"): "conv_relu_pool",
-    ("conv", "relu"): "conv_relu",
-    ("lrn", "pool"): "lrn_pool",
-    ("lrn",): "lrn",
-    ("pool",): "max_pool",
-    ("linear", "relu"): "linear_relu",
-    ("linear",): "linear",
-}
+_NAMES = {("pool",): "max_pool"}  # of stages that are not named by their roles
+_STEMS = {each.roles: _NAMES.get(each.roles, "_".join(each.roles)) for each in fused.STAGES}
 # The layers that an op can serve by itself, also where a model would run them within a longer stage.
-_SINGLE: dict[tuple[str, ...], str] = {("lrn",): "lrn", ("pool",): "max_pool"}
-_NORMS: dict[tuple[str, ...], str] = {("norm", "relu", "pool"): "bn_relu_pool", ("norm", "relu"): "bn_relu"}
-_DROPOUTS: dict[tuple[str, ...], str] = {("linear", "relu", "dropout"): "linear_relu_dropout"}
+_SINGLE = {row: stem for row, stem in _STEMS.items() if row in (("lrn",), ("pool",))}
+_NORMS = {row: stem for row, stem in _STEMS.items() if row[0] == "bn"}
+_DROPOUTS = {row: stem for row, stem in _STEMS.items() if "dropout" in row}
 TABLES = {stem: table for table in (_SINGLE, _NORMS, _DROPOUTS) for stem in table.values()}
+# What is in none of a model's own (dropout, the averages before the classifier, which leave 224x224 images as they are)
+# costs next to nothing and is not counted.
+_MODELS = {row: stem for row, stem in _STEMS.items() if row[0] in ("conv", "lrn", "pool", "linear")}
+STAGES = {row: stem for row, stem in _MODELS.items() if row not in _DROPOUTS}
+STAGES |= {("add relu",): "add_relu", ("linear",): "linear"}
+
+
+def _role(module: nn.Module) -> str:
+    return "add relu" if isinstance(module, AddReLU) else ROLES.get(type(module).forward, "")
 
 
 def tiny() -> nn.Sequential:
@@ -224,7 +212,7 @@ def stages(model: str, batch: int, table: Mapping[tuple[str, ...], str] = STAGES
 
 
 def _found(model: str, run: tuple[Layer, ...], table: Mapping[tuple[str, ...], str]) -> Iterator[Stage]:
-    roles = tuple(ROLES.get(type(layer.module), "") for layer in run)
+    roles = tuple(_role(layer.module) for layer in run)
     start = 0
     while start < len(run):
         match = next((row for row in table if roles[start : start + len(row)] == row), None)

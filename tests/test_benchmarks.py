@@ -251,12 +251,12 @@ def test_a_pooled_norm_reads_gradients_and_codes_of_what_it_wrote():
 def test_stages_of_a_residual_network():
     found = [(stage.stem, stage.layers[0].name) for stage in stages("resnet_cifar", 32)]
     assert found[:4] == [
-        ("conv_norm_relu", "stem.0"),
-        ("conv_norm_relu", "blocks.0.layers.0"),
-        ("conv_norm", "blocks.0.layers.3"),
+        ("conv_bn_relu", "stem.0"),
+        ("conv_bn_relu", "blocks.0.layers.0"),
+        ("conv_bn", "blocks.0.layers.3"),
         ("add_relu", "blocks.0"),
     ]
-    assert ("conv_norm", "blocks.2.shortcut.0") in found
+    assert ("conv_bn", "blocks.2.shortcut.0") in found
     assert found[-2:] == [("add_relu", "blocks.5"), ("linear", "fc")]
 
 

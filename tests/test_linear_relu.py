@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
-from parity import DEVICE, assert_parity, assert_same, each_backend, each_case, each_dtype, new, specials
+from parity import DEVICE, assert_parity, assert_same, each_backend, each_case, each_compiled, each_dtype, new, specials
 
 import fastcnn.functional as FF
 
@@ -59,3 +60,10 @@ def test_views(backend: Any) -> None:
 def test_reference_gradient() -> None:
     x, w, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 4), (5, 4), (5,)))
     assert torch.autograd.gradcheck(FF.linear_relu, (x, w, b))
+
+
+@each_compiled
+def test_backward_names_itself_where_shapes_differ(backend: Any) -> None:
+    operator = getattr(torch.ops.fastcnn.linear_relu_backward, backend[0])
+    with pytest.raises(RuntimeError, match="linear_relu_backward: shapes differ"):
+        operator(torch.ones(2, 3, device=DEVICE), torch.ones(2, 4, device=DEVICE), False)
