@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._contextlib import _DecoratorContextManager
 
@@ -63,17 +64,28 @@ def process_choice() -> Choice:
 
 def changed() -> None:
     """Tell those who keep answers (`watchers`) that other ones may be right now."""
+    if torch.compiler.is_compiling():  # what is compiled asks nobody
+        return
     for watch in watchers:
         watch()
 
 
+def _in_main_thread() -> bool:
+    """Whether what is chosen here counts for the process; Dynamo, which knows no threads, chooses for its own."""
+    return not torch.compiler.is_compiling() and threading.current_thread() is threading.main_thread()
+
+
+def _ident() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
 def _held() -> Choice | None:
-    return _process.choice if threading.current_thread() is threading.main_thread() else own_choice()
+    return _process.choice if _in_main_thread() else own_choice()
 
 
 def _set(wanted: Choice | None) -> None:
     """Set the choice of this thread, of the main one for the process; None: it follows the process's again."""
-    if threading.current_thread() is threading.main_thread():
+    if _in_main_thread():
         _process.choice, _thread.choice = wanted or Choice(), None
     else:
         _thread.choice = wanted
@@ -132,7 +144,7 @@ class use_backend(_DecoratorContextManager):
         super().__init__()
         _validate(name, algorithm)
         self._choice = Choice(name, algorithm)
-        self._made: tuple[int, Choice | None] | None = threading.get_ident(), _held()  # where, and what held before
+        self._made: tuple[int, Choice | None] | None = _ident(), _held()  # where, and what held before
         _set(self._choice)
 
     def clone(self) -> "use_backend":
@@ -160,7 +172,7 @@ class use_backend(_DecoratorContextManager):
     def _undo(self) -> None:
         """Take back what making the object has set, where nothing else was set since: a block does so anew."""
         made, self._made = self._made, None
-        if made and made[0] == threading.get_ident() and _held() is self._choice:
+        if made and made[0] == _ident() and _held() is self._choice:
             _set(made[1])
 
 

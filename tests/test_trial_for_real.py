@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -150,7 +151,7 @@ def test_training_on_the_processor_tries_once_and_keeps_the_losses(tmp_path):
     assert stock["tried"] == []
     assert len(first["tried"]) == 12  # three of MnistCNN, seven of AlexNet's features, two linear ones
     assert second["tried"] == []
-    assert f"fastcnn: tried 12 stages on {NAME} in " in said
+    assert len(re.findall(rf"fastcnn: tried \d+ stages? on {NAME} in ", said)) == 1
     assert "fastcnn:" not in quiet
     for name, losses in stock["losses"].items():
         torch.testing.assert_close(torch.tensor(first["losses"][name]), torch.tensor(losses), rtol=1e-3, atol=1e-3)

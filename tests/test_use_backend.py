@@ -3,9 +3,11 @@
 import threading
 
 import pytest
-from test_backend import algorithm, runs_kernels
+import torch
+from test_backend import algorithm, randn, runs_kernels
 
 import fastcnn
+import fastcnn.functional as FF
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +156,27 @@ def test_overlapping_blocks_of_threads_leave_each_other_and_the_process_alone():
         each: each in kernels
         for each in ("torch", "triton", "process", "after the first", "after torch", "after triton")
     }
+    assert not runs_kernels()
+
+
+def test_a_block_counts_within_a_compiled_function_without_a_break():
+    targets = []
+
+    def note(graph, _):
+        targets.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    @torch.compile(backend=note, fullgraph=True)
+    def pools(x):
+        with fastcnn.use_backend("torch"):
+            x = FF.max_pool2d(x, 2)
+        return FF.max_pool2d(x, 2)
+
+    torch._dynamo.reset()
+    with fastcnn.use_backend("triton"):
+        pools(randn(1, 2, 8, 8))
+        assert [target for target in targets if target.startswith("fastcnn.")] == ["fastcnn.max_pool.triton"]
+        assert runs_kernels()
     assert not runs_kernels()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 logger = logging.getLogger("fastcnn")
 
 PATIENCE = 2.0  # seconds until something is said of what is under way
-QUIET = 1.0  # seconds without a trial after which the trials are summed up
+QUIET = 1.0  # seconds without a trial, or as long as the trials took, after which they are summed up
 
 
 class _Told:
@@ -66,7 +66,7 @@ def tried(where: str, path: Path, *, faster: bool) -> None:
         _told.faster += faster
         _told.where, _told.path = where, path
         _stop()
-        _told.timer = threading.Timer(QUIET, sum_up)
+        _told.timer = threading.Timer(max(QUIET, _told.seconds), sum_up)
         _told.timer.daemon = True
         _told.timer.start()
 
