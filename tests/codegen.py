@@ -39,55 +39,11 @@ CONFIGS = {
         "wgrad": "wgrad",
     }.items()
 }
-STEMS = (
-    *("max_pool", "conv_relu", "conv_relu_pool", "lrn", "lrn_pool", "linear_relu", "normalize", "normalize_conv_relu"),
-    *("bn_statistics", "bn_relu", "bn_relu_pool", "add_relu", "linear_relu_dropout", "sgd"),
-)
-CONVOLUTIONS = ("implicit_gemm", "first_layers", "dgrad", "wgrad", "tma", "warp_specialized")
 ARCHITECTURES = (80, 90, 100, 120)
 ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 LOAD = r"ld\.global(?:\.[a-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)"
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
-
-
-class Driver:
-    """Stands in for a GPU's driver, so that Triton specialises and compiles as it would for a launch there."""
-
-    architecture = 0
-
-    def get_current_device(self) -> int:
-        return self.architecture
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.architecture, 32)
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("meta")
-
-
-class Compiler:
-    """Stands in for a kernel: what would launch it compiles it, for every architecture that the case is for."""
-
-    compiled: ClassVar[list[tuple[str, int, Any, float]]] = []
-    case: ClassVar[str] = ""
-
-    def __init__(self, kernel: Any, driver: Driver) -> None:
-        self.kernel, self.driver = kernel, driver
-
-    def __getitem__(self, grid: Any) -> Any:
-        def launch(*args: Any, **kwargs: Any) -> None:
-            name = self.kernel.__name__
-            seconds = limits.least_seconds(name, dict(zip(self.kernel.arg_names, args)) | kwargs)
-            for architecture in architectures(name, self.case):
-                self.driver.architecture = architecture
-                binary = self.kernel.warmup(*args, grid=grid, **kwargs)
-                self.compiled.append((name, architecture, binary, seconds))
-
-        return launch
 
 
 def architectures(kernel: str, case: str) -> tuple[int, ...]:

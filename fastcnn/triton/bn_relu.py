@@ -91,7 +91,7 @@ def flowing_gradient(
     return tl.where(y <= 0.0, 0.0, grad.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ROWS", "REPEAT"])
 def sums_kernel(
     grad_ptr,
     code_ptr,
@@ -144,7 +144,7 @@ def sums_kernel(
     tl.store(at + ROWS * C, tl.sum(times.to(tl.float64), axis=0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ROWS"])
 def merge_sums_kernel(
     partial_ptr,
     variance_ptr,

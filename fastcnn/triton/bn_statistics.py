@@ -24,7 +24,7 @@ def channel_origin(x_ptr, c, C, P, CHANNELS_LAST: tl.constexpr):
     return tl.where(tl.abs(first) < float("inf"), first, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ROWS", "REPEAT"])
 def statistics_kernel(
     x_ptr,
     partial_ptr,
@@ -67,7 +67,7 @@ def statistics_kernel(
     tl.store(at + ROWS * C, squares, mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ROWS"])
 def merge_kernel(
     x_ptr,
     partial_ptr,
