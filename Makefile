@@ -66,6 +66,7 @@ sanitize:
 
 codegen: $(VENV)/dev.stamp
 	env -u TRITON_INTERPRET $(BIN)/python tests/codegen.py
+	env -u TRITON_INTERPRET $(BIN)/python tests/headline.py
 	$(BIN)/python tests/extension_codegen.py
 	$(BIN)/python tests/cuda_headline.py
 

@@ -16,17 +16,15 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
+import launching
 import limits
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
 
+from fastcnn.shapes import Window
 from fastcnn.triton.convolution import hopper
 
 CONFIGS = {
@@ -39,11 +37,11 @@ CONFIGS = {
         "wgrad": "wgrad",
     }.items()
 }
+POOL2, POOL3 = (Window((size, size), (2, 2), (0, 0), (1, 1), False) for size in (2, 3))
 ARCHITECTURES = (80, 90, 100, 120)
 ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 LOAD = r"ld\.global(?:\.[a-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.b(\d+)"
-CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
 
 
 def architectures(kernel: str, case: str) -> tuple[int, ...]:
@@ -56,9 +54,7 @@ def architectures(kernel: str, case: str) -> tuple[int, ...]:
 
 def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
     """Yield (case, stem, operator, arguments) for layers of AlexNet and VGG in both layouts and all dtypes."""
-    pool3 = ([3, 3], [2, 2], [0, 0], [1, 1], False)
-    pool2 = ([2, 2], [2, 2], [0, 0], [1, 1], False)
-    odd = ([3, 2], [2, 1], [1, 1], [2, 3], True)
+    odd = Window((3, 2), (2, 1), (1, 1), (2, 3), True)
     norm = (5, 1e-4, 0.75, 2.0)
     for dtype, format in (
         (torch.bfloat16, torch.channels_last),
@@ -80,20 +76,20 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         vgg, alexnet = new(16, 64, 224, 224), new(128, 96, 55, 55)
         same, valid = ([1, 1], [1, 1], [1, 1], 1), ([4, 4], [2, 2], [1, 1], 1)
         weight, first, mnist = new(64, 64, 3, 3), new(64, 3, 11, 11), new(32, 1, 3, 3)
-        yield f"{name} 2x2/2", "max_pool", "max_pool_codes", (vgg, *pool2)
-        yield f"{name} 3x3/2", "max_pool", "max_pool", (alexnet, *pool3)
-        yield f"{name} dilated", "max_pool", "max_pool_codes", (alexnet, *odd)
+        yield f"{name} 2x2/2", "max_pool", "max_pool_codes", (vgg, POOL2)
+        yield f"{name} 3x3/2", "max_pool", "max_pool", (alexnet, POOL3)
+        yield f"{name} dilated", "max_pool", "max_pool_codes", (alexnet, odd)
         yield (
             f"{name} 3x3/2",
             "max_pool",
             "max_pool_backward",
-            (new(128, 96, 27, 27), codes(128, 96, 27, 27), 55, 55, *pool3),
+            (new(128, 96, 27, 27), codes(128, 96, 27, 27), 55, 55, POOL3),
         )
         yield (
             f"{name} dilated",
             "max_pool",
             "max_pool_backward",
-            (new(128, 96, 27, 57), codes(128, 96, 27, 57), 55, 55, *odd),
+            (new(128, 96, 27, 57), codes(128, 96, 27, 57), 55, 55, odd),
         )
         yield f"{name} 3x3", "conv_relu", "conv_relu", (vgg, weight, bias, *same, None)
         yield f"{name} 3x3", "conv_relu", "conv_relu_backward", (vgg, vgg, True)
@@ -109,60 +105,75 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         for config in configs["implicit_gemm"]:
             yield f"{name} 3x3, {config}", "conv_relu", "conv_relu", (vgg, weight, bias, *same, config)
         yield from first_layers(name, new, bias, configs)
-        yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool_codes", (vgg, weight, bias, *same, None, *pool2)
-        yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool", (vgg, weight, bias, *same, None, *pool2)
+        yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool_codes", (vgg, weight, bias, *same, None, POOL2)
+        yield f"{name} 3x3, pool", "conv_relu_pool", "conv_relu_pool", (vgg, weight, bias, *same, None, POOL2)
         half, half_codes = new(16, 64, 112, 112), codes(16, 64, 112, 112)
         yield (
             f"{name} 3x3, pool",
             "conv_relu_pool",
             "conv_relu_pool_backward",
-            (half, half_codes, 224, 224, True, *pool2),
+            (half, half_codes, 224, 224, True, POOL2),
         )
         yield f"{name} size 5", "lrn", "lrn", (alexnet, *norm)
         yield f"{name} size 5", "lrn", "lrn_backward", (alexnet, alexnet, *norm)
         yield f"{name} size 5, beta 0.6", "lrn", "lrn_backward", (alexnet, alexnet, 5, 1e-4, 0.6, 2.0)
+        yield f"{name} size 16", "lrn", "lrn", (alexnet, 16, 1e-4, 0.75, 2.0)
         yield f"{name} size 16", "lrn", "lrn_backward", (alexnet, alexnet, 16, 1e-4, 0.75, 2.0)
         pooled, pooled_codes = new(128, 96, 27, 27), codes(128, 96, 27, 27)
-        yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_codes", (alexnet, *norm, *pool3)
-        yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_backward", (pooled, pooled_codes, alexnet, *norm, *pool3)
+        yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_codes", (alexnet, *norm, POOL3)
+        yield f"{name} size 5, pool", "lrn_pool", "lrn_pool_backward", (pooled, pooled_codes, alexnet, *norm, POOL3)
         channels = torch.empty(64, device="meta")
         numbers = (*(channels,) * 4, 1e-5)
         yield f"{name} 64 channels", "bn_statistics", "bn_relu_statistics", (vgg,)
         yield f"{name} 64 channels", "bn_relu", "bn_relu", (vgg, *numbers)
         yield f"{name} 64 channels", "bn_relu", "bn_relu_backward", (vgg, vgg, *numbers, True)
-        yield f"{name} 64 channels, 2x2", "bn_relu_pool", "bn_relu_pool_codes", (vgg, *numbers, *pool2)
+        yield f"{name} 64 channels, 2x2", "bn_relu_pool", "bn_relu_pool_codes", (vgg, *numbers, POOL2)
         yield (
             f"{name} 64 channels, 2x2",
             "bn_relu_pool",
             "bn_relu_pool_backward",
-            (half, half_codes, vgg, *numbers, True, *pool2),
+            (half, half_codes, vgg, *numbers, True, POOL2),
         )
         yield f"{name} same shape", "add_relu", "add_relu", (vgg, vgg)
         yield f"{name} same shape", "add_relu", "add_relu_backward", (vgg, vgg)
         # on the gradient that takes most registers
         for config in (None, *configs["dgrad"]):
             case, config = f"{name} 3x3, pooled {config or ''}", config and config.partition(":")[2]
-            yield case, "dgrad", "dgrad", (half, half_codes, vgg, weight, True, True, config, *same, *pool2)
+            yield case, "dgrad", "dgrad", (half, half_codes, vgg, weight, True, True, config, *same, POOL2)
         for config in (None, *configs["wgrad"]):
             case, config = f"{name} 3x3, pooled {config or ''}", config and config.partition(":")[2]
-            yield case, "wgrad", "wgrad", (half, half_codes, vgg, weight, True, config, *same, *pool2)
-        yield f"{name} 3x3, masked", "dgrad", "dgrad", (vgg, vgg, vgg, weight, True, True, None, *same)
-        yield f"{name} 3x3, masked", "wgrad", "wgrad", (vgg, vgg, vgg, weight, True, None, *same)
+            yield case, "wgrad", "wgrad", (half, half_codes, vgg, weight, True, config, *same, POOL2)
+        yield f"{name} 3x3, masked", "dgrad", "dgrad", (vgg, vgg, vgg, weight, True, True, None, *same, None)
+        yield f"{name} 3x3, masked", "wgrad", "wgrad", (vgg, vgg, vgg, weight, True, None, *same, None)
         alexnet_first = (new(128, 64, 27, 27), codes(128, 64, 27, 27), new(128, 3, 224, 224), first)
-        yield f"{name} 11x11/4, pooled", "wgrad", "wgrad", (*alexnet_first, True, None, *valid, *pool3)
-        yield f"{name} 11x11/4, pooled", "dgrad", "dgrad", (*alexnet_first, False, False, None, *valid, *pool3)
+        yield f"{name} 11x11/4, pooled", "wgrad", "wgrad", (*alexnet_first, True, None, *valid, POOL3)
+        yield f"{name} 11x11/4, pooled", "dgrad", "dgrad", (*alexnet_first, False, False, None, *valid, POOL3)
         if dtype == torch.float16:
             continue
         wide = new(1, 64, 8192, 8192)
-        yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, *pool2)
+        yield f"{name} 2**32 elements", "max_pool", "max_pool_codes", (wide, POOL2)
         yield f"{name} 2**32 elements", "conv_relu", "conv_relu", (wide, weight, bias, *same, "implicit_gemm")
-        yield f"{name} 2**32 elements", "dgrad", "dgrad", (wide, wide, wide, weight, True, True, None, *same)
-        yield f"{name} 2**32 elements", "wgrad", "wgrad", (wide, wide, wide, weight, True, None, *same)
+        yield f"{name} 2**32 elements", "dgrad", "dgrad", (wide, wide, wide, weight, True, True, None, *same, None)
+        yield f"{name} 2**32 elements", "wgrad", "wgrad", (wide, wide, wide, weight, True, None, *same, None)
+
+
+def planes() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """Yield what goes by the vectors of NCHW's planes, in float16."""
+
+    def new(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    same, pool = ([1, 1], [1, 1], [1, 1], 1), POOL2
+    x, half, weight, bias = new(16, 64, 56, 56), new(16, 64, 28, 28), new(64, 64, 3, 3), new(64)
+    yield "fp16 NCHW", "conv_relu", "conv_relu", (x, weight, bias, *same, None)
+    yield "fp16 NCHW", "conv_relu", "conv_relu_backward", (x, x, True)
+    yield "fp16 NCHW 2x2/2", "max_pool", "max_pool_codes", (x, pool)
+    codes = new(*half.shape, dtype=torch.uint8)
+    yield "fp16 NCHW 2x2/2", "max_pool", "max_pool_backward", (half, codes, 56, 56, pool)
 
 
 def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
     """Yield the same for the Hopper convolutions: each network's boxes, then every configuration."""
-    pool2 = ([2, 2], [2, 2], [0, 0], [1, 1], False)
 
     def convolution(
         images: int, channels: int, size: int, kernel: int, outputs: int, dtype: torch.dtype = torch.bfloat16
@@ -186,14 +197,14 @@ def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
     }
     for algorithm, configs in {"tma": hopper.TMA, "warp_specialized": hopper.WARP_SPECIALIZED}.items():
         for case, arguments in pooled.items():
-            yield f"{case}, {algorithm}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, algorithm, *pool2)
+            yield f"{case}, {algorithm}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, algorithm, POOL2)
         for case, arguments in plain.items():
             yield f"{case}, {algorithm}", "conv_relu", "conv_relu", (*arguments, algorithm)
         for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
             arguments = convolution(64, 512, 14, 3, 512, dtype)
             for config in configs:
                 how = f"{algorithm}:{config.name}"
-                yield f"{name} {how}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, *pool2)
+                yield f"{name} {how}", "conv_relu_pool", "conv_relu_pool_codes", (*arguments, how, POOL2)
 
 
 def first_layers(
@@ -228,27 +239,21 @@ def first_layers(
 
 
 def compile_all() -> Iterator[dict[str, Any]]:
-    """Run the launchers of every layer with compilers in the kernels' place; yield what each kernel needs."""
-    driver = Driver()
-    triton.runtime.driver.set_active(driver)
-    paths = (*STEMS, *(f"convolution.{stem}" for stem in CONVOLUTIONS))
-    modules = {path.rpartition(".")[2]: importlib.import_module(f"fastcnn.triton.{path}") for path in paths}
-    for module in modules.values():
-        for name, value in vars(module).copy().items():
-            if name.endswith("_kernel"):
-                setattr(module, name, Compiler(value, driver))
-    cases = [
-        (case, getattr(modules[stem], operator), each) for case, stem, operator, each in (*layers(), *hopper_layers())
-    ]
-    _todo.extend(functools.partial(_compile, *each) for each in cases)
+    """Run the launchers of every layer; yield what each kernel needs."""
+    driver, modules = launching.intercept(_take)
+    _driver.append(driver)
+    for case, stem, operator, arguments in (*layers(), *planes(), *hopper_layers()):
+        _todo.append(functools.partial(_compile, case, getattr(modules[stem], operator), arguments))
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         for rows in pool.imap(_run, range(len(_todo))):
             yield from rows
 
 
-_todo: list[
-    Callable[[], list[dict[str, Any]]]
-] = []  # which processes inherit, as tensors of the meta device cannot be sent
+# What processes inherit, as tensors of the meta device cannot be sent.
+_todo: list[Callable[[], list[dict[str, Any]]]] = []
+_driver: list[launching.Driver] = []
+_case: list[str] = []
+_rows: list[dict[str, Any]] = []
 
 
 def _run(number: int) -> list[dict[str, Any]]:
@@ -256,25 +261,28 @@ def _run(number: int) -> list[dict[str, Any]]:
 
 
 def _compile(case: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
-    Compiler.case = case
-    Compiler.compiled.clear()
+    _case[:] = [case]
+    _rows.clear()
     operator(*arguments)
-    rows = []
-    for kernel, architecture, binary, seconds in Compiler.compiled:
-        row = {"kernel": kernel, "case": case, "architecture": architecture, **resources(binary)}
+    return list(_rows)
+
+
+def _take(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Compile a launch for every architecture that its case is for, and note what the code needs."""
+    name, given = kernel.__name__, dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    for architecture in architectures(name, _case[0]):
+        _driver[0].architecture = architecture
+        binary = kernel.warmup(*args, grid=grid, **kwargs)
+        row = {"kernel": name, "case": _case[0], "architecture": architecture, **resources(binary)}
         needs = (row["warps"], row["registers"], row["shared"])
-        rows.append(row | {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": seconds})
-    return rows
+        row |= {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": limits.least_seconds(name, given)}
+        _rows.append(row)
 
 
 def resources(binary: Any) -> dict[str, Any]:
     """Read registers, spills and shared memory of a compiled kernel, and which instructions it has."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
-    assert found, usage
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", launching.dump(binary, "-res-usage"))
+    assert found
     ptx = binary.asm["ptx"]
     return {
         "registers": int(found[1]),

@@ -14,12 +14,14 @@ import torch
 import triton
 from launching import intercept
 
+from fastcnn.shapes import Window
+
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # Images, channels, rows and columns: each is 1 by itself, beside others and beside none, in each layout; 80 channels
-# and 41 x 40 pixels are more than a block.
+# and 42 x 40 pixels are more than a block.
 SIZES = {
-    "NCHW": ((1, 1, 1, 1), (1, 5, 5, 6), (3, 1, 1, 7), (1, 80, 7, 1), (1, 1, 41, 40)),
-    "NHWC": ((1, 5, 1, 1), (1, 1, 5, 6), (3, 1, 7, 1), (1, 80, 1, 7), (3, 5, 41, 40)),
+    "NCHW": ((1, 1, 1, 1), (1, 5, 5, 6), (3, 1, 1, 7), (1, 80, 7, 1), (1, 1, 42, 40)),
+    "NHWC": ((1, 5, 1, 1), (1, 1, 5, 6), (3, 1, 7, 1), (1, 80, 1, 7), (3, 5, 42, 40)),
 }
 
 
@@ -59,30 +61,38 @@ def launches(images: int, channels: int, height: int, width: int, format: Any) -
         return values.to(memory_format=format) if len(shape) == 4 else values
 
     small = min(height, width) == 1
-    pool = ([1, 1], [1, 1], [0, 0], [1, 1], False) if small else ([3, 2], [2, 2], [1, 0], [1, 1], False)
-    out = (height, width) if small else ((height - 1) // 2 + 1, (width - 2) // 2 + 1)
+    sizes = ((1, 1), (1, 1), (0, 0)) if small else ((3, 2), (2, 2), (1, 0))
+    pool = Window(*sizes, (1, 1), False)
+    out = pool.output_size(height, width)
     x, bias = new(images, channels, height, width), new(channels)
     pooled = new(images, channels, *out)
     codes = new(*pooled.shape, dtype=torch.uint8)
     norm = (5, 1e-4, 0.75, 2.0)
-    yield "max_pool", "max_pool_codes", (x, *pool)
-    yield "max_pool", "max_pool_backward", (pooled, codes, height, width, *pool)
-    yield "conv_relu_pool", "conv_relu_pool_backward", (pooled, codes, height, width, True, *pool)
+    even = height % 2 == 0 and width % 4 == 0
+    for length, stride in ((1, 3), *([(2, 2)] * even)):
+        other = Window((length, length), (stride, stride), (0, 0), (1, 1), False)
+        size = other.output_size(height, width)
+        grad, winners = new(images, channels, *size), new(images, channels, *size, dtype=torch.uint8)
+        yield "max_pool", "max_pool_codes", (x, other)
+        yield "conv_relu_pool", "conv_relu_pool_backward", (grad, winners, height, width, True, other)
+    yield "max_pool", "max_pool_codes", (x, pool)
+    yield "max_pool", "max_pool_backward", (pooled, codes, height, width, pool)
+    yield "conv_relu_pool", "conv_relu_pool_backward", (pooled, codes, height, width, True, pool)
     yield "conv_relu", "conv_relu_backward", (x, x, True)
     yield "conv_relu", "conv_relu_backward", (x, x, False)
     yield "lrn", "lrn", (x, *norm)
     yield "lrn", "lrn_backward", (x, x, *norm)
     yield "lrn", "lrn_backward", (x, x, 1, 1e-4, 0.5, 2.0)
-    yield "lrn_pool", "lrn_pool_codes", (x, *norm, *pool)
-    yield "lrn_pool", "lrn_pool_backward", (pooled, codes, x, *norm, *pool)
+    yield "lrn_pool", "lrn_pool_codes", (x, *norm, pool)
+    yield "lrn_pool", "lrn_pool_backward", (pooled, codes, x, *norm, pool)
     yield "add_relu", "add_relu", (x, x)
     yield "add_relu", "add_relu_backward", (x, x)
     yield "bn_statistics", "bn_relu_statistics", (x,)
     for numbers in ((bias, bias, bias, bias, 1e-5), (bias, bias, None, None, 1e-5)):
         yield "bn_relu", "bn_relu", (x, *numbers)
         yield "bn_relu", "bn_relu_backward", (x, x, *numbers, True)
-        yield "bn_relu_pool", "bn_relu_pool_codes", (x, *numbers, *pool)
-        yield "bn_relu_pool", "bn_relu_pool_backward", (pooled, codes, x, *numbers, True, *pool)
+        yield "bn_relu_pool", "bn_relu_pool_codes", (x, *numbers, pool)
+        yield "bn_relu_pool", "bn_relu_pool_backward", (pooled, codes, x, *numbers, True, pool)
     mean, seed = new(channels), torch.empty(1, dtype=torch.int64, device="meta")
     bytes_ = new(*x.shape, dtype=torch.uint8)
     yield "normalize", "normalize", (bytes_, mean, mean, torch.bfloat16)
@@ -91,12 +101,12 @@ def launches(images: int, channels: int, height: int, width: int, format: Any) -
         settings, output = ([1, 1], [0, 0], [1, 1], groups), new(images, outputs, height, width)
         yield "conv_relu", "conv_relu", (x, weight, parameters, *settings, None)
         yield "conv_relu", "conv_relu", (x, weight, parameters, *settings, "implicit_gemm")
-        yield "conv_relu_pool", "conv_relu_pool_codes", (x, weight, parameters, *settings, None, *pool)
-        yield "dgrad", "dgrad", (output, output, x, weight, True, True, None, *settings)
-        yield "wgrad", "wgrad", (output, output, x, weight, True, None, *settings)
+        yield "conv_relu_pool", "conv_relu_pool_codes", (x, weight, parameters, *settings, None, pool)
+        yield "dgrad", "dgrad", (output, output, x, weight, True, True, None, *settings, None)
+        yield "wgrad", "wgrad", (output, output, x, weight, True, None, *settings, None)
         grad = new(images, outputs, *out), new(images, outputs, *out, dtype=torch.uint8)
-        yield "dgrad", "dgrad", (*grad, x, weight, False, False, None, *settings, *pool)
-        yield "wgrad", "wgrad", (*grad, x, weight, False, None, *settings, *pool)
+        yield "dgrad", "dgrad", (*grad, x, weight, False, False, None, *settings, pool)
+        yield "wgrad", "wgrad", (*grad, x, weight, False, None, *settings, pool)
         if channels <= 4 and groups == 1:
             yield "conv_relu", "conv_relu", (x, weight, parameters, *settings, "packed")
             joined = (bytes_, mean, mean, weight, parameters, *settings, "packed")

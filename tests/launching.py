@@ -4,6 +4,9 @@ Must run without TRITON_INTERPRET, in a process of its own: Triton gets a driver
 """
 
 import importlib
+import os
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +16,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
 FOLDER = Path(__file__).parents[1] / "fastcnn" / "triton"
 
 
@@ -58,3 +62,11 @@ def intercept(take: Callable[..., None]) -> tuple[Driver, dict[str, ModuleType]]
             if name.endswith("_kernel"):
                 setattr(module, name, Launch(value, take))
     return driver, modules
+
+
+def dump(binary: Any, option: str) -> str:
+    """Return what cuobjdump says of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        return subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout

@@ -81,6 +81,7 @@ def _strides(given: Mapping[str, Any]) -> int:
 
 IN_PLACE = {  # read and written
     "bias_relu_kernel": ("y_ptr",),
+    "bias_relu_planes_kernel": ("y_ptr",),
     "dropout_kernel": ("y_ptr",),
     "sgd_kernel": ("shadow_ptr", "master_ptr", "buffer_ptr"),
 }

@@ -12,18 +12,23 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, memory_format
-from fastcnn.triton.bn_statistics import MERGED_ROWS, planes, summing
-from fastcnn.triton.max_pool import unpool
+from fastcnn.triton.bn_statistics import MERGED_ROWS, PROGRAMS, planes, summing
+from fastcnn.triton.max_pool_backward import unpool
 from fastcnn.triton.tiles import (
+    ceil_div,
     dense,
+    first_tile,
     indices,
     is_channels_last,
     is_wide,
+    next_tile,
     offset,
-    tile_position,
+    rows_of,
     tiling,
     vector,
 )
+
+MOST_TILES = 16  # of a program: it computes its channels' numbers once
 
 
 @triton.jit
@@ -39,7 +44,7 @@ def channel_numbers(mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, C, eps,
     return mean[None, :], inverse[None, :], weight[None, :], bias[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES", "REPEAT"])
 def bn_relu_kernel(
     x_ptr,
     y_ptr,
@@ -50,8 +55,10 @@ def bn_relu_kernel(
     eps,
     C,
     P,
+    TILES,
     BLOCKS_P,
     BLOCKS_C,
+    REPEAT,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -59,18 +66,20 @@ def bn_relu_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Normalise x: (N, C, P) and apply ReLU; one program computes one tile."""
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    p = indices(block_p, BLOCK_P, WIDE)
+    """Normalise x: (N, C, P) and apply ReLU; one program computes REPEAT of all TILES of pixels."""
+    row, image, block_p, block_c = first_tile(BLOCKS_P, BLOCKS_C, REPEAT)
     c = indices(block_c, BLOCK_C, WIDE)
-    mask = (p < P)[:, None] & (c < C)[None, :]
     mean, inverse, weight, bias = channel_numbers(
         mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, C, eps, HAS_WEIGHT, HAS_BIAS
     )
-    at = n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
-    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    y = (x - mean) * (inverse * weight) + bias
-    tl.store(y_ptr + at, tl.where(y <= 0.0, 0.0, y).to(y_ptr.dtype.element_ty), mask=mask)
+    for _ in range(tl.minimum(REPEAT, TILES - row * REPEAT)):
+        p = indices(block_p, BLOCK_P, WIDE)
+        mask = (p < P)[:, None] & (c < C)[None, :]
+        at = image * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        y = (x - mean) * (inverse * weight) + bias
+        tl.store(y_ptr + at, tl.where(y <= 0.0, 0.0, y).to(y_ptr.dtype.element_ty), mask=mask)
+        image, block_p = next_tile(image, block_p, BLOCKS_P)
 
 
 @triton.jit
@@ -91,7 +100,7 @@ def flowing_gradient(
     return tl.where(y <= 0.0, 0.0, grad.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["ROWS", "REPEAT"])
+@triton.jit(do_not_specialize=["TILES", "ROWS", "REPEAT"])
 def sums_kernel(
     grad_ptr,
     code_ptr,
@@ -107,6 +116,7 @@ def sums_kernel(
     W,
     OH,
     OW,
+    TILES,
     BLOCKS_P,
     BLOCKS_C,
     ROWS,
@@ -120,26 +130,30 @@ def sums_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Leave the sums of the gradient, and of it times x less its mean, in a row of partial: (2, ROWS, C)."""
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
+    """Leave the sums of the gradient, and of it times x less its mean, in a row of partial: (2, ROWS, C).
+
+    One program goes over REPEAT of all TILES of pixels.
+    """
+    row, image, block_p, block_c = first_tile(BLOCKS_P, BLOCKS_C, REPEAT)
     c = indices(block_c, BLOCK_C, WIDE)
     mean, inverse, weight, bias = channel_numbers(
         mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, C, eps, HAS_WEIGHT, HAS_BIAS
     )
     plain = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     times = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for i in range(REPEAT):
-        p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
+    for _ in range(tl.minimum(REPEAT, TILES - row * REPEAT)):
+        p = indices(block_p, BLOCK_P, WIDE)
         mask = (p < P)[:, None] & (c < C)[None, :]
-        at = n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+        at = image * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
         grad = flowing_gradient(
-            grad_ptr, code_ptr, x, mean, inverse, weight, bias, n, p, c, mask, C, P, W, OH, OW, POOLED, WINDOW,
+            grad_ptr, code_ptr, x, mean, inverse, weight, bias, image, p, c, mask, C, P, W, OH, OW, POOLED, WINDOW,
             CHANNELS_LAST,
         )  # fmt: skip
         plain += grad
         times += tl.where(mask, grad * (x - mean), 0.0)
-    at = partial_ptr + (n * BLOCKS_P + block_p) * C + c
+        image, block_p = next_tile(image, block_p, BLOCKS_P)
+    at = partial_ptr + row.to(tl.int64) * C + c
     tl.store(at, tl.sum(plain.to(tl.float64), axis=0), mask=c < C)
     tl.store(at + ROWS * C, tl.sum(times.to(tl.float64), axis=0), mask=c < C)
 
@@ -165,13 +179,13 @@ def merge_sums_kernel(
         mask = (row < ROWS)[:, None] & (c < C)[None, :]
         at = partial_ptr + row[:, None].to(tl.int64) * C + c[None, :]
         plain += tl.load(at, mask=mask, other=0.0)
-        times += tl.load(at + ROWS.to(tl.int64) * C, mask=mask, other=0.0)
+        times += tl.load(at + ROWS * C, mask=mask, other=0.0)
     deviation = tl.sqrt_rn(tl.load(variance_ptr + c, mask=c < C, other=1.0) + eps)
     tl.store(sums_ptr + c, tl.sum(plain, axis=0), mask=c < C)
     tl.store(times_ptr + c, tl.sum(times, axis=0) / deviation, mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES", "REPEAT"])
 def gradient_kernel(
     grad_ptr,
     code_ptr,
@@ -190,8 +204,10 @@ def gradient_kernel(
     W,
     OH,
     OW,
+    TILES,
     BLOCKS_P,
     BLOCKS_C,
+    REPEAT,
     TRAINING: tl.constexpr,
     POOLED: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -202,25 +218,31 @@ def gradient_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write dx: (N, C, P); in training less what the batch's own mean and variance take up, from the two sums."""
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    p = indices(block_p, BLOCK_P, WIDE)
+    """Write dx: (N, C, P); in training less what the batch's own mean and variance take up, from the two sums.
+
+    One program goes over REPEAT of all TILES of pixels.
+    """
+    row, image, block_p, block_c = first_tile(BLOCKS_P, BLOCKS_C, REPEAT)
     c = indices(block_c, BLOCK_C, WIDE)
-    mask = (p < P)[:, None] & (c < C)[None, :]
     mean, inverse, weight, bias = channel_numbers(
         mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, C, eps, HAS_WEIGHT, HAS_BIAS
     )
-    at = n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
-    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    grad = flowing_gradient(
-        grad_ptr, code_ptr, x, mean, inverse, weight, bias, n, p, c, mask, C, P, W, OH, OW, POOLED, WINDOW,
-        CHANNELS_LAST,
-    )  # fmt: skip
     if TRAINING:
         average = tl.load(sums_ptr + c, mask=c < C, other=0.0)[None, :] / count
         slope = tl.load(times_ptr + c, mask=c < C, other=0.0)[None, :] / count * inverse
-        grad -= average + (x - mean) * slope
-    tl.store(dx_ptr + at, (grad * (inverse * weight)).to(dx_ptr.dtype.element_ty), mask=mask)
+    for _ in range(tl.minimum(REPEAT, TILES - row * REPEAT)):
+        p = indices(block_p, BLOCK_P, WIDE)
+        mask = (p < P)[:, None] & (c < C)[None, :]
+        at = image * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        grad = flowing_gradient(
+            grad_ptr, code_ptr, x, mean, inverse, weight, bias, image, p, c, mask, C, P, W, OH, OW, POOLED, WINDOW,
+            CHANNELS_LAST,
+        )  # fmt: skip
+        if TRAINING:
+            grad -= average + (x - mean) * slope
+        tl.store(dx_ptr + at, (grad * (inverse * weight)).to(dx_ptr.dtype.element_ty), mask=mask)
+        image, block_p = next_tile(image, block_p, BLOCKS_P)
 
 
 class Norm(NamedTuple):
@@ -251,8 +273,9 @@ def bn_relu(input: Tensor, *numbers) -> Tensor:
     if x.numel() == 0:
         return y
     tiles = tiling(pixels, channels, channels_last, elements=1024)
-    bn_relu_kernel[tiles.grid(images)](
-        x, y, *norm, channels, pixels, tiles.blocks_p, tiles.blocks_c, **norm.flags(),
+    rows, repeat = rows_of(tiles, images, MOST_TILES, PROGRAMS)
+    bn_relu_kernel[(rows * tiles.blocks_c,)](
+        x, y, *norm, channels, pixels, tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, repeat, **norm.flags(),
         CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
     return y
@@ -278,21 +301,22 @@ def backward(
     grad_bias, grad_weight = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
         return dx, grad_weight.zero_(), grad_bias.zero_()
-    tiles, repeat = summing(images, pixels, channels, channels_last)
-    rows = images * tiles.blocks_p
+    tiles, rows, repeat = summing(images, pixels, channels, channels_last)
     partial = x.new_empty((2, rows, channels), dtype=torch.float64)
     plane = (channels, pixels, x.shape[-1], out_height, out_width)
-    sums_kernel[tiles.grid(images)](
-        grad, codes, x, partial, *norm, *plane, tiles.blocks_p, tiles.blocks_c, rows, repeat,
+    every = tiles.blocks_p * images
+    sums_kernel[(rows * tiles.blocks_c,)](
+        grad, codes, x, partial, *norm, *plane, every, tiles.blocks_p, tiles.blocks_c, rows, repeat,
         **flags, BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
-    merge_sums_kernel[(triton.cdiv(channels, 8),)](
+    merge_sums_kernel[(ceil_div(channels, 8),)](
         partial, norm.variance, grad_bias, grad_weight, norm.eps, channels, rows, BLOCK_R=MERGED_ROWS, BLOCK_C=8
     )
-    tiles = tiling(pixels, channels, channels_last, elements=1024)
-    gradient_kernel[tiles.grid(images)](
+    rows, repeat = rows_of(tiles, images, MOST_TILES, PROGRAMS)
+    gradient_kernel[(rows * tiles.blocks_c,)](
         grad, codes, x, dx, grad_bias, grad_weight, *norm, float(images * pixels), *plane,
-        tiles.blocks_p, tiles.blocks_c, TRAINING=training, **flags, BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
+        every, tiles.blocks_p, tiles.blocks_c, repeat,
+        TRAINING=training, **flags, BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
     return dx, grad_weight, grad_bias
 

@@ -1,4 +1,4 @@
-"""Mean and variance of each channel in Triton: one pass by Welford's recurrence, then one that merges its rows.
+"""Mean and variance of each channel in Triton: one pass for sums from a place near the mean, then one that merges rows.
 
 Layout: NCHW or NHWC, one program some tiles of pixels and channels (see tiles.py). What is summed over many values is
 summed in float64 at the end: a batch norm's error is then that of its elementwise arithmetic.
@@ -11,25 +11,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.triton.tiles import Tiling, dense, indices, is_channels_last, is_wide, offset, tile_position, tiling
+from fastcnn.triton.tiles import (
+    Tiling,
+    ceil_div,
+    dense,
+    first_tile,
+    indices,
+    is_channels_last,
+    is_wide,
+    next_tile,
+    offset,
+    rows_of,
+    tiling,
+)
 
-MOST_ROWS = 1024  # of partial sums: few enough to be merged quickly, enough for every GPU
+PROGRAMS = 1056  # of a kernel that sums: enough for every GPU, few enough rows to be merged quickly
 MERGED_ROWS = 64  # of them that the merging kernel holds at once
 
 
-@triton.jit
-def channel_origin(x_ptr, c, C, P, CHANNELS_LAST: tl.constexpr):
-    """Return the first pixel of each channel, from which sums start: a mean far from zero then costs no precision."""
-    first = tl.load(x_ptr + offset(c, 0, C, P, CHANNELS_LAST), mask=c < C, other=0.0).to(tl.float32)
-    return tl.where(tl.abs(first) < float("inf"), first, 0.0)
-
-
-@triton.jit(do_not_specialize=["ROWS", "REPEAT"])
+@triton.jit(do_not_specialize=["TILES", "ROWS", "REPEAT"])
 def statistics_kernel(
     x_ptr,
     partial_ptr,
     C,
     P,
+    TILES,
     BLOCKS_P,
     BLOCKS_C,
     ROWS,
@@ -39,72 +45,69 @@ def statistics_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Leave mean and sum of squared deviations of REPEAT tiles of x: (N, C, P) in a row of partial: (2, ROWS, C).
+    """Leave count, mean and sum of squared deviations of REPEAT of x's TILES: (N, C, P) in partial: (3, ROWS, C).
 
-    Each place of the tile has its own, by Welford's recurrence; they are merged at the end.
+    Sums start from the mean of the program's first tile: a mean far from zero then costs no precision.
     """
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
+    row, image, block_p, block_c = first_tile(BLOCKS_P, BLOCKS_C, REPEAT)
     c = indices(block_c, BLOCK_C, WIDE)
-    origin = channel_origin(x_ptr, c, C, P, CHANNELS_LAST)
-    x_ptr += n * C * P
-    mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    p = indices(block_p, BLOCK_P, WIDE)
+    mask = (p < P)[:, None] & (c < C)[None, :]
+    at = image * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    origin = tl.sum(x, axis=0) / tl.minimum(P - block_p * BLOCK_P, BLOCK_P).to(tl.float32)
+    origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)
+    sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    count = tl.zeros((BLOCK_P,), tl.float32)  # of pixels: the same for all channels
-    for i in range(REPEAT):
-        p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
+    count = tl.zeros((), tl.int64)
+    for _ in range(tl.minimum(REPEAT, TILES - row * REPEAT)):
+        p = indices(block_p, BLOCK_P, WIDE)
         mask = (p < P)[:, None] & (c < C)[None, :]
-        x = tl.load(x_ptr + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST), mask=mask, other=0.0).to(tl.float32)
-        off = tl.where(mask, x - origin[None, :] - mean, 0.0)
-        count += tl.where(p < P, 1.0, 0.0)
-        mean += off / tl.maximum(count, 1.0)[:, None]
-        squares += tl.where(mask, off * (x - origin[None, :] - mean), 0.0)
-    total = tl.maximum(tl.sum(count, axis=0), 1.0)
-    merged = tl.sum((count[:, None] * mean).to(tl.float64), axis=0) / total
-    off = mean - merged[None, :]
-    squares = tl.sum(squares + count[:, None] * off * off, axis=0)
-    at = partial_ptr + (n * BLOCKS_P + block_p) * C + c
-    tl.store(at, merged, mask=c < C)
-    tl.store(at + ROWS * C, squares, mask=c < C)
+        at = image * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        off = tl.where(mask, x - origin[None, :], 0.0)
+        sums += off
+        squares += off * off
+        count += tl.minimum(P - block_p * BLOCK_P, BLOCK_P)
+        image, block_p = next_tile(image, block_p, BLOCKS_P)
+    number = count.to(tl.float64)
+    off = tl.sum(sums.to(tl.float64), axis=0) / number
+    squares = tl.sum(squares.to(tl.float64), axis=0) - number * off * off
+    squares = tl.where(squares < 0.0, 0.0, squares)
+    at = partial_ptr + row.to(tl.int64) * C + c
+    tl.store(at, tl.zeros(c.shape, tl.float64) + number, mask=c < C)
+    tl.store(at + ROWS * C, off + origin, mask=c < C)
+    tl.store(at + 2 * ROWS * C, squares, mask=c < C)
 
 
 @triton.jit(do_not_specialize=["ROWS"])
-def merge_kernel(
-    x_ptr,
-    partial_ptr,
-    out_ptr,
-    C,
-    P,
-    BLOCKS_P,
-    ROWS,
-    SPAN,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Merge partial: (2, ROWS, C) to mean, biased and unbiased variance: (3, C); a row covers SPAN pixels at most."""
+def merge_kernel(partial_ptr, out_ptr, C, ROWS, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Merge partial: (3, ROWS, C) to mean, biased and unbiased variance: (3, C)."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
+    total = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
+    for start in range(0, ROWS, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        mask = (row < ROWS)[:, None] & (c < C)[None, :]
+        at = partial_ptr + row[:, None].to(tl.int64) * C + c[None, :]
+        count = tl.load(at, mask=mask, other=0.0)
+        mean += tl.load(at + ROWS * C, mask=mask, other=0.0) * count
+        total += count
+    number = tl.sum(total, axis=0)
+    merged = tl.sum(mean, axis=0) / number
     squares = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
-    total = (ROWS // BLOCKS_P).to(tl.float64) * P
     for start in range(0, ROWS, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
         mask = (row < ROWS)[:, None] & (c < C)[None, :]
-        count = tl.minimum(P - row % BLOCKS_P * SPAN, SPAN).to(tl.float32)[:, None]
         at = partial_ptr + row[:, None].to(tl.int64) * C + c[None, :]
-        mean += tl.load(at, mask=mask, other=0.0) * count
-    merged = tl.sum(mean, axis=0) / total
-    for start in range(0, ROWS, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R)
-        mask = (row < ROWS)[:, None] & (c < C)[None, :]
-        count = tl.minimum(P - row % BLOCKS_P * SPAN, SPAN).to(tl.float32)[:, None]
-        at = partial_ptr + row[:, None].to(tl.int64) * C + c[None, :]
-        off = tl.load(at, mask=mask, other=0.0) - merged[None, :]
-        squares += tl.where(mask, tl.load(at + ROWS.to(tl.int64) * C, mask=mask, other=0.0) + count * off * off, 0.0)
+        count = tl.load(at, mask=mask, other=0.0)
+        off = tl.load(at + ROWS * C, mask=mask, other=0.0) - merged[None, :]
+        within = tl.load(at + 2 * ROWS * C, mask=mask, other=0.0)
+        squares += tl.where(mask, within + count * off * off, 0.0)
     scatter = tl.sum(squares, axis=0)
-    origin = channel_origin(x_ptr, c, C, P, CHANNELS_LAST)
-    tl.store(out_ptr + c, merged + origin, mask=c < C)
-    tl.store(out_ptr + C + c, scatter / total, mask=c < C)
-    tl.store(out_ptr + 2 * C + c, scatter / (total - 1.0), mask=c < C)
+    tl.store(out_ptr + c, merged, mask=c < C)
+    tl.store(out_ptr + C + c, scatter / number, mask=c < C)
+    tl.store(out_ptr + 2 * C + c, scatter / (number - 1.0), mask=c < C)
 
 
 def planes(x: Tensor) -> tuple[int, int, int]:
@@ -112,30 +115,25 @@ def planes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
-def summing(images: int, pixels: int, channels: int, channels_last: bool) -> tuple[Tiling, int]:
-    """Return the tiles of a kernel that sums, and how many of them a program goes over."""
-    single = tiling(pixels, channels, channels_last, elements=1024)
-    repeat = max(triton.cdiv(single.blocks_p * images, MOST_ROWS), 1)
-    return single._replace(blocks_p=triton.cdiv(single.blocks_p, repeat)), repeat
+def summing(images: int, pixels: int, channels: int, channels_last: bool) -> tuple[Tiling, int, int]:
+    """Return the tiles of a kernel that sums, how many rows they make, and how many of them a row is."""
+    tiles = tiling(pixels, channels, channels_last, elements=1024)
+    return tiles, *rows_of(tiles, images, tiles.blocks_p * images, PROGRAMS)
 
 
 def bn_relu_statistics(input: Tensor) -> Tensor:
     """Operator ``fastcnn::bn_relu_statistics.triton``: mean, biased and unbiased variance, (3, C)."""
     x = dense(input)
     images, channels, pixels = planes(x)
-    channels_last = is_channels_last(input)
-    tiles, repeat = summing(images, pixels, channels, channels_last)
-    rows = images * tiles.blocks_p
-    partial = x.new_empty((2, rows, channels), dtype=torch.float64)
     out = x.new_empty((3, channels), dtype=torch.float32)
     if x.numel() == 0:
         return out.fill_(float("nan"))
-    statistics_kernel[tiles.grid(images)](
-        x, partial, channels, pixels, tiles.blocks_p, tiles.blocks_c, rows, repeat,
+    channels_last = is_channels_last(input)
+    tiles, rows, repeat = summing(images, pixels, channels, channels_last)
+    partial = x.new_empty((3, rows, channels), dtype=torch.float64)
+    statistics_kernel[(rows * tiles.blocks_c,)](
+        x, partial, channels, pixels, tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, rows, repeat,
         CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
-    merge_kernel[(triton.cdiv(channels, 8),)](
-        x, partial, out, channels, pixels, tiles.blocks_p, rows, repeat * tiles.block_p,
-        CHANNELS_LAST=channels_last, BLOCK_R=MERGED_ROWS, BLOCK_C=8,
-    )  # fmt: skip
+    merge_kernel[(ceil_div(channels, 8),)](partial, out, channels, rows, BLOCK_R=MERGED_ROWS, BLOCK_C=8)
     return out

@@ -16,12 +16,15 @@ from fastcnn.triton.convolution import first_layers
 from fastcnn.triton.convolution.implicit_gemm import asked, conv_window, implicit_gemm
 from fastcnn.triton.tiles import (
     REPEAT,
+    ceil_div,
     dense,
+    fits_int32,
     indices,
     is_channels_last,
     is_wide,
     new_partial,
     offset,
+    repeated,
     sum_pixels,
     tile_position,
     tiling,
@@ -60,6 +63,80 @@ def bias_relu_kernel(
 
 
 @triton.jit
+def bias_relu_planes_kernel(
+    y_ptr,
+    bias_ptr,
+    ELEMENTS,
+    C,
+    P,
+    HAS_BIAS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add the bias to y: (N, C, P) in NCHW and apply ReLU, in place; one program does BLOCK vectors in memory order.
+
+    A vector reaches into two planes at most, unless WHOLE: then into one.
+    """
+    first = indices(tl.program_id(0), BLOCK, False) * VECTOR
+    inside = (first < ELEMENTS)[:, None]
+    at = y_ptr + (first[:, None] + tl.arange(0, VECTOR)[None, :])
+    value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        plane = first // P
+        channel = plane % C
+        bias = tl.load(bias_ptr + channel).to(tl.float32)[:, None]
+        if not WHOLE:
+            following = tl.load(bias_ptr + tl.where(channel + 1 < C, channel + 1, 0)).to(tl.float32)[:, None]
+            left = (plane * P + P - first)[:, None]  # of the vector's first plane
+            bias = tl.where(tl.arange(0, VECTOR)[None, :] < left, bias, following)
+        value += bias
+    tl.store(at, tl.where(value <= 0.0, 0.0, value).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["REPEAT"])
+def relu_backward_planes_kernel(
+    grad_ptr,
+    y_ptr,
+    dx_ptr,
+    partial_ptr,
+    scale,
+    C,
+    P,
+    BLOCKS,
+    REPEAT,
+    BIAS_GRAD: tl.constexpr,
+    WHOLE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Do what relu_backward_kernel does, in NCHW by vectors; one program does REPEAT blocks of a plane's vectors.
+
+    Unless WHOLE, a plane begins and ends within a vector: its neighbours' programs write the same values there.
+    """
+    plane = tl.program_id(0) // BLOCKS
+    block = tl.program_id(0) % BLOCKS
+    start = plane.to(tl.int64) * P
+    skip = 0 if WHOLE else (start % VECTOR).to(tl.int32)  # elements of the vector that are the plane before's
+    base = start // VECTOR * VECTOR
+    vectors = (skip + P + (VECTOR - 1)) // VECTOR
+    partial = tl.zeros((BLOCK, VECTOR), tl.float32)
+    for i in range(REPEAT):
+        v = indices(block * REPEAT + i, BLOCK, False)
+        element = (v * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
+        inside = (v < vectors)[:, None]
+        y = tl.load(y_ptr + base + element, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + base + element, mask=inside, other=0.0)
+        grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32) * scale)
+        tl.store(dx_ptr + base + element, grad.to(dx_ptr.dtype.element_ty), mask=inside)
+        if BIAS_GRAD:
+            partial += grad if WHOLE else tl.where((element >= skip) & (element < skip + P), grad, 0.0)
+    if BIAS_GRAD:
+        total = tl.sum(tl.sum(partial, axis=1), axis=0)
+        tl.store(partial_ptr + (plane // C * BLOCKS + block) * C + plane % C, total)
+
+
+@triton.jit(do_not_specialize=["REPEAT"])
 def relu_backward_kernel(
     grad_ptr,
     y_ptr,
@@ -70,12 +147,12 @@ def relu_backward_kernel(
     P,
     BLOCKS_P,
     BLOCKS_C,
+    REPEAT,
     BIAS_GRAD: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    REPEAT: tl.constexpr,
 ):
     """Mask grad: (N, C, P) by the sign of y, times scale, into dx; one program does REPEAT tiles of pixels.
 
@@ -149,12 +226,26 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
     images, channels = y.shape[:2]
     pixels = y.numel() // images // channels
     channels_last = is_channels_last(y)
+    size = plane_vector(y, pixels)
+    if not channels_last and size > 1 and fits_int32(y):
+        block = 1024 // size
+        bias_relu_planes_kernel[(ceil_div(y.numel(), block * size),)](
+            y, vector(bias), y.numel(), channels, pixels,
+            HAS_BIAS=bias is not None, WHOLE=pixels % size == 0, VECTOR=size, BLOCK=block,
+        )  # fmt: skip
+        return
     tiles = tiling(pixels, channels, channels_last, elements=1024)
     bias_relu_kernel[tiles.grid(images)](
         y, vector(bias), channels, pixels, tiles.blocks_p, tiles.blocks_c,
         HAS_BIAS=bias is not None, CHANNELS_LAST=channels_last, WIDE=is_wide(y),
         BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
+
+
+def plane_vector(tensor: Tensor, pixels: int) -> int:
+    """Return how many elements of 16 bytes or less divide a dense NCHW tensor, so that a plane is at least as long."""
+    elements, size = tensor.numel(), 16 // tensor.element_size()
+    return min(elements & -elements, size) if pixels >= size else 1
 
 
 def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -164,13 +255,32 @@ def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool, scale: flo
     images, channels = output.shape[:2]
     pixels = output.shape[2] * output.shape[3]
     channels_last = is_channels_last(output)
-    tiles = tiling(pixels, channels, channels_last, elements=1024, repeat=REPEAT)
+    grad, size = grad.contiguous(memory_format=format), plane_vector(dx, pixels)
+    if not channels_last and size > 1 and not is_wide(dx):
+        return dx, relu_backward_planes(grad, output, dx, bias_grad, scale, size)
+    tiles, repeat = repeated(tiling(pixels, channels, channels_last, elements=1024), REPEAT)
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
         relu_backward_kernel[tiles.grid(images)](
-            grad.contiguous(memory_format=format), output, dx, partial, scale,
-            channels, pixels, tiles.blocks_p, tiles.blocks_c,
+            grad, output, dx, partial, scale, channels, pixels, tiles.blocks_p, tiles.blocks_c, repeat,
             BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=is_wide(dx),
-            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, REPEAT=REPEAT,
+            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
         )  # fmt: skip
     return dx, partial.sum(0).to(output.dtype)
+
+
+def relu_backward_planes(grad: Tensor, output: Tensor, dx: Tensor, bias_grad: bool, scale: float, size: int) -> Tensor:
+    """Launch the backward kernel by vectors of NCHW's planes into dx; return the bias gradient."""
+    images, channels, height, width = dx.shape
+    pixels = height * width
+    vectors = ceil_div(pixels + (size - 1 if pixels % size else 0), size)
+    warps = 4 if vectors >= 512 else 1
+    tiles = ceil_div(vectors, 32 * warps)
+    repeat = min(tiles, REPEAT)
+    blocks = ceil_div(tiles, repeat)
+    partial = new_partial(dx, images * blocks, bias_grad)
+    relu_backward_planes_kernel[(images * channels * blocks,)](
+        grad, output, dx, partial, scale, channels, pixels, blocks, repeat,
+        BIAS_GRAD=bias_grad, WHOLE=pixels % size == 0, VECTOR=size, BLOCK=32 * warps, num_warps=warps,
+    )  # fmt: skip
+    return partial.sum(0).to(output.dtype)

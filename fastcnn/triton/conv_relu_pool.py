@@ -8,7 +8,8 @@ from fastcnn.shapes import Window
 from fastcnn.triton.conv_relu import EPILOGUE, asked_hopper, bare_convolution, own_convolution
 from fastcnn.triton.convolution.hopper import pools_pairs
 from fastcnn.triton.convolution.implicit_gemm import asked, conv_window
-from fastcnn.triton.max_pool import pool, pool_backward
+from fastcnn.triton.max_pool import pool
+from fastcnn.triton.max_pool_backward import pool_backward
 
 
 def _convolution(

@@ -1,7 +1,8 @@
 """Local response normalisation in Triton: one read and one write forward; two reads and one write backward.
 
-The neighbours of a channel are loaded again at shifted offsets: they come from the cache, not from memory, in either
-layout, and no running sum carries rounding errors or a NaN from one channel to the next.
+Short windows go by columns (lrn_columns.py). Otherwise the neighbours of a channel are loaded again at shifted offsets:
+they come from the cache, not from memory. In either case no running sum carries rounding errors or a NaN from one
+channel to the next.
 """
 
 import torch
@@ -10,10 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import LRN, memory_format
-from fastcnn.triton.tiles import dense, indices, is_channels_last, is_wide, offset, tile_position, tiling
+from fastcnn.triton.lrn_columns import NCHW_COLUMNS, lrn_columns_backward_kernel, lrn_columns_kernel, power
+from fastcnn.triton.tiles import ceil_div, dense, indices, is_channels_last, is_wide, offset, tile_position, tiling
 
-# Windows of up to so many channels are unrolled: what neighbouring windows share is then loaded and computed once.
-UNROLLED = tl.constexpr(8)
+BLOCK = 128  # pixels, or vectors, of a program that goes by columns
+COLUMNS_SIZE = 8  # the largest window that goes by columns
 
 
 @triton.jit
@@ -28,33 +30,10 @@ def load_channel(ptr, c, p, mask, C, P, CHANNELS_LAST: tl.constexpr):
 def window_scale(x_ptr, c, p, mask, C, P, SIZE: tl.constexpr, alpha, k, CHANNELS_LAST: tl.constexpr):
     """Return k + alpha / size * the sum of x**2 over each channel's window: [P, C]."""
     total = tl.zeros(mask.shape, tl.float32)
-    if SIZE <= UNROLLED:
-        for j in tl.static_range(SIZE):
-            x = load_channel(x_ptr, c + (j - SIZE // 2), p, mask, C, P, CHANNELS_LAST)
-            total += x * x
-    else:
-        for j in range(SIZE):
-            x = load_channel(x_ptr, c + (j - SIZE // 2), p, mask, C, P, CHANNELS_LAST)
-            total += x * x
+    for j in range(SIZE):
+        x = load_channel(x_ptr, c + (j - SIZE // 2), p, mask, C, P, CHANNELS_LAST)
+        total += x * x
     return k + alpha / SIZE * total
-
-
-@triton.jit
-def power(scale, beta, KIND: tl.constexpr):
-    """Return scale ** -beta; KIND "3/4" is beta = 0.75 without a logarithm, "0" is beta = 0."""
-    if KIND == "3/4":
-        root = tl.rsqrt(scale)
-        return root * tl.sqrt(root)
-    if KIND == "0":
-        return tl.full(scale.shape, 1.0, tl.float32)
-    return tl.exp2(-beta * tl.log2(scale))
-
-
-@triton.jit
-def normalise(x_ptr, c, p, mask, C, P, SIZE: tl.constexpr, alpha, beta, k, KIND: tl.constexpr, CL: tl.constexpr):
-    """Return x * scale ** -beta: [P, C] of an image."""
-    x = load_channel(x_ptr, c, p, mask, C, P, CL)
-    return x * power(window_scale(x_ptr, c, p, mask, C, P, SIZE, alpha, k, CL), beta, KIND)
 
 
 @triton.jit
@@ -70,6 +49,7 @@ def lrn_kernel(
     k,
     SIZE: tl.constexpr,
     KIND: tl.constexpr,
+    REFINE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -80,23 +60,11 @@ def lrn_kernel(
     p = indices(block_p, BLOCK_P, WIDE)
     c = indices(block_c, BLOCK_C, WIDE)
     mask = (p < P)[:, None] & (c < C)[None, :]
-    y = normalise(x_ptr + n * C * P, c, p, mask, C, P, SIZE, alpha, beta, k, KIND, CHANNELS_LAST)
+    x = load_channel(x_ptr + n * C * P, c, p, mask, C, P, CHANNELS_LAST)
+    scale = window_scale(x_ptr + n * C * P, c, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
+    y = x * power(scale, beta, KIND, REFINE)[0]
     at = n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def window_term(
-    x_ptr, grad_ptr, c, j, p, mask, C, P, SIZE: tl.constexpr, alpha, beta, k, KIND: tl.constexpr, CL: tl.constexpr
-):
-    """Return grad * x * s ** (-beta - 1) of the j-th channel whose window holds c: c - (size - 1) // 2 + j."""
-    if KIND == "0":  # beta takes it times zero, and a scale may be zero
-        return tl.zeros(mask.shape, tl.float32)
-    other = c + (j - (SIZE - 1) // 2)
-    scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CL)
-    grad = load_channel(grad_ptr, other, p, mask, C, P, CL)
-    x = load_channel(x_ptr, other, p, mask, C, P, CL)
-    return tl.where(((other >= 0) & (other < C))[None, :], grad * x * power(scale, beta, KIND) / scale, 0.0)
 
 
 @triton.jit
@@ -113,6 +81,7 @@ def lrn_backward_kernel(
     k,
     SIZE: tl.constexpr,
     KIND: tl.constexpr,
+    REFINE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -130,16 +99,17 @@ def lrn_backward_kernel(
     x_ptr += image
     grad_ptr += image
     through = tl.zeros(mask.shape, tl.float32)
-    if SIZE <= UNROLLED:
-        for j in tl.static_range(SIZE):
-            through += window_term(x_ptr, grad_ptr, c, j, p, mask, C, P, SIZE, alpha, beta, k, KIND, CHANNELS_LAST)
-    else:
-        for j in range(SIZE):
-            through += window_term(x_ptr, grad_ptr, c, j, p, mask, C, P, SIZE, alpha, beta, k, KIND, CHANNELS_LAST)
+    for j in range(SIZE):
+        other = c + (j - (SIZE - 1) // 2)  # the channels whose windows hold c
+        scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
+        grad = load_channel(grad_ptr, other, p, mask, C, P, CHANNELS_LAST)
+        x = load_channel(x_ptr, other, p, mask, C, P, CHANNELS_LAST)
+        term = grad * x * power(scale, beta, KIND, REFINE)[1]
+        through += tl.where(((other >= 0) & (other < C))[None, :], term, 0.0)
     x = load_channel(x_ptr, c, p, mask, C, P, CHANNELS_LAST)
     grad = load_channel(grad_ptr, c, p, mask, C, P, CHANNELS_LAST)
     scale = window_scale(x_ptr, c, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
-    dx = grad * power(scale, beta, KIND) - 2.0 * alpha * beta / SIZE * x * through
+    dx = grad * power(scale, beta, KIND, REFINE)[0] - 2.0 * alpha * beta / SIZE * x * through
     at = image + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -155,8 +125,8 @@ def reaching(norm: LRN, channels: int) -> LRN:
     return norm._replace(size=size, alpha=norm.alpha * (size / norm.size))
 
 
-def launch(kernel, tensors: tuple[Tensor, ...], norm: LRN) -> None:
-    """Launch a kernel over dense tensors of the same (N, C, *) and layout."""
+def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], norm: LRN) -> None:
+    """Launch one of two kernels over dense tensors of the same (N, C, *) and layout."""
     x = tensors[0]
     if x.numel() == 0:
         return
@@ -164,11 +134,24 @@ def launch(kernel, tensors: tuple[Tensor, ...], norm: LRN) -> None:
     norm = reaching(norm, channels)
     pixels = x[0, 0].numel()
     channels_last = is_channels_last(x)
+    numbers = {"SIZE": norm.size, "KIND": power_kind(norm.beta), "REFINE": x.dtype == torch.float32}
+    vector = 16 // x.element_size()
+    count = (vector if channels % (2 * vector) else 2 * vector) if channels_last else NCHW_COLUMNS
+    whole, parts = channels % count == 0, ceil_div(channels, count)
+    short = norm.size <= (min(COLUMNS_SIZE, vector + 1) if channels_last else COLUMNS_SIZE)
+    if short and not is_wide(x) and ((whole and parts <= BLOCK) or not channels_last):
+        blocks_p = ceil_div(pixels, BLOCK)
+        programs = ceil_div(images * pixels, BLOCK // parts) if channels_last else images * blocks_p * parts
+        by_columns[(programs,)](
+            *tensors, channels, pixels, images * pixels, parts, BLOCK // parts, ceil_div(1 << 16, parts), blocks_p,
+            norm.alpha, norm.beta, norm.k, **numbers,
+            WHOLE=whole, CHANNELS_LAST=channels_last, COUNT=count, VECTOR=vector, BLOCK=BLOCK,
+        )  # fmt: skip
+        return
     tiles = tiling(pixels, channels, channels_last, elements=512)
-    kernel[tiles.grid(images)](
-        *tensors, channels, pixels, tiles.blocks_p, tiles.blocks_c, norm.alpha, norm.beta, norm.k,
-        SIZE=norm.size, KIND=power_kind(norm.beta), CHANNELS_LAST=channels_last, WIDE=is_wide(x),
-        BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
+    by_tiles[tiles.grid(images)](
+        *tensors, channels, pixels, tiles.blocks_p, tiles.blocks_c, norm.alpha, norm.beta, norm.k, **numbers,
+        CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
 
 
@@ -176,7 +159,7 @@ def lrn(input: Tensor, *norm) -> Tensor:
     """Operator ``fastcnn::lrn.triton``."""
     x = dense(input)
     y = torch.empty_like(x, memory_format=memory_format(input))
-    launch(lrn_kernel, (x, y), LRN(*norm))
+    launch(lrn_columns_kernel, lrn_kernel, (x, y), LRN(*norm))
     return y
 
 
@@ -184,5 +167,6 @@ def lrn_backward(grad: Tensor, input: Tensor, *norm) -> Tensor:
     """Operator ``fastcnn::lrn_backward.triton``."""
     format = memory_format(input)
     dx = torch.empty_like(input, memory_format=format)
-    launch(lrn_backward_kernel, (dense(input), grad.contiguous(memory_format=format), dx), LRN(*norm))
+    tensors = (dense(input), grad.contiguous(memory_format=format), dx)
+    launch(lrn_columns_backward_kernel, lrn_backward_kernel, tensors, LRN(*norm))
     return dx

@@ -1,6 +1,7 @@
-"""Max-pool in Triton: values, one-byte codes, and a gather-based backward; with bias and ReLU on the way if asked.
+"""Max-pool in Triton: values and one-byte codes, with bias and ReLU on the way if asked.
 
-Layout: NCHW or NHWC, one program a tile of output pixels and channels (see tiles.py).
+Layout: NCHW or NHWC, one program a tile of output pixels and channels (see tiles.py); pairs of rows and columns in NCHW
+go by vectors. The backward is in max_pool_backward.py.
 """
 
 import torch
@@ -9,21 +10,58 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import RELU_OFF, Window, memory_format
+from fastcnn.triton.max_pool_backward import max_pool_backward as max_pool_backward  # an operator of this stem
 from fastcnn.triton.tiles import (
-    REPEAT,
+    ceil_div,
     dense,
+    fits_int32,
     indices,
     is_channels_last,
     is_wide,
-    new_partial,
     offset,
-    sum_pixels,
+    pairs_up,
+    row_vector,
     tile_position,
     tiling,
     vector,
+    widened,
 )
 
 OFF = tl.constexpr(RELU_OFF)
+UNROLLED = tl.constexpr(16)  # places of a window that are scanned without a loop
+
+
+@triton.jit
+def scan_place(
+    x_ptr, bias, best, code, r, s, top, left, c, mask, C, H, W,
+    WINDOW: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr, FIRST: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Return best and code after place (r, s) of the windows that start at top, left: [P]; see max_pool_kernel."""
+    h = top + r * WINDOW.dilation[0]
+    w = left + s * WINDOW.dilation[1]
+    if WHOLE:
+        here = mask
+        x = tl.load(x_ptr + offset(c[None, :], (h * W + w)[:, None], C, H * W, CHANNELS_LAST))
+    else:
+        inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        pixel = tl.where(inside, h * W + w, 0)
+        here = mask & inside[:, None]
+        x = tl.load(
+            x_ptr + offset(c[None, :], pixel[:, None], C, H * W, CHANNELS_LAST), mask=here, other=float("-inf")
+        )  # fmt: skip
+    value = widened(x)
+    if HAS_BIAS:
+        # rounded as the stock bias addition rounds, so that the same pixel wins
+        value = widened((value + bias).to(x.dtype))
+    if FIRST:
+        best = value
+    else:
+        wins = (value > best) | (value != value)
+        if not WHOLE:
+            wins = here & (wins | (code < 0))
+        best = tl.where(wins, value, best)
+        code = tl.where(wins, r * WINDOW.size[1] + s, code)
+    return best, code
 
 
 @triton.jit
@@ -43,6 +81,7 @@ def max_pool_kernel(
     HAS_BIAS: tl.constexpr,
     RELU: tl.constexpr,
     CODES: tl.constexpr,
+    WHOLE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -50,35 +89,34 @@ def max_pool_kernel(
 ):
     """Pool x: (N, C, H, W) to y and codes: (N, C, OH, OW); one program computes BLOCK_P outputs of BLOCK_C channels.
 
-    Scans each window row by row. The first of equals wins; a NaN beats everything before it, as in torch.
+    Scans each window row by row. The first of equals wins; a NaN beats everything before it, as in torch. WHOLE: no
+    window reaches beyond the image, nor a tile beyond the channels, so that loads need no mask.
     """
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
     p = indices(block_p, BLOCK_P, WIDE)
     c = indices(block_c, BLOCK_C, WIDE)
     mask = (p < OH * OW)[:, None] & (c < C)[None, :]
-    top = p // OW * WINDOW.stride[0] - WINDOW.padding[0]
-    left = p % OW * WINDOW.stride[1] - WINDOW.padding[1]
+    p_in = tl.minimum(p, OH * OW - 1)  # what is beyond the image's end computes the last pixel once more
+    top = p_in // OW * WINDOW.stride[0] - WINDOW.padding[0]
+    left = p_in % OW * WINDOW.stride[1] - WINDOW.padding[1]
     x_ptr += n * C * H * W
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :] if HAS_BIAS else 0.0
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
-    code = tl.full((BLOCK_P, BLOCK_C), -1, tl.int32)
-    for r in range(WINDOW.size[0]):
-        for s in range(WINDOW.size[1]):
-            h = top + r * WINDOW.dilation[0]
-            w = left + s * WINDOW.dilation[1]
-            inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
-            pixel = tl.where(inside, h * W + w, 0)
-            here = mask & inside[:, None]
-            at = offset(c[None, :], pixel[:, None], C, H * W, CHANNELS_LAST)
-            x = tl.load(x_ptr + at, mask=here, other=float("-inf"))
-            value = x.to(tl.float32)
-            if HAS_BIAS:
-                # rounded as the stock bias addition rounds, so that the same pixel wins
-                value = (value + bias).to(x.dtype).to(tl.float32)
-            wins = here & ((value > best) | (value != value) | (code < 0))
-            best = tl.where(wins, value, best)
-            code = tl.where(wins, r * WINDOW.size[1] + s, code)
+    code = tl.full((BLOCK_P, BLOCK_C), 0 if WHOLE else -1, tl.int32)
+    if WINDOW.size[0] * WINDOW.size[1] <= UNROLLED:
+        for r in tl.static_range(WINDOW.size[0]):
+            for s in tl.static_range(WINDOW.size[1]):
+                best, code = scan_place(
+                    x_ptr, bias, best, code, r, s, top, left, c, mask, C, H, W, WINDOW, HAS_BIAS, WHOLE,
+                    WHOLE and r + s == 0, CHANNELS_LAST,
+                )  # fmt: skip
+    else:
+        for r in range(WINDOW.size[0]):
+            for s in range(WINDOW.size[1]):
+                best, code = scan_place(
+                    x_ptr, bias, best, code, r, s, top, left, c, mask, C, H, W, WINDOW, HAS_BIAS, WHOLE,
+                    False, CHANNELS_LAST,
+                )  # fmt: skip
     if RELU:
         off = best <= 0.0
         best = tl.where(off, 0.0, best)
@@ -90,89 +128,74 @@ def max_pool_kernel(
 
 
 @triton.jit
-def unpool(
-    grad_ptr,
+def max_pool_pairs_kernel(
+    x_ptr,
+    bias_ptr,
+    y_ptr,
     code_ptr,
-    h,
-    w,
-    c,
-    mask,
+    ELEMENTS,
     C,
     OH,
     OW,
-    WINDOW: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    CODES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Gather the pooled gradients whose windows chose input pixel (h, w): h, w: [P], c: [C], mask: [P, C].
+    """Pool 2x2 windows side by side, x: (N, C, 2 OH, 2 OW) to y and codes: (N, C, OH, OW), NCHW.
 
-    Looks at each window that covers the pixel, the last one first; returns float32 [P, C]. Pointers are the image's.
+    One program computes BLOCK vectors of outputs, each in one row of the image.
     """
-    DOWN: tl.constexpr = WINDOW.dilation[0] * (WINDOW.size[0] - 1)  # from a window's first pixel to its last
-    RIGHT: tl.constexpr = WINDOW.dilation[1] * (WINDOW.size[1] - 1)
-    ROWS: tl.constexpr = DOWN // WINDOW.stride[0] + 1
-    COLUMNS: tl.constexpr = RIGHT // WINDOW.stride[1] + 1
-    total = tl.zeros(mask.shape, tl.float32)
-    for i in range(ROWS):
-        for j in range(COLUMNS):
-            oh = (h + WINDOW.padding[0]) // WINDOW.stride[0] - i
-            ow = (w + WINDOW.padding[1]) // WINDOW.stride[1] - j
-            down = h + WINDOW.padding[0] - oh * WINDOW.stride[0]
-            right = w + WINDOW.padding[1] - ow * WINDOW.stride[1]
-            covers = (oh >= 0) & (oh < OH) & (down <= DOWN) & (down % WINDOW.dilation[0] == 0)
-            covers &= (ow >= 0) & (ow < OW) & (right <= RIGHT) & (right % WINDOW.dilation[1] == 0)
-            place = down // WINDOW.dilation[0] * WINDOW.size[1] + right // WINDOW.dilation[1]
-            here = mask & covers[:, None]
-            pixel = tl.where(covers, oh * OW + ow, 0)
-            at = offset(c[None, :], pixel[:, None], C, OH * OW, CHANNELS_LAST)
-            code = tl.load(code_ptr + at, mask=here, other=OFF).to(tl.int32)
-            grad = tl.load(grad_ptr + at, mask=here, other=0.0).to(tl.float32)
-            total += tl.where(here & (code == place[:, None]), grad, 0.0)
-    return total
+    out = indices(tl.program_id(0), BLOCK, False) * VECTOR
+    inside = out < ELEMENTS
+    row = out // OW  # of all images and channels
+    from_top = 2 * (out + row * OW)[:, None] + tl.arange(0, 2 * VECTOR)[None, :]
+    top = tl.load(x_ptr + tl.multiple_of(from_top, [2, 2 * VECTOR]), mask=inside[:, None], other=0.0)
+    bottom = tl.load(x_ptr + tl.multiple_of(from_top + 2 * OW, [2, 2 * VECTOR]), mask=inside[:, None], other=0.0)
+    bias = 0.0
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + row // OH % C, mask=inside, other=0.0).to(tl.float32)[:, None]
+    best = tl.full((BLOCK, VECTOR), float("-inf"), tl.float32)
+    code = tl.zeros((BLOCK, VECTOR), tl.int32)
+    left, right = tl.split(tl.reshape(top, (BLOCK, VECTOR, 2)))
+    lower_left, lower_right = tl.split(tl.reshape(bottom, (BLOCK, VECTOR, 2)))
+    places = (left, right, lower_left, lower_right)
+    for i in tl.static_range(4):
+        value = widened(places[i])
+        if HAS_BIAS:
+            # rounded as the stock bias addition rounds, so that the same pixel wins
+            value = widened((value + bias).to(x_ptr.dtype.element_ty))
+        wins = (value > best) | (value != value)
+        best = tl.where(wins, value, best)
+        code = tl.where(wins, i, code)
+    if RELU:
+        off = best <= 0.0
+        best = tl.where(off, 0.0, best)
+        code = tl.where(off, OFF, code)
+    at = out[:, None] + tl.arange(0, VECTOR)[None, :]
+    tl.store(y_ptr + at, best.to(y_ptr.dtype.element_ty), mask=inside[:, None])
+    if CODES:
+        tl.store(code_ptr + at, code.to(tl.uint8), mask=inside[:, None])
 
 
-@triton.jit
-def max_pool_backward_kernel(
-    grad_ptr,
-    code_ptr,
-    dx_ptr,
-    partial_ptr,
-    C,
-    H,
-    W,
-    OH,
-    OW,
-    BLOCKS_P,
-    BLOCKS_C,
-    WINDOW: tl.constexpr,
-    BIAS_GRAD: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    REPEAT: tl.constexpr,
-):
-    """Unpool grad: (N, C, OH, OW) to dx: (N, C, H, W); one program computes REPEAT blocks of BLOCK_P pixels.
+def reaches_nowhere(window: Window, height: int, width: int) -> bool:
+    """Whether no window reaches beyond the image."""
+    sizes = zip(window.output_size(height, width), (height, width), strict=True)
+    return window.padding == (0, 0) and all(
+        (out - 1) * window.stride[axis] + window.span(axis) <= size for axis, (out, size) in enumerate(sizes)
+    )
 
-    With BIAS_GRAD each program also leaves its sum over pixels in one row of partial: (programs a channel, C).
-    """
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    c = indices(block_c, BLOCK_C, WIDE)
-    grad_ptr += n * C * OH * OW
-    code_ptr += n * C * OH * OW
-    dx_ptr += n * C * H * W
-    partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for i in range(REPEAT):
-        p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
-        mask = (p < H * W)[:, None] & (c < C)[None, :]
-        dx = unpool(grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, CHANNELS_LAST).to(
-            dx_ptr.dtype.element_ty
-        )
-        tl.store(dx_ptr + offset(c[None, :], p[:, None], C, H * W, CHANNELS_LAST), dx, mask=mask)
-        if BIAS_GRAD:
-            partial += dx.to(tl.float32)
-    if BIAS_GRAD:
-        total = sum_pixels(partial, BLOCK_P, BLOCK_C)
-        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
+
+def pool_pairs(x: Tensor, bias: Tensor | None, y: Tensor, code: Tensor | None, relu: bool) -> None:
+    """Launch the forward kernel for 2x2 windows side by side in NCHW."""
+    channels, out_height, out_width = y.shape[1:]
+    size = row_vector(out_width, 16 // x.element_size())
+    block = 512 // size
+    max_pool_pairs_kernel[(ceil_div(y.numel(), block * size),)](
+        x, vector(bias), y, code, y.numel(), channels, out_height, out_width,
+        HAS_BIAS=bias is not None, RELU=relu, CODES=code is not None, VECTOR=size, BLOCK=block,
+    )  # fmt: skip
 
 
 def pool(input: Tensor, bias: Tensor | None, window: Window, relu: bool, codes: bool) -> tuple[Tensor, Tensor | None]:
@@ -187,36 +210,18 @@ def pool(input: Tensor, bias: Tensor | None, window: Window, relu: bool, codes: 
     code = torch.empty_like(y, dtype=torch.uint8) if codes else None
     if y.numel() == 0:
         return y, code
+    if not channels_last and pairs_up(window, height, width) and fits_int32(x):
+        pool_pairs(x, bias, y, code, relu)
+        return y, code
     tiles = tiling(out_height * out_width, channels, channels_last, elements=1024 if channels_last else 512)
+    whole = reaches_nowhere(window, height, width) and channels % tiles.block_c == 0
     max_pool_kernel[tiles.grid(images)](
         x, vector(bias), y, code, channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
         WINDOW=window,
-        HAS_BIAS=bias is not None, RELU=relu, CODES=codes, CHANNELS_LAST=channels_last, WIDE=is_wide(x, y),
+        HAS_BIAS=bias is not None, RELU=relu, CODES=codes, WHOLE=whole, CHANNELS_LAST=channels_last, WIDE=is_wide(x, y),
         BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
     )  # fmt: skip
     return y, code
-
-
-def pool_backward(
-    grad: Tensor, codes: Tensor, height: int, width: int, window: Window, bias_grad: bool
-) -> tuple[Tensor, Tensor]:
-    """Launch the backward kernel: the gradients of the pool's input and of the bias (without elements if not asked)."""
-    codes, format = dense(codes), memory_format(codes)
-    images, channels, out_height, out_width = codes.shape
-    channels_last = is_channels_last(codes)
-    dx = torch.empty((images, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=format)
-    repeat = REPEAT if bias_grad else 1
-    tiles = tiling(height * width, channels, channels_last, elements=1024 if channels_last else 512, repeat=repeat)
-    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
-    if dx.numel():
-        max_pool_backward_kernel[tiles.grid(images)](
-            grad.contiguous(memory_format=format), codes, dx, partial,
-            channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
-            WINDOW=window,
-            BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=is_wide(dx, codes),
-            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c, REPEAT=repeat,
-        )  # fmt: skip
-    return dx, partial.sum(0).to(dx.dtype)
 
 
 def max_pool(input: Tensor, window: Window) -> Tensor:
@@ -227,8 +232,3 @@ def max_pool(input: Tensor, window: Window) -> Tensor:
 def max_pool_codes(input: Tensor, window: Window) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::max_pool_codes.triton``."""
     return pool(input, None, window, relu=False, codes=True)
-
-
-def max_pool_backward(grad: Tensor, codes: Tensor, height: int, width: int, window: Window) -> Tensor:
-    """Operator ``fastcnn::max_pool_backward.triton``."""
-    return pool_backward(grad, codes, height, width, window, bias_grad=False)[0]

@@ -11,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.shapes import memory_format
+from fastcnn.shapes import Window, memory_format
 
 WIDE_FROM = 2**31
 # Triton's interpreter multiplies bfloat16 matrices as if their bits were integers; float32 products of them are exact.
 INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
+LEAST_CHANNELS = 16  # of a tile in channels_last: 16 bytes in any type, and their codes
 REPEAT = 8  # tiles of pixels that one program sums for a bias gradient: fewer partial sums to add up
 
 
@@ -26,6 +27,24 @@ def tile_position(BLOCKS_P, BLOCKS_C):
     block_c = pid % BLOCKS_C
     block_p = pid // BLOCKS_C % BLOCKS_P
     return (pid // BLOCKS_C // BLOCKS_P).to(tl.int64), block_p, block_c
+
+
+@triton.jit
+def first_tile(BLOCKS_P, BLOCKS_C, REPEAT):
+    """Return row, image, block of pixels and block of channels of a program that goes over REPEAT tiles of a row.
+
+    Rows count the blocks of pixels of all images, one after another.
+    """
+    row = tl.program_id(0) // BLOCKS_C
+    return row, (row * REPEAT // BLOCKS_P).to(tl.int64), row * REPEAT % BLOCKS_P, tl.program_id(0) % BLOCKS_C
+
+
+@triton.jit
+def next_tile(image, block_p, BLOCKS_P):
+    """Return image and block of pixels that follow."""
+    block_p += 1
+    wraps = block_p == BLOCKS_P
+    return image + wraps.to(tl.int64), tl.where(wraps, 0, block_p)
 
 
 @triton.jit
@@ -40,6 +59,16 @@ def indices(block, BLOCK: tl.constexpr, WIDE: tl.constexpr):
 def offset(channel, pixel, C, P, CHANNELS_LAST: tl.constexpr):
     """Return the offset inside an image of C channels and P pixels."""
     return pixel * C + channel if CHANNELS_LAST else channel * P + pixel
+
+
+@triton.jit
+def widened(x):
+    """Return x in float32; of bfloat16 as integers are, which keeps LLVM from computing in bfloat16 and its masks."""
+    if x.dtype == tl.bfloat16:
+        wide = (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        wide = x.to(tl.float32)
+    return wide
 
 
 @triton.jit
@@ -66,6 +95,16 @@ def sum_pixels(tile, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     return tl.sum(tl.sum(tl.reshape(tile, (BLOCK_P // STEP, STEP, BLOCK_C)), axis=1), axis=0)
 
 
+def ceil_div(value: int, by: int) -> int:
+    """Return the quotient rounded up; Triton's own takes microseconds in Python."""
+    return -(-value // by)
+
+
+def power_of_2(value: int) -> int:
+    """Return the least power of two that is no smaller than a positive number."""
+    return 1 << (value - 1).bit_length()
+
+
 class Tiling(NamedTuple):
     """How many blocks an image has and how large each is."""
 
@@ -82,16 +121,48 @@ class Tiling(NamedTuple):
 def tiling(pixels: int, channels: int, channels_last: bool, elements: int, repeat: int = 1) -> Tiling:
     """Split an image into tiles of about `elements`, long in the axis that is contiguous.
 
-    A program goes over `repeat` tiles of pixels, one after another.
+    A program goes over `repeat` tiles of pixels, one after another. In channels_last a tile's channels divide the
+    image's where that leaves enough of them, so that no lane idles.
     """
     pixels, channels = max(pixels, 1), max(channels, 1)
     if channels_last:
-        block_c = min(triton.next_power_of_2(channels), 64)
-        block_p = min(triton.next_power_of_2(pixels), elements // block_c)
+        divisor = channels & -channels
+        block_c = min(divisor if divisor >= LEAST_CHANNELS else power_of_2(channels), 64)
+        block_p = min(power_of_2(pixels), elements // block_c)
     else:
-        block_p = min(triton.next_power_of_2(pixels), elements)
-        block_c = min(triton.next_power_of_2(channels), elements // block_p)
-    return Tiling(triton.cdiv(pixels, block_p * repeat), triton.cdiv(channels, block_c), block_p, block_c)
+        block_p = min(power_of_2(pixels), elements)
+        block_c = min(power_of_2(channels), elements // block_p)
+    return Tiling(ceil_div(pixels, block_p * repeat), ceil_div(channels, block_c), block_p, block_c)
+
+
+def rows_of(tiles: Tiling, images: int, most: int, programs: int) -> tuple[int, int]:
+    """Return how many rows the tiles of all images make, and of how many tiles a row is.
+
+    Args:
+        tiles: of one image.
+        images: how many there are.
+        most: tiles of a row.
+        programs: as many as a GPU should have at least before a row has more than one tile.
+    """
+    total = tiles.blocks_p * images
+    repeat = max(1, min(most, total * tiles.blocks_c // programs))
+    return ceil_div(total, repeat), repeat
+
+
+def repeated(tiles: Tiling, most: int) -> tuple[Tiling, int]:
+    """Return the tiling of programs that go over several tiles of pixels, up to `most`, and over how many."""
+    repeat = min(tiles.blocks_p, most)
+    return tiles._replace(blocks_p=ceil_div(tiles.blocks_p, repeat)), repeat
+
+
+def pairs_up(window: Window, height: int, width: int) -> bool:
+    """Whether 2x2 windows side by side cover the image, with an even number of them in a row."""
+    return window[:4] == ((2, 2), (2, 2), (0, 0), (1, 1)) and height % 2 == 0 and width % 4 == 0
+
+
+def row_vector(width: int, most: int) -> int:
+    """Return the largest power of two that divides a row, up to a number."""
+    return min(width & -width, most)
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -112,6 +183,11 @@ def vector(values: Tensor | None) -> Tensor | None:
 def is_wide(*tensors: Tensor) -> bool:
     """Whether one image of any of these has too many elements for int32 offsets."""
     return any(t.numel() // max(t.shape[0], 1) >= WIDE_FROM for t in tensors)
+
+
+def fits_int32(tensor: Tensor) -> bool:
+    """Whether offsets from the tensor's beginning fit int32, those of a last block that is not full included."""
+    return tensor.numel() <= WIDE_FROM - 2**14
 
 
 def new_partial(grad: Tensor, programs: int, wanted: bool) -> Tensor:

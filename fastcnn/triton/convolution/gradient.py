@@ -13,7 +13,7 @@ from torch import Tensor
 from fastcnn.shapes import Window
 from fastcnn.triton import tiles
 from fastcnn.triton.convolution.implicit_gemm import Config
-from fastcnn.triton.max_pool import unpool
+from fastcnn.triton.max_pool_backward import unpool
 from fastcnn.triton.tiles import dense, is_channels_last, is_wide, offset
 
 SHARED_MEMORY = 99 * 1024  # of a program, in bytes, on the GPU that has least: sm_120

@@ -1,0 +1,322 @@
+"""The gradient of a max-pool in Triton, with the bias gradient of the layer before on the way if asked.
+
+Layout: NCHW or NHWC. Windows whose stride is at most two go by quads: the pixels between two windows' starts, which
+read each window's gradient once. Other windows are gathered pixel by pixel; 2x2 windows in NCHW go by vectors.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcnn.shapes import RELU_OFF, Window, memory_format
+from fastcnn.triton.tiles import (
+    REPEAT,
+    ceil_div,
+    dense,
+    indices,
+    is_channels_last,
+    is_wide,
+    new_partial,
+    offset,
+    pairs_up,
+    repeated,
+    row_vector,
+    sum_pixels,
+    tile_position,
+    tiling,
+    widened,
+)
+
+OFF = tl.constexpr(RELU_OFF)
+
+
+@triton.jit
+def unpool(
+    grad_ptr,
+    code_ptr,
+    h,
+    w,
+    c,
+    mask,
+    C,
+    OH,
+    OW,
+    WINDOW: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """Gather the pooled gradients whose windows chose input pixel (h, w): h, w: [P], c: [C], mask: [P, C].
+
+    Looks at each window that covers the pixel, the last one first; returns float32 [P, C]. Pointers are the image's.
+    """
+    DOWN: tl.constexpr = WINDOW.dilation[0] * (WINDOW.size[0] - 1)  # from a window's first pixel to its last
+    RIGHT: tl.constexpr = WINDOW.dilation[1] * (WINDOW.size[1] - 1)
+    ROWS: tl.constexpr = DOWN // WINDOW.stride[0] + 1
+    COLUMNS: tl.constexpr = RIGHT // WINDOW.stride[1] + 1
+    total = tl.zeros(mask.shape, tl.float32)
+    for i in range(ROWS):
+        for j in range(COLUMNS):
+            oh = (h + WINDOW.padding[0]) // WINDOW.stride[0] - i
+            ow = (w + WINDOW.padding[1]) // WINDOW.stride[1] - j
+            down = h + WINDOW.padding[0] - oh * WINDOW.stride[0]
+            right = w + WINDOW.padding[1] - ow * WINDOW.stride[1]
+            covers = (oh >= 0) & (oh < OH) & (down <= DOWN) & (down % WINDOW.dilation[0] == 0)
+            covers &= (ow >= 0) & (ow < OW) & (right <= RIGHT) & (right % WINDOW.dilation[1] == 0)
+            place = down // WINDOW.dilation[0] * WINDOW.size[1] + right // WINDOW.dilation[1]
+            here = mask & covers[:, None]
+            pixel = tl.where(covers, oh * OW + ow, 0)
+            at = offset(c[None, :], pixel[:, None], C, OH * OW, CHANNELS_LAST)
+            code = tl.load(code_ptr + at, mask=here, other=OFF).to(tl.int32)
+            grad = tl.load(grad_ptr + at, mask=here, other=0.0).to(tl.float32)
+            total += tl.where(here & (code == place[:, None]), grad, 0.0)
+    return total
+
+
+@triton.jit(do_not_specialize=["REPEAT"])
+def max_pool_backward_kernel(
+    grad_ptr,
+    code_ptr,
+    dx_ptr,
+    partial_ptr,
+    C,
+    H,
+    W,
+    OH,
+    OW,
+    BLOCKS_P,
+    BLOCKS_C,
+    REPEAT,
+    WINDOW: tl.constexpr,
+    BIAS_GRAD: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Unpool grad: (N, C, OH, OW) to dx: (N, C, H, W); one program computes REPEAT blocks of BLOCK_P pixels.
+
+    With BIAS_GRAD each program also leaves its sum over pixels in one row of partial: (programs a channel, C).
+    """
+    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
+    c = indices(block_c, BLOCK_C, WIDE)
+    grad_ptr += n * C * OH * OW
+    code_ptr += n * C * OH * OW
+    dx_ptr += n * C * H * W
+    partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for i in range(REPEAT):
+        p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
+        mask = (p < H * W)[:, None] & (c < C)[None, :]
+        dx = unpool(grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, CHANNELS_LAST).to(
+            dx_ptr.dtype.element_ty
+        )
+        tl.store(dx_ptr + offset(c[None, :], p[:, None], C, H * W, CHANNELS_LAST), dx, mask=mask)
+        if BIAS_GRAD:
+            partial += dx.to(tl.float32)
+    if BIAS_GRAD:
+        total = sum_pixels(partial, BLOCK_P, BLOCK_C)
+        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
+
+
+@triton.jit
+def load_window(
+    grad_ptr, code_ptr, oh, ow, c, mask, C, OH, OW, UP: tl.constexpr, LEFT: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):  # fmt: skip
+    """Load gradient and code of windows (oh - UP, ow - LEFT): oh, ow: [P], c: [C]; zero and none outside."""
+    exists = (oh >= UP) & (oh - UP < OH) & (ow >= LEFT) & (ow - LEFT < OW)
+    pixel = tl.where(exists, (oh - UP) * OW + (ow - LEFT), 0)
+    here = mask & exists[:, None]
+    at = offset(c[None, :], pixel[:, None], C, OH * OW, CHANNELS_LAST)
+    grad = widened(tl.load(grad_ptr + at, mask=here, other=0.0))
+    return grad, tl.load(code_ptr + at, mask=here, other=OFF).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["REPEAT"])
+def unpool_quads_kernel(
+    grad_ptr,
+    code_ptr,
+    dx_ptr,
+    partial_ptr,
+    C,
+    H,
+    W,
+    OH,
+    OW,
+    QUAD_ROWS,
+    QUAD_COLUMNS,
+    BLOCKS_P,
+    BLOCKS_C,
+    REPEAT,
+    WINDOW: tl.constexpr,
+    BIAS_GRAD: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Unpool grad: (N, C, OH, OW) to dx: (N, C, H, W); one program computes REPEAT blocks of BLOCK_P quads.
+
+    Quad (q, r) starts at the first pixel of window (q, r) and holds the pixels up to the next window's. Windows that
+    reach into it are its own and those before it, which no stride may leave more of than two along an axis.
+    """
+    DOWN: tl.constexpr = WINDOW.stride[0]
+    RIGHT: tl.constexpr = WINDOW.stride[1]
+    ROWS: tl.constexpr = WINDOW.size[0]
+    COLUMNS: tl.constexpr = WINDOW.size[1]
+    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
+    c = indices(block_c, BLOCK_C, False)
+    grad_ptr += n * C * OH * OW
+    code_ptr += n * C * OH * OW
+    dx_ptr += n * C * H * W
+    partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for i in range(REPEAT):
+        quad = indices(block_p * REPEAT + i, BLOCK_P, False)
+        mask = (quad < QUAD_ROWS * QUAD_COLUMNS)[:, None] & (c < C)[None, :]
+        row, column = quad // QUAD_COLUMNS, quad % QUAD_COLUMNS
+        windows = (
+            load_window(grad_ptr, code_ptr, row, column, c, mask, C, OH, OW, 0, 0, CHANNELS_LAST),
+            load_window(grad_ptr, code_ptr, row, column, c, mask & (COLUMNS > RIGHT), C, OH, OW, 0, 1, CHANNELS_LAST),
+            load_window(grad_ptr, code_ptr, row, column, c, mask & (ROWS > DOWN), C, OH, OW, 1, 0, CHANNELS_LAST),
+            load_window(
+                grad_ptr, code_ptr, row, column, c, mask & ((ROWS > DOWN) & (COLUMNS > RIGHT)), C, OH, OW, 1, 1,
+                CHANNELS_LAST,
+            ),
+        )  # fmt: skip
+        for a in tl.static_range(DOWN):
+            for b in tl.static_range(RIGHT):
+                total = tl.where(windows[0][1] == a * COLUMNS + b, windows[0][0], 0.0)
+                for k in tl.static_range(1, 4):
+                    if a + k // 2 * DOWN < ROWS and b + k % 2 * RIGHT < COLUMNS:
+                        place = (a + k // 2 * DOWN) * COLUMNS + b + k % 2 * RIGHT
+                        total += tl.where(windows[k][1] == place, windows[k][0], 0.0)
+                h = row * DOWN + (a - WINDOW.padding[0])
+                w = column * RIGHT + (b - WINDOW.padding[1])
+                here = mask & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
+                dx = total.to(dx_ptr.dtype.element_ty)
+                tl.store(dx_ptr + offset(c[None, :], (h * W + w)[:, None], C, H * W, CHANNELS_LAST), dx, mask=here)
+                if BIAS_GRAD:
+                    partial += total  # zero outside the image, where no window's winner is
+    if BIAS_GRAD:
+        total = sum_pixels(partial, BLOCK_P, BLOCK_C)
+        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
+
+
+@triton.jit(do_not_specialize=["REPEAT"])
+def unpool_pairs_kernel(
+    grad_ptr,
+    code_ptr,
+    dx_ptr,
+    partial_ptr,
+    C,
+    VECTORS,
+    OW,
+    BLOCKS,
+    REPEAT,
+    BIAS_GRAD: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Unpool 2x2 windows side by side, grad: (N, C, OH, OW) to dx: (N, C, 2 OH, 2 OW), NCHW.
+
+    One program computes REPEAT blocks of the VECTORS of a plane's windows, each in one row.
+    """
+    plane = tl.program_id(0) // BLOCKS
+    block = tl.program_id(0) % BLOCKS
+    base = plane.to(tl.int64) * (VECTORS * VECTOR)
+    grad_ptr += base
+    code_ptr += base
+    dx_ptr += 4 * base
+    partial = tl.zeros((BLOCK,), tl.float32)
+    for i in range(REPEAT):
+        v = indices(block * REPEAT + i, BLOCK, False)
+        inside = (v < VECTORS)[:, None]
+        at = (v * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0)
+        code = tl.load(code_ptr + at, mask=inside, other=OFF).to(tl.int32)
+        first = 2 * (v * VECTOR + v * VECTOR // OW * OW)[:, None] + tl.arange(0, 2 * VECTOR)[None, :]
+        first = tl.multiple_of(first, [2, 2 * VECTOR])
+        zero = tl.zeros_like(grad)
+        top = tl.join(tl.where(code == 0, grad, zero), tl.where(code == 1, grad, zero))
+        bottom = tl.join(tl.where(code == 2, grad, zero), tl.where(code == 3, grad, zero))
+        tl.store(dx_ptr + first, tl.reshape(top, (BLOCK, 2 * VECTOR)), mask=inside)
+        tl.store(dx_ptr + (first + 2 * OW), tl.reshape(bottom, (BLOCK, 2 * VECTOR)), mask=inside)
+        if BIAS_GRAD:
+            partial += tl.sum(tl.where(code < 4, grad.to(tl.float32), 0.0), axis=1)
+    if BIAS_GRAD:
+        image = plane // C
+        tl.store(partial_ptr + (image * BLOCKS + block) * C + plane % C, tl.sum(partial, axis=0))
+
+
+def pool_backward(
+    grad: Tensor, codes: Tensor, height: int, width: int, window: Window, bias_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Launch the backward kernel: the gradients of the pool's input and of the bias (without elements if not asked)."""
+    codes, format = dense(codes), memory_format(codes)
+    images, channels, out_height, out_width = codes.shape
+    channels_last = is_channels_last(codes)
+    dx = torch.empty((images, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=format)
+    grad = grad.contiguous(memory_format=format)
+    wide = is_wide(dx, codes)
+    if not channels_last and pairs_up(window, height, width) and not wide:
+        return dx, unpool_pairs(grad, codes, dx, bias_grad)
+    if reads_four(window) and not wide:
+        return dx, unpool_quads(grad, codes, dx, window, bias_grad)
+    tiles = tiling(height * width, channels, channels_last, elements=1024 if channels_last else 512)
+    tiles, repeat = repeated(tiles, REPEAT if bias_grad else 1)
+    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
+    if dx.numel():
+        max_pool_backward_kernel[tiles.grid(images)](
+            grad, codes, dx, partial,
+            channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c, repeat,
+            WINDOW=window, BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=wide,
+            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
+        )  # fmt: skip
+    return dx, partial.sum(0).to(dx.dtype)
+
+
+def reads_four(window: Window) -> bool:
+    """Whether no pixel lies in more than two windows along an axis, and no window has gaps."""
+    sizes = zip(window.size, window.stride, strict=True)
+    return window.dilation == (1, 1) and all(size <= 2 * stride and stride <= 2 for size, stride in sizes)
+
+
+def unpool_quads(grad: Tensor, codes: Tensor, dx: Tensor, window: Window, bias_grad: bool) -> Tensor:
+    """Launch the backward kernel by quads; return the bias gradient."""
+    images, channels, height, width = dx.shape
+    channels_last = is_channels_last(codes)
+    rows, columns = (
+        (size - 1 + padding) // stride + 1
+        for size, padding, stride in zip((height, width), window.padding, window.stride, strict=True)
+    )
+    tiles = tiling(rows * columns, channels, channels_last, elements=1024 if channels_last else 128)
+    tiles, repeat = repeated(tiles, REPEAT if bias_grad else 1)
+    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
+    if dx.numel():
+        unpool_quads_kernel[tiles.grid(images)](
+            grad, codes, dx, partial, channels, height, width, *codes.shape[2:], rows, columns,
+            tiles.blocks_p, tiles.blocks_c, repeat,
+            WINDOW=window, BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last,
+            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
+        )  # fmt: skip
+    return partial.sum(0).to(dx.dtype)
+
+
+def unpool_pairs(grad: Tensor, codes: Tensor, dx: Tensor, bias_grad: bool) -> Tensor:
+    """Launch the backward kernel for 2x2 windows side by side in NCHW; return the bias gradient."""
+    images, channels, out_height, out_width = codes.shape
+    size = row_vector(out_width, max(8 // grad.element_size(), 2))
+    vectors = out_height * out_width // size
+    warps = 4 if vectors >= 512 else 1
+    blocks = ceil_div(vectors, 32 * warps)
+    repeat = min(blocks, REPEAT)
+    blocks = ceil_div(blocks, repeat)
+    partial = new_partial(dx, images * blocks, bias_grad)
+    if dx.numel():
+        unpool_pairs_kernel[(images * channels * blocks,)](
+            grad, codes, dx, partial, channels, vectors, out_width, blocks, repeat,
+            BIAS_GRAD=bias_grad, VECTOR=size, BLOCK=32 * warps, num_warps=warps,
+        )  # fmt: skip
+    return partial.sum(0).to(dx.dtype)
+
+
+def max_pool_backward(grad: Tensor, codes: Tensor, height: int, width: int, window: Window) -> Tensor:
+    """Operator ``fastcnn::max_pool_backward.triton``."""
+    return pool_backward(grad, codes, height, width, window, bias_grad=False)[0]

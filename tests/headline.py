@@ -1,0 +1,194 @@
+"""Issue time beside memory time of the memory-bound Triton kernels, on the networks' own layers.
+
+    python tests/headline.py [--json] [a regular expression that a case's name holds]
+
+Compiles each launch for sm_90 and counts its instructions (issue_slots.py); no GPU. A case is one operator: the times
+of its kernels are summed. Must run without TRITON_INTERPRET.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import issue_slots
+import launching
+import limits
+import torch
+
+from fastcnn.shapes import Window
+
+TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
+POOL2, POOL3 = (Window((size, size), (2, 2), (0, 0), (1, 1), False) for size in (2, 3))
+NORM = (5, 1e-4, 0.75, 2.0)
+# Images, channels, height = width: torchvision's AlexNet and the paper's at batch 128, VGG-16 at batch 64.
+PLANES = {
+    "AlexNet 55": (128, 64, 55),
+    "AlexNet 27": (128, 192, 27),
+    "AlexNet 13": (128, 384, 13),
+    "VGG 224": (64, 64, 224),
+    "VGG 28": (64, 512, 28),
+    "VGG 14": (64, 512, 14),
+}
+POOLED = {
+    "AlexNet 55": ((128, 64, 55), POOL3),
+    "AlexNet 27": ((128, 192, 27), POOL3),
+    "VGG 224": ((64, 64, 224), POOL2),
+    "VGG 28": ((64, 512, 28), POOL2),
+}
+NORMED = {"paper 55": (128, 96, 55), "paper 27": (128, 256, 27)}
+BATCH_NORMED = {"VGG 224": (64, 64, 224), "VGG 28": (64, 512, 28)}
+
+
+def cases() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """Yield (case, stem, operator, arguments)."""
+    for type_name, dtype in TYPES.items():
+        for layout, format in FORMATS.items():
+            for name, stem, operator, arguments in operators(dtype, format):
+                yield f"{type_name} {layout} {name}", stem, operator, arguments
+
+
+def operators(dtype: torch.dtype, format: Any) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
+    """Yield the operators of one dtype and layout."""
+
+    def new(images: int, channels: int, height: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty((images, channels, height, height), dtype=dtype, device="meta", memory_format=format)
+
+    def bare(images: int, channels: int, height: int) -> tuple[Any, ...]:
+        """Return a 1x1 convolution, whose output is what the epilogue reads."""
+        weight = torch.empty((channels, 8, 1, 1), dtype=dtype, device="meta", memory_format=format)
+        bias = torch.empty(channels, dtype=dtype, device="meta")
+        return new(images, 8, height), weight, bias, [1, 1], [0, 0], [1, 1], 1, None
+
+    def pooled(shape: tuple[int, int, int], pool: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        images, channels, height = shape
+        size = pool.output_size(height, height)[0]
+        return new(images, channels, size), new(images, channels, size, torch.uint8)
+
+    for name, shape in PLANES.items():
+        yield f"bias+ReLU {name}", "conv_relu", "conv_relu", bare(*shape)
+        yield f"bias+ReLU backward {name}", "conv_relu", "conv_relu_backward", (new(*shape), new(*shape), True)
+    for name, (shape, pool) in POOLED.items():
+        size = shape[2]
+        yield f"bias+ReLU+pool {name}", "conv_relu_pool", "conv_relu_pool_codes", (*bare(*shape), pool)
+        backward = (*pooled(shape, pool), size, size, True, pool)
+        yield f"bias+ReLU+pool backward {name}", "conv_relu_pool", "conv_relu_pool_backward", backward
+        yield f"max-pool {name}", "max_pool", "max_pool_codes", (new(*shape), pool)
+        backward = (*pooled(shape, pool), size, size, pool)
+        yield f"max-pool backward {name}", "max_pool", "max_pool_backward", backward
+    for name, shape in NORMED.items():
+        x = new(*shape)
+        yield f"LRN {name}", "lrn", "lrn", (x, *NORM)
+        yield f"LRN backward {name}", "lrn", "lrn_backward", (new(*shape), x, *NORM)
+        yield f"LRN+pool {name}", "lrn_pool", "lrn_pool_codes", (x, *NORM, POOL3)
+        backward = (*pooled(shape, POOL3), x, *NORM, POOL3)
+        yield f"LRN+pool backward {name}", "lrn_pool", "lrn_pool_backward", backward
+    for name, shape in BATCH_NORMED.items():
+        x, numbers = new(*shape), (*(torch.empty(shape[1], device="meta") for _ in range(4)), 1e-5)
+        yield f"batch norm statistics {name}", "bn_statistics", "bn_relu_statistics", (x,)
+        yield f"batch norm+ReLU {name}", "bn_relu", "bn_relu", (x, *numbers)
+        yield f"batch norm+ReLU backward {name}", "bn_relu", "bn_relu_backward", (new(*shape), x, *numbers, True)
+    x = new(64, 256, 56)
+    yield "add+ReLU ResNet 56", "add_relu", "add_relu", (x, new(64, 256, 56))
+    yield "add+ReLU backward ResNet 56", "add_relu", "add_relu_backward", (x, new(64, 256, 56))
+
+
+# How often a kernel's loops run, by its arguments; each inner loop before its outer one.
+PASSES: dict[str, Callable[[dict[str, Any]], list[float]]] = {
+    "relu_backward_kernel": lambda given: [given["REPEAT"]],
+    "relu_backward_planes_kernel": lambda given: [given["REPEAT"]],
+    "unpool_quads_kernel": lambda given: [given["REPEAT"]],
+    "unpool_pairs_kernel": lambda given: [given["REPEAT"]],
+    "statistics_kernel": lambda given: [given["REPEAT"]],
+    "bn_relu_kernel": lambda given: [given["REPEAT"]],
+    "gradient_kernel": lambda given: [given["REPEAT"]],
+    "sums_kernel": lambda given: [given["REPEAT"]],
+    "merge_kernel": lambda given: 2 * [-(-given["ROWS"] // given["BLOCK_R"])],
+    "merge_sums_kernel": lambda given: [-(-given["ROWS"] // given["BLOCK_R"])],
+}
+
+
+def counted(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Compile a launch and count what it asks of the issue slots."""
+    name, given = kernel.__name__, dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    binary = kernel.warmup(*args, grid=grid, **kwargs)
+    usage = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", launching.dump(binary, "-res-usage"))
+    assert usage
+    code = next(code for _, code in issue_slots.functions(launching.dump(binary, "-sass")))
+    passes = PASSES[name](given) if name in PASSES else []
+    work, warps = issue_slots.work(code, passes), binary.metadata.num_warps
+    programs = functools.reduce(int.__mul__, grid)
+    return {
+        "kernel": name,
+        "instructions": work.instructions,
+        "loops": len(issue_slots.loops(issue_slots.body(code))),
+        "issue": issue_slots.issue_seconds(work.clocks, programs * warps),
+        "memory": limits.least_seconds(name, given),
+        "registers": int(usage[1]),
+        "stack": int(usage[2]) + int(usage[3]),
+        "occupancy": limits.occupancy(90, warps, int(usage[1]), binary.metadata.shared),
+        "loads": sorted(issue_slots.widths(code, "LDG").items()),
+        "stores": sorted(issue_slots.widths(code, "STG").items()),
+    }
+
+
+_modules: dict[str, Any] = {}
+_todo: list[tuple[str, str, str, tuple[Any, ...]]] = []
+_rows: list[dict[str, Any]] = []
+
+
+def run(number: int) -> dict[str, Any]:
+    """Return a case's kernels and their sums."""
+    case, stem, operator, arguments = _todo[number]
+    _rows.clear()
+    getattr(_modules[stem], operator)(*arguments)
+    issue, memory = (sum(row[key] for row in _rows) for key in ("issue", "memory"))
+    return {"case": case, "issue": issue, "memory": memory, "kernels": list(_rows)}
+
+
+def count_all(part: str = "") -> list[dict[str, Any]]:
+    """Count every case whose name holds a regular expression."""
+    _, modules = launching.intercept(lambda *launch: _rows.append(counted(*launch)))
+    _modules.update(modules)
+    _todo[:] = [case for case in cases() if re.search(part, case[0])]
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        return pool.map(run, range(len(_todo)), chunksize=1)
+
+
+def accesses(widths: list[tuple[int, int]]) -> str:
+    """Return how many accesses of each width a thread has, as 4x16 for four of sixteen bytes."""
+    return " ".join(f"{count}x{width}" for width, count in widths)
+
+
+def main() -> None:
+    """Print the table, or JSON."""
+    options = [each for each in sys.argv[1:] if each != "--json"]
+    rows = count_all(*options)
+    if "--json" in sys.argv:
+        print(json.dumps(rows))
+        return
+    head = f"{'case':44} {'issue':>6} {'memory':>6} {'ratio':>5} {'copy':>5}"
+    print(f"{head}  {'kernel':26} regs spill filled loads; stores")
+    for row in rows:
+        ratio, share = row["issue"] / row["memory"], issue_slots.share_of_copy(row["issue"], row["memory"])
+        head = f"{row['case']:44} {row['issue'] * 1e6:6.1f} {row['memory'] * 1e6:6.1f} {ratio:5.2f} {share:5.0%}"
+        for kernel in row["kernels"]:
+            print(
+                f"{head:70}  {kernel['kernel']:26} {kernel['registers']:4} {kernel['stack']:5} "
+                f"{kernel['occupancy']:6.0%} {accesses(kernel['loads'])}; {accesses(kernel['stores'])}"
+                f" ({kernel['instructions']:.0f} instructions, {kernel['loops']} loops)"
+            )
+            head = ""
+    print("issue, memory: µs that an H200 takes to issue the instructions, and to move each tensor once; copy: the")
+    print(
+        "smaller ceiling as a share of the copy bandwidth; loads; stores: how many a thread has, of so many bytes each"
+    )
+
+
+if __name__ == "__main__":
+    main()
