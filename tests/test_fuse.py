@@ -184,6 +184,14 @@ def test_copy_is_fused_and_its_own(stages):
     torch.testing.assert_close(shallow(image()), image())
 
 
+def test_replica_runs_its_own_layers(stages):
+    model = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)))
+    replica = model._replicate_for_data_parallel()
+    replica._modules = {"0": nn.MaxPool2d(2)}  # as nn.parallel.replicate fills it
+    torch.testing.assert_close(replica(image()), F.max_pool2d(image(), 2))
+    assert stages == ["max_pool2d"]
+
+
 class KeepsLittle(nn.Sequential):
     """It says itself what is saved of it, and copied."""
 
