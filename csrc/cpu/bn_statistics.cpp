@@ -40,25 +40,25 @@ FASTCNN_CLONES void planes_moments(const T* x, Partial* moments, int64_t pixels,
 // The blocks [begin, end) of LINES_A_BLOCK NHWC pixels: means, then sums of squares, (blocks, 2, C).
 template <class T>
 FASTCNN_CLONES void pixels_moments(
-    const T* x, const float* origin, float* moments, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+    const T* x, double* moments, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block) {
-    float* __restrict mean = moments + block * 2 * channels;
-    float* __restrict squares = mean + channels;
+    double* __restrict mean = moments + block * 2 * channels;
+    double* __restrict squares = mean + channels;
     const int64_t first = block * LINES_A_BLOCK, last = std::min(first + LINES_A_BLOCK, pixels);
-    std::fill(mean, squares + channels, 0.0f);
+    std::fill(mean, squares + channels, 0.0);
     for (int64_t p = first; p < last; ++p) {
       const T* __restrict from = x + p * channels;
       for (int64_t c = 0; c < channels; ++c) {
-        mean[c] += static_cast<float>(from[c]) - origin[c];
+        mean[c] += static_cast<double>(static_cast<float>(from[c]));
       }
     }
     for (int64_t c = 0; c < channels; ++c) {
-      mean[c] /= static_cast<float>(last - first);
+      mean[c] /= static_cast<double>(last - first);
     }
     for (int64_t p = first; p < last; ++p) {
       const T* __restrict from = x + p * channels;
       for (int64_t c = 0; c < channels; ++c) {
-        const float off = static_cast<float>(from[c]) - origin[c] - mean[c];
+        const double off = static_cast<double>(static_cast<float>(from[c])) - mean[c];
         squares[c] += off * off;
       }
     }
@@ -66,7 +66,7 @@ FASTCNN_CLONES void pixels_moments(
 }
 
 template <class T>
-std::vector<Partial> channels_moments(const T* x, const Layout& layout, const std::vector<float>& origin) {
+std::vector<Partial> channels_moments(const T* x, const Layout& layout) {
   const int64_t channels = layout.channels;
   std::vector<Partial> total(channels);
   if (!layout.channels_last) {
@@ -79,12 +79,11 @@ std::vector<Partial> channels_moments(const T* x, const Layout& layout, const st
     return total;
   }
   const int64_t pixels = layout.images * layout.pixels, blocks = ceil_div(pixels, LINES_A_BLOCK);
-  std::vector<float> moments(blocks * 2 * channels);
-  parallel(blocks, LINES_A_BLOCK * channels * 2, [&](int64_t begin, int64_t end) {
-    pixels_moments(x, origin.data(), moments.data(), pixels, channels, begin, end);
-  });
+  std::vector<double> moments(blocks * 2 * channels);
+  parallel(blocks, LINES_A_BLOCK * channels * 2,
+      [&](int64_t begin, int64_t end) { pixels_moments(x, moments.data(), pixels, channels, begin, end); });
   for (int64_t block = 0; block < blocks; ++block) {
-    const float* mean = moments.data() + block * 2 * channels;
+    const double* mean = moments.data() + block * 2 * channels;
     const double count = static_cast<double>(std::min(LINES_A_BLOCK, pixels - block * LINES_A_BLOCK));
     for (int64_t c = 0; c < channels; ++c) {
       total[c].merge({mean[c], mean[channels + c], count});
@@ -106,13 +105,9 @@ Tensor bn_relu_statistics(const Tensor& input) {
   float* to = mutable_data<float>(statistics);
   with_type("batch_norm", x, [&](auto type) {
     const auto* from = data<decltype(type)>(x);
-    std::vector<float> origin(channels);
-    for (int64_t c = 0; channels_last && c < channels && x.numel() > 0; ++c) {
-      origin[c] = origin_of(static_cast<float>(from[c]));
-    }
-    const std::vector<Partial> total = channels_moments(from, shape, origin);
+    const std::vector<Partial> total = channels_moments(from, shape);
     for (int64_t c = 0; c < channels; ++c) {
-      to[c] = static_cast<float>(total[c].mean + origin[c]);
+      to[c] = static_cast<float>(total[c].mean);
       to[channels + c] = static_cast<float>(total[c].squares / total[c].count);
       to[2 * channels + c] = static_cast<float>(total[c].squares / (total[c].count - 1.0));
     }
