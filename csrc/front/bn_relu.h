@@ -26,16 +26,18 @@ struct Norm {
       variance = wide(tensors[2]);
       return;
     }
-    const at::NoGradGuard constant;
-    Tensor statistics;
+    Tensor unbiased;
     {
       const Below below;
-      statistics = first(call(*plan.statistics, tensors[0]));
+      const Tensor statistics = first(call(*plan.statistics, tensors[0]));
+      mean = statistics.select(0, 0);
+      variance = statistics.select(0, 1);
+      unbiased = statistics.select(0, 2);
     }
-    mean = statistics.select(0, 0);
-    variance = statistics.select(0, 1);
+    const at::AutoGradMode constant(false);
+    const at::AutoDispatchBelowAutograd below;  // but in-place changes are counted
     update(tensors[1], mean, plan.constants[0]);
-    update(tensors[2], statistics.select(0, 2), plan.constants[0]);
+    update(tensors[2], unbiased, plan.constants[0]);
   }
 
  private:

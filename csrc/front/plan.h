@@ -1,6 +1,7 @@
 #pragma once
 // What Python has planned of a call, and the operators that run it.
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/SafePyObject.h>
@@ -56,9 +57,10 @@ inline OperatorHandle operator_of(const char* name, const std::string& backend) 
   return c10::Dispatcher::singleton().findSchemaOrThrow((std::string("fastcnn::") + name).c_str(), backend.c_str());
 }
 
-// Call an operator; its outputs come back in a row.
+// Call an operator, which has nothing to do with autograd; its outputs come back in a row.
 template <class... Args>
 std::vector<IValue> call(const OperatorHandle& op, Args&&... args) {
+  const at::AutoDispatchBelowADInplaceOrView below;
   std::vector<IValue> stack;
   stack.reserve(sizeof...(args));
   (stack.emplace_back(std::forward<Args>(args)), ...);
