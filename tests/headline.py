@@ -18,6 +18,7 @@ from typing import Any
 import issue_slots
 import launching
 import limits
+import stock_kernels
 import torch
 
 from fastcnn.shapes import Window
@@ -97,6 +98,17 @@ def operators(dtype: torch.dtype, format: Any) -> Iterator[tuple[str, str, str, 
     yield "add+ReLU ResNet 56", "add_relu", "add_relu", (x, new(64, 256, 56))
     yield "add+ReLU backward ResNet 56", "add_relu", "add_relu_backward", (x, new(64, 256, 56))
 
+
+# Why a case takes more of the issue slots than AIM allows.
+WHY = {
+    r"NHWC.*pool (backward )?AlexNet": "nine places a window: two comparisons (NaN) and two selections each",
+    r"NCHW.*pool (backward )?AlexNet|NCHW LRN\+pool": "odd rows of pixels: two bytes an access",
+    r"NCHW.*pool (backward )?VGG": "rows of 28 or 14 leave vectors of four or two; the bias rounds as stock's",
+    r"NCHW LRN": "odd planes: two bytes an access, and sixteen channels load eight more around them",
+    r"NHWC LRN\+pool backward": "that of its pool",
+    r"batch norm statistics VGG 28": "the sums in float64 at a program's end, after few tiles",
+    r"bias.ReLU backward AlexNet 13": "a plane of 169 pixels fills a warp once",
+}
 
 # How often a kernel's loops run, by its arguments; each inner loop before its outer one.
 PASSES: dict[str, Callable[[dict[str, Any]], list[float]]] = {
@@ -184,6 +196,11 @@ def main() -> None:
                 f" ({kernel['instructions']:.0f} instructions, {kernel['loops']} loops)"
             )
             head = ""
+        if ratio > issue_slots.AIM:
+            reason = next((why for pattern, why in WHY.items() if re.search(pattern, row["case"])), "unexplained")
+            print(f"    over {issue_slots.AIM:.1f}: {reason}")
+    for stock in () if options else stock_kernels.rows():
+        print(f"stock: {stock['case']:37} {stock['issue'] * 1e6:6.1f} {stock['memory'] * 1e6:6.1f}")
     print("issue, memory: µs that an H200 takes to issue the instructions, and to move each tensor once; copy: the")
     print(
         "smaller ceiling as a share of the copy bandwidth; loads; stores: how many a thread has, of so many bytes each"

@@ -3,7 +3,6 @@
 Found by name in the sm_90 code of libtorch_cuda; where that cannot be had there are no rows.
 """
 
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -25,37 +24,27 @@ class Stock(NamedTuple):
     case: str
     name: str  # with the element's type as {type}
     passes: tuple[float, ...]  # of its loops, as issue_slots.work takes them
-    outputs: tuple[int, int]  # values that a thread computes, in bfloat16 and in float32
-    elements: int  # computed in all
+    elements: int  # computed in all, one by a thread and pass of its last loop
     moved: tuple[float, float]  # bytes for each: the elements' own, and others
 
 
 POOLED = 128 * 64 * 27 * 27
-MASKED = 64 * 64 * 224 * 224
 KERNELS = (
-    # The loops: where a window starts inside the image, its columns, its rows, and the outputs of a thread.
-    Stock("NCHW max-pool AlexNet 55", r"max_pool_forward_nchwI{type}iE", (1, 1, 3, 3, 1), (1, 1), POOLED, (5.15, 8.0)),
-    Stock(
-        "NCHW bias+ReLU backward VGG 224",
-        r"vectorized_elementwise_kernelILi{vector}ENS0_13BinaryFunctorI{type}.*threshold_kernel_impl.*",
-        (),
-        (8, 4),
-        MASKED,
-        (3.0, 0.0),
-    ),
+    # The loops: where a window starts inside the image (rows, columns), its columns, its rows, a thread's outputs.
+    Stock("NCHW max-pool AlexNet 55", "max_pool_forward_nchwI{type}iE", (1, 1, 3, 3, 1), POOLED, (5.15, 8.0)),
 )
 
 
 def kernels() -> dict[str, issue_slots.Code]:
     """Return the code of each function of the library's files that hold any of the kernels."""
     found: dict[str, issue_slots.Code] = {}
-    plain = [re.split(r"I\{|ILi", stock.name)[0].encode() for stock in KERNELS] + [b"threshold_kernel_impl"]
+    names = [stock.name.partition("I{")[0].encode() for stock in KERNELS]
     with tempfile.TemporaryDirectory() as folder:
         command = [launching.CUOBJDUMP, "-xelf", "sm_90.cubin", str(LIBRARY)]
         subprocess.run(command, cwd=folder, capture_output=True, check=True)
         for path in Path(folder).iterdir():
             content = path.read_bytes()
-            if any(part in content for part in (plain[0], plain[-1])):
+            if any(name in content for name in names):
                 command = [launching.CUOBJDUMP, "-sass", str(path)]
                 listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 found |= dict(issue_slots.functions(listing))
@@ -68,17 +57,15 @@ def rows() -> Iterator[dict[str, Any]]:
         return
     found = kernels()
     for stock in KERNELS:
-        for i, (type_name, (mangled, size)) in enumerate(TYPES.items()):
-            pattern = stock.name.format(type=mangled, vector=stock.outputs[i])
-            code = next((code for name, code in found.items() if re.search(pattern, name)), None)
+        for type_name, (mangled, size) in TYPES.items():
+            code = next((code for name, code in found.items() if stock.name.format(type=mangled) in name), None)
             if code is None:
                 continue
             work = issue_slots.work(code, stock.passes)
-            warps = stock.elements / stock.outputs[i] / 32
             memory = stock.elements * (stock.moved[0] * size + stock.moved[1]) / limits.COPY
             yield {
                 "case": f"{type_name} {stock.case}",
-                "issue": issue_slots.issue_seconds(work.clocks, warps),
+                "issue": issue_slots.issue_seconds(work.clocks, stock.elements / 32),
                 "memory": memory,
                 "instructions": work.instructions,
                 "loads": sorted(issue_slots.widths(code, "LDG").items()),
