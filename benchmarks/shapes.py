@@ -143,10 +143,10 @@ class AddReLU(nn.Module):
     """Stands for the sum and the ReLU that end a residual block, which are no layer of the model."""
 
 
-_NAMES = {("pool",): "max_pool"}  # of stages that are not named by their roles
+_NAMES: dict[tuple[str, ...], str] = {("pool",): "max_pool"}  # of stages that are not named by their roles
 _STEMS = {each.roles: _NAMES.get(each.roles, "_".join(each.roles)) for each in fused.STAGES}
 # The layers that an op can serve by itself, also where a model would run them within a longer stage.
-_SINGLE = {row: stem for row, stem in _STEMS.items() if row in (("lrn",), ("pool",))}
+_SINGLE = {row: stem for row, stem in _STEMS.items() if row[0] in ("lrn", "pool") and len(row) == 1}
 _NORMS = {row: stem for row, stem in _STEMS.items() if row[0] == "bn"}
 _DROPOUTS = {row: stem for row, stem in _STEMS.items() if "dropout" in row}
 TABLES = {stem: table for table in (_SINGLE, _NORMS, _DROPOUTS) for stem in table.values()}
