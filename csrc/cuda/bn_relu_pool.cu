@@ -26,7 +26,7 @@ __device__ __forceinline__ Vector<T, N> normalised(const Vector<T, N>& x, const 
 template <class T, int N, int SIDE>
 __global__ void __launch_bounds__(BLOCK_THREADS, 2)
     bn_relu_pool_kernel(const T* __restrict__ x, T* __restrict__ y, uint8_t* __restrict__ codes, Channels channels,
-        Window32 window, Plane32 plane, Strides strides, Steps steps, Walks walks) {
+        Window32 window, Plane32 plane, PlaneStrides strides, RouteSteps steps, Walks walks) {
   const Walk walk = start_walk<N>(walks);
   if (!walk.active) {
     return;
@@ -53,7 +53,7 @@ void run_pool(const NormPool& call) {
   const auto& [images, channels, pixels, channels_last] = call.layout;
   const Walks walks = make_walks(images, channels, call.plane.out_height * call.plane.out_width, channels_last, N,
       channels_last ? channels : 1, POOL_DEPTH);
-  const Strides strides(call.plane.height, call.plane.width, walks.stride);
+  const PlaneStrides strides(call.plane.height, call.plane.width, walks.stride);
   const int side = side_of_scan(call.window, strides.image);
   const auto kernel = side == 2   ? bn_relu_pool_kernel<T, N, 2>
                       : side == 3 ? bn_relu_pool_kernel<T, N, 3>
@@ -61,7 +61,7 @@ void run_pool(const NormPool& call) {
   uint8_t* codes = call.codes.numel() > 0 ? mutable_data<uint8_t>(call.codes) : nullptr;
   call.device.launch(kernel, walks.blocks(), walks.threads, 0, data<T>(call.x), mutable_data<T>(call.y), codes,
       call.channels, narrow(call.window), narrow(call.plane), strides,
-      Steps(walks, call.plane.out_height, call.plane.out_width), walks);
+      RouteSteps(walks, call.plane.out_height, call.plane.out_width), walks);
 }
 
 std::pair<Tensor, Tensor> norm_pool(const Tensor& input, const Norm& norm, const Window& window, bool codes) {

@@ -42,7 +42,7 @@ __device__ __forceinline__ Vector<T, N> load_bias(const T* bias, int64_t channel
 template <class T, int N, int SIDE, bool STAGE>
 __global__ void __launch_bounds__(BLOCK_THREADS, 3)
     pool_kernel(const T* __restrict__ x, T* __restrict__ y, uint8_t* __restrict__ codes, Stage<T> stage,
-        Window32 window, Plane32 plane, Strides strides, Steps steps, Walks walks) {
+        Window32 window, Plane32 plane, PlaneStrides strides, RouteSteps steps, Walks walks) {
   const Walk walk = start_walk<N>(walks);
   if (!walk.active) {
     return;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 3)
 // NCHW, 2x2 windows side by side over rows of whole vectors: one vector of each of two rows gives half a vector.
 template <class T, bool STAGE>
 __global__ void __launch_bounds__(BLOCK_THREADS) pool_pairs_kernel(const T* __restrict__ x, T* __restrict__ y,
-    uint8_t* __restrict__ codes, Stage<T> stage, Plane32 plane, Steps steps, Walks walks) {
+    uint8_t* __restrict__ codes, Stage<T> stage, Plane32 plane, RouteSteps steps, Walks walks) {
   constexpr int N = WIDTH<T>, HALF = N / 2;
   const Walk walk = start_walk<1>(walks);
   if (!walk.active) {
@@ -128,13 +128,13 @@ void run_pool(const PoolCall& pool) {
   const auto& [images, channels, pixels, channels_last] = pool.layout;
   const Walks walks = make_walks(images, channels, pool.plane.out_height * pool.plane.out_width, channels_last, N,
       channels_last ? channels : 1, POOL_DEPTH);
-  const Strides strides(pool.plane.height, pool.plane.width, walks.stride);
+  const PlaneStrides strides(pool.plane.height, pool.plane.width, walks.stride);
   const int side = side_of_scan(pool.window, strides.image);
   const auto kernel = side == 2   ? pool_kernel<T, N, 2, STAGE>
                       : side == 3 ? pool_kernel<T, N, 3, STAGE>
                                   : pool_kernel<T, N, 0, STAGE>;
   launch_pool<T, STAGE>(pool, walks, kernel, narrow(pool.window), narrow(pool.plane), strides,
-      Steps(walks, pool.plane.out_height, pool.plane.out_width));
+      RouteSteps(walks, pool.plane.out_height, pool.plane.out_width));
 }
 
 template <class T, bool STAGE>
@@ -147,7 +147,7 @@ void choose_pool(const PoolCall& pool) {
     const int64_t places = pool.plane.out_height * (pool.plane.width / N);
     const Walks walks = make_walks(images, channels, places, false, 1, N / 2, POOL_DEPTH);
     launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, narrow(pool.plane),
-        Steps(walks, pool.plane.out_height, pool.plane.width / N));
+        RouteSteps(walks, pool.plane.out_height, pool.plane.width / N));
   } else {
     run_pool<T, 1, STAGE>(pool);
   }

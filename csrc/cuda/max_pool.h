@@ -29,12 +29,12 @@ inline Plane32 narrow(const Plane& plane) {
 
 // The elements from an image, a row and a pixel to the next. Offsets within an image are counted in 32 bits where
 // MOST_OFFSETS allow: an address then takes one instruction, and six where compilers may sort sums of 64 bits.
-struct Strides {
+struct PlaneStrides {
   int64_t image;
   uint32_t line, pixel;
 
-  Strides() = default;
-  Strides(int64_t height, int64_t width, int64_t pixel)
+  PlaneStrides() = default;
+  PlaneStrides(int64_t height, int64_t width, int64_t pixel)
       : image(height * width * pixel),
         line(static_cast<uint32_t>(narrow(width * pixel))),
         pixel(static_cast<uint32_t>(narrow(pixel))) {}

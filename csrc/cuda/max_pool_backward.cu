@@ -60,9 +60,9 @@ FASTCNN_HOST_DEVICE Int patches(const AxisOf<Int>& axis, Same<Int> length) {
 // Windows of SIDE x SIDE neighbours at a stride of 2, SIDE 2 or 3. A place is a patch of 2x2 pixels: patch (i, j) lies
 // under window (i, j), its places 0 and 1, and if SIDE is 3 also under window i - 1 or j - 1, its place 2.
 template <class T, int N, int SIDE>
-__global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2)
-    unpool_patches_kernel(const T* __restrict__ grad, const uint8_t* __restrict__ codes, T* __restrict__ dx,
-        float* partials, Window32 window, Plane32 plane, Strides from, Strides to, Steps steps, Walks walks) {
+__global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2) unpool_patches_kernel(const T* __restrict__ grad,
+    const uint8_t* __restrict__ codes, T* __restrict__ dx, float* partials, Window32 window, Plane32 plane,
+    PlaneStrides from, PlaneStrides to, RouteSteps steps, Walks walks) {
   constexpr int REACH = SIDE - 1;  // windows over a patch, by axis
   const Walk walk = start_walk<N>(walks);
   Route route(walks, walk, steps);
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2)
 // Any window; a place is a pixel.
 template <class T, int N>
 __global__ void __launch_bounds__(BLOCK_THREADS) unpool_pixels_kernel(const T* grad, const uint8_t* codes, T* dx,
-    float* partials, Window32 window, Plane32 plane, Steps steps, Walks walks) {
+    float* partials, Window32 window, Plane32 plane, RouteSteps steps, Walks walks) {
   const Walk walk = start_walk<N>(walks);
   const auto &rows = window.rows, &columns = window.columns;
   Route route(walks, walk, steps);
@@ -181,7 +181,7 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
   const auto& [images, channels, pixels, channels_last] = call.layout;
   const auto& [height, width, out_height, out_width] = call.plane;
   const int64_t stride = channels_last ? channels : 1;
-  const Strides from(out_height, out_width, stride), to(height, width, stride);
+  const PlaneStrides from(out_height, out_width, stride), to(height, width, stride);
   const bool small = from.image > 0 && to.image <= MOST_OFFSETS && from.image <= MOST_OFFSETS;
   const int64_t side = small ? side_of(call.window) : 0;
   const int64_t down = side == 0 ? height : patches(call.window.rows, height);
@@ -190,7 +190,7 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
       UNPOOL_DEPTH, bias_grad ? MOST_SUMS : MOST_BLOCKS);
   Partials partials = new_partials(call.grad, walks, bias_grad);
   const int64_t shared_bytes = bias_grad ? shared_bytes_of_sums(walks, N) : 0;
-  const Steps steps(walks, down, across);
+  const RouteSteps steps(walks, down, across);
   const auto launch = [&](auto kernel, const auto&... strides) {
     device.launch(kernel, walks.blocks(), walks.threads, shared_bytes, data<T>(call.grad), data<uint8_t>(call.codes),
         mutable_data<T>(call.dx), bias_grad ? mutable_data<float>(partials.sums) : nullptr, narrow(call.window),

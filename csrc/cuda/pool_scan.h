@@ -113,7 +113,7 @@ __device__ __forceinline__ Best<T, N> scan(
 template <class T, int N, class Offset, class Prepare>
 struct ImageLoad {
   const T* image;
-  const Strides& strides;
+  const PlaneStrides& strides;
   const Prepare& prepare;
 
   __device__ __forceinline__ Offset line(int row) const { return static_cast<Offset>(row) * strides.line; }
@@ -127,8 +127,8 @@ struct ImageLoad {
 // they are compared.
 template <int SIDE, int N, class T, class Prepare>
 __device__ __forceinline__ void pool_walk(const T* x, T* y, uint8_t* codes, const Prepare& prepare, bool relu,
-    const Window32& window, const Plane32& plane, const Strides& strides, const Steps& steps, const Walks& walks,
-    const Walk& walk) {
+    const Window32& window, const Plane32& plane, const PlaneStrides& strides, const RouteSteps& steps,
+    const Walks& walks, const Walk& walk) {
   using Offset = std::conditional_t<SIDE == 0, uint64_t, uint32_t>;
   Route route(walks, walk, steps);
   const T* corner = x + walk.offset;

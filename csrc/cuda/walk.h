@@ -146,13 +146,13 @@ struct Position {
 };
 
 // How a thread's walk goes on over places that are rows of `width` columns: how far from one to its next.
-struct Steps {
+struct RouteSteps {
   SmallDivisor by_width;
   int height, width;
   int down, right;
 
-  Steps() = default;
-  Steps(const Walks& walks, int64_t height, int64_t width)
+  RouteSteps() = default;
+  RouteSteps(const Walks& walks, int64_t height, int64_t width)
       : by_width(width),
         height(static_cast<int>(height)),
         width(static_cast<int>(width)),
@@ -163,7 +163,7 @@ struct Steps {
 // Turns a walk's places into positions, without a division for each.
 class Route {
  public:
-  __device__ __forceinline__ Route(const Walks& walks, const Walk& walk, const Steps& steps) : steps_(steps) {
+  __device__ __forceinline__ Route(const Walks& walks, const Walk& walk, const RouteSteps& steps) : steps_(steps) {
     const int64_t image = walks.image.quotient(walk.first);
     const int rest = static_cast<int>(walk.first - image * walks.image.value), row = steps.by_width.quotient(rest);
     at = {static_cast<int>(walk.plane + image), row, rest - row * steps.width};
@@ -185,7 +185,7 @@ class Route {
   Position at;
 
  private:
-  const Steps& steps_;
+  const RouteSteps& steps_;
 };
 
 }  // namespace fastcnn::cuda
