@@ -144,9 +144,11 @@ class AddReLU(nn.Module):
 
 
 _NAMES: dict[tuple[str, ...], str] = {("pool",): "max_pool"}  # of stages that are not named by their roles
-_STEMS = {each.roles: _NAMES.get(each.roles, "_".join(each.roles)) for each in fused.STAGES}
+_STEMS: dict[tuple[str, ...], str] = {each.roles: _NAMES.get(each.roles, "_".join(each.roles)) for each in fused.STAGES}
 # The layers that an op can serve by itself, also where a model would run them within a longer stage.
-_SINGLE = {row: stem for row, stem in _STEMS.items() if row[0] in ("lrn", "pool") and len(row) == 1}
+_SINGLE: dict[tuple[str, ...], str] = {
+    row: stem for row, stem in _STEMS.items() if row[0] in ("lrn", "pool") and len(row) == 1
+}
 _NORMS = {row: stem for row, stem in _STEMS.items() if row[0] == "bn"}
 _DROPOUTS = {row: stem for row, stem in _STEMS.items() if "dropout" in row}
 TABLES = {stem: table for table in (_SINGLE, _NORMS, _DROPOUTS) for stem in table.values()}
