@@ -20,7 +20,7 @@ inline Tensor channel_numbers(const Tensor& numbers, int64_t channels) {
   STD_TORCH_CHECK(numbers.dim() == 1 && numbers.size(0) == channels &&
                       numbers.scalar_type() == torch::headeronly::ScalarType::Float,
       "batch_norm: expected ", channels, " numbers in float32");
-  return torch::stable::contiguous(numbers);
+  return dense(numbers, false);
 }
 
 inline Norm make_norm(const Tensor& input, const Tensor& mean, const Tensor& variance,

@@ -103,6 +103,12 @@ inline Tensor new_tensor(const Tensor& like, Sizes sizes, torch::headeronly::Sca
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format(axes, channels_last));
 }
 
+// An empty tensor with the shape and strides of another.
+inline Tensor new_like(const Tensor& like) {
+  return is_dense(like, false) ? new_tensor(like, like.sizes(), like.scalar_type(), false)
+                               : torch::stable::empty_like(like);
+}
+
 // The tensor with the strides of another of its shape, which is dense.
 inline Tensor laid_out_as(const Tensor& tensor, const Tensor& like) {
   for (int64_t axis = 0; axis < like.dim(); ++axis) {

@@ -28,7 +28,7 @@ FASTCNN_CLONES void mask_range(
 
 Tensor add_relu(const Tensor& input, const Tensor& other) {
   check_same_shape("add_relu", input, other);
-  Tensor y = torch::stable::empty_like(input);
+  Tensor y = new_like(input);
   const Tensor x = laid_out_as(input, y), added = laid_out_as(other, y);
   with_type("add_relu", y, [&](auto type) {
     using T = decltype(type);
@@ -40,7 +40,7 @@ Tensor add_relu(const Tensor& input, const Tensor& other) {
 
 Tensor add_relu_backward(const Tensor& grad, const Tensor& output) {
   check_same_shape("add_relu_backward", grad, output);
-  Tensor dx = torch::stable::empty_like(output);
+  Tensor dx = new_like(output);
   const Tensor from = laid_out_as(grad, dx), y = laid_out_as(output, dx);
   with_type("add_relu_backward", y, [&](auto type) {
     using T = decltype(type);

@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, con
   const Numbers numbers(make_norm(input, mean, variance, weight, bias, eps));
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
-  const Tensor unpooled = pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, false).first;
+  const Tensor unpooled = pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, nullptr);
   const Tensor flow = dense(unpooled, channels_last);
   return normalise_backward(flow, x, flow, numbers, training, true);
 }

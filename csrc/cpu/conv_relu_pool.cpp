@@ -46,7 +46,9 @@ std::tuple<Tensor, Tensor> conv_relu_pool_codes(const Tensor& input, const Tenso
 
 std::tuple<Tensor, Tensor> conv_relu_pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, bool bias_grad, const Window& window) {
-  return pool_backward(grad, codes, height, width, window, bias_grad);
+  const std::vector<int64_t> channels{bias_grad ? codes.size(1) : 0};
+  Tensor bias = new_tensor(grad, channels, grad.scalar_type(), false);
+  return {pool_backward(grad, codes, height, width, window, bias_grad ? &bias : nullptr), bias};
 }
 
 }  // namespace fastcnn::cpu

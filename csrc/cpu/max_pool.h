@@ -10,10 +10,10 @@ namespace fastcnn::cpu {
 // Pool (N, C, H, W) to (N, C, OH, OW), with ReLU if asked; codes are uint8, or empty if not asked for.
 std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool relu, bool codes);
 
-// Send gradients (N, C, OH, OW) back to their winners: (N, C, height, width), and their sums (C,) over all else, or
-// (0,) if not asked for.
-std::pair<Tensor, Tensor> pool_backward(
-    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad);
+// Send gradients (N, C, OH, OW) back to their winners: (N, C, height, width); bias, (C,) or null, gets their sums over
+// all else.
+Tensor pool_backward(
+    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, Tensor* bias);
 
 // The same on dense memory, for lrn_pool. Inside a parallel section they run in the calling thread. codes may be null;
 // sums, if not null, gets partial sums for a bias gradient.

@@ -152,8 +152,8 @@ FASTCNN_POOL(BFloat16);
 FASTCNN_POOL(Half);
 #undef FASTCNN_POOL
 
-std::pair<Tensor, Tensor> pool_backward(
-    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, bool bias_grad) {
+Tensor pool_backward(
+    const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, Tensor* bias) {
   STD_TORCH_CHECK(
       codes.dim() == 4 && grad.dim() == 4, "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
   for (int64_t axis = 0; axis < 4; ++axis) {
@@ -164,23 +164,22 @@ std::pair<Tensor, Tensor> pool_backward(
   const int64_t images = codes.size(0), channels = codes.size(1);
   const Layout shape{images, channels, height * width, channels_last};
   const Plane plane{height, width, codes.size(2), codes.size(3)};
-  const std::vector<int64_t> sizes{images, channels, height, width}, bias_sizes{bias_grad ? channels : 0};
+  const std::vector<int64_t> sizes{images, channels, height, width};
   Tensor dx = new_tensor(grad, sizes, grad.scalar_type(), channels_last);
-  Tensor bias = new_tensor(grad, bias_sizes, grad.scalar_type(), false);
   with_type("max_pool_backward", from, [&](auto type) {
     using T = decltype(type);
-    std::vector<float> sums(bias_grad ? sums_of(plane, shape) * channels : 0);
-    pool_backward_into(data<T>(from), data<uint8_t>(code), mutable_data<T>(dx), bias_grad ? sums.data() : nullptr,
-        plane, shape, window);
-    if (bias_grad) {
-      add_partial_sums(sums.data(), sums_of(plane, shape), channels, mutable_data<T>(bias));
+    std::vector<float> sums(bias ? sums_of(plane, shape) * channels : 0);
+    pool_backward_into(
+        data<T>(from), data<uint8_t>(code), mutable_data<T>(dx), bias ? sums.data() : nullptr, plane, shape, window);
+    if (bias) {
+      add_partial_sums(sums.data(), sums_of(plane, shape), channels, mutable_data<T>(*bias));
     }
   });
-  return {dx, bias};
+  return dx;
 }
 
 Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window) {
-  return pool_backward(grad, codes, height, width, window, false).first;
+  return pool_backward(grad, codes, height, width, window, nullptr);
 }
 
 }  // namespace fastcnn::cpu

@@ -19,8 +19,11 @@ namespace fastcnn::cpu {
 template <class Run>
 void parallel(int64_t count, int64_t cost, const Run& run) {
   constexpr int64_t COST_OF_A_THREAD = 32768;
-  if (count > 0) {
-    torch::stable::parallel_for(0, count, std::max<int64_t>(1, COST_OF_A_THREAD / std::max<int64_t>(cost, 1)), run);
+  const int64_t least = std::max<int64_t>(1, COST_OF_A_THREAD / std::max<int64_t>(cost, 1));  // items of a thread
+  if (count > least) {
+    torch::stable::parallel_for(0, count, least, run);
+  } else if (count > 0) {
+    run(int64_t{0}, count);
   }
 }
 
