@@ -1,5 +1,6 @@
 """Pretrained weights: downloaded once, their hash checked, nothing left of a bad download; training from them."""
 
+import inspect
 import json
 import socket
 import warnings
@@ -107,7 +108,7 @@ def test_weights_have_torchvisions_names(name: str) -> None:
     members = models.get_model_weights(name)
     for given in (members.DEFAULT, "DEFAULT", "IMAGENET1K_V1", f"{members.__name__}.IMAGENET1K_V1"):
         assert pretrained_weights(name, given) is members.IMAGENET1K_V1
-    assert fastcnn.models.MODELS[name].build.__kwdefaults__["weights"] is None
+    assert inspect.signature(fastcnn.models.MODELS[name].build).parameters["weights"].default is None
 
 
 @pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter", "ignore:for .*no-op")
