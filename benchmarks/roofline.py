@@ -7,7 +7,7 @@ unpools the gradient (and sums the bias gradient on the way), then the two convo
 in training adds one pass forward (its statistics come from the convolution's own pass) and two backward, as it needs
 sums before it can give a gradient; in evaluation it is folded into the convolution. By itself it takes a pass for its
 statistics, too; where these are the running ones, neither that nor the second pass backward. Images that a stage
-normalises are read as bytes, and dropout costs nothing beside the ReLU before it. Of whole models, optimizer, loss and
+normalizes are read as bytes, and dropout costs nothing beside the ReLU before it. Of whole models, optimizer, loss and
 the casts of autocast are left out.
 """
 

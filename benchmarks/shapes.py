@@ -59,7 +59,7 @@ class Stage(NamedTuple):
 
     @property
     def bytes(self) -> bool:
-        """Whether its input is images of one byte a value, to be normalised."""
+        """Whether its input is images of one byte a value, to be normalized."""
         return self.stem.startswith("normalize")
 
     @property

@@ -10,7 +10,7 @@ ALGORITHMS = {
     "packed": ("triton",),
     "space_to_depth": ("triton",),
 }
-# Those that normalise images on their way.
+# Those that normalize images on their way.
 JOINED = {"packed": ("triton",), "space_to_depth": ("triton",)}
 # The convolution's own gradients that may be ours too: named after the algorithm and a plus, else they are torch's.
 GRADIENTS = {"dgrad": ("triton",), "wgrad": ("triton",)}

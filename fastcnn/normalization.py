@@ -19,7 +19,7 @@ def is_recorded(input: Any) -> bool:
 
 
 class Normalize(nn.Module):
-    """Normalise images, bytes from 0 to 255 or floats from 0 to 1: ``(x - mean) / std`` in one pass.
+    """Normalize images, bytes from 0 to 255 or floats from 0 to 1: ``(x - mean) / std`` in one pass.
 
     `mean` and `std` are a number or one for each channel, `dtype` that of the output; see
     `fastcnn.functional.normalize`. Before a first convolution in a `fastcnn.nn.Sequential` it joins that one's stage.
@@ -60,7 +60,7 @@ class Normalize(nn.Module):
         return self
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input`: (N, C, H, W) or (C, H, W)."""
+        """Normalize `input`: (N, C, H, W) or (C, H, W)."""
         if is_recorded(input):
             return _stock_normalize(input, self.mean, self.std, self.dtype)
         return FF.normalize(*self.arguments(input))
@@ -83,6 +83,6 @@ def _numbers(values: Any) -> list[float]:
 
 @torch.fx.wrap
 def _stock_normalize(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Normalise in torch's operators alone; a graph of torch.fx, which knows no dtypes, holds the call."""
+    """Normalize in torch's operators alone; a graph of torch.fx, which knows no dtypes, holds the call."""
     unit = input / 255 if input.dtype == torch.uint8 else input
     return ((unit - mean[:, None, None]) / std[:, None, None]).to(dtype or unit.dtype)

@@ -135,7 +135,7 @@ def conv_memory_format(input: Tensor, weight: Tensor) -> torch.memory_format:
 
 
 class LRN(NamedTuple):
-    """Local response normalisation over `size` channels: y = x / (k + alpha / size * sum of x**2) ** beta."""
+    """Local response normalization over `size` channels: y = x / (k + alpha / size * sum of x**2) ** beta."""
 
     size: int
     alpha: float

@@ -69,7 +69,7 @@ def normalize_conv_relu(
     dilation: Any,
     groups: Any,
 ) -> Any:
-    """Normalise images, convolve and take the ReLU: as one where a kernel does, else one after another."""
+    """Normalize images, convolve and take the ReLU: as one where a kernel does, else one after another."""
     images, settings = (input, mean, std, dtype), (weight, bias, stride, padding, dilation, groups)
     fused = join_relu(images, *settings)
     return FF.conv2d_relu(FF.normalize(*images), *settings) if fused is None else fused
@@ -101,7 +101,7 @@ def normalize_conv_relu_pool(
 
 
 def _normalize_conv_relu(input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module) -> Any:
-    if conv.padding_mode != "zeros":  # what is normalised is padded next
+    if conv.padding_mode != "zeros":  # what is normalized is padded next
         return run_conv_relu(normalize(input), conv, relu)
     return normalize_conv_relu(*normalize.arguments(input), *conv_arguments(input, conv)[1:])
 
@@ -272,7 +272,7 @@ def _run(stage: Stage, input: Any, layers: tuple[Any, ...]) -> Any:
 
 
 def run_lrn(input: Any, lrn: nn.LocalResponseNorm) -> Any:
-    """Run a local response normalisation."""
+    """Run a local response normalization."""
     return _run(_LRN, input, (lrn,))
 
 

@@ -10,7 +10,7 @@ import fastcnn
 import fastcnn.functional as FF
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NORM = (5, 0.5, 0.75, 2.0)  # an alpha at which the normalisation bends
+NORM = (5, 0.5, 0.75, 2.0)  # an alpha at which the normalization bends
 
 
 @contextmanager

@@ -42,8 +42,8 @@ CASES: dict[str, tuple[Case, dict[str, Any]]] = {
 
 
 def stock(case: Case, pool: dict[str, Any], input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    normalised = F.batch_norm(input, *statistics(case, input), weight, bias, training=case.training, eps=case.eps)
-    return F.max_pool2d(F.relu(normalised), **pool)
+    normalized = F.batch_norm(input, *statistics(case, input), weight, bias, training=case.training, eps=case.eps)
+    return F.max_pool2d(F.relu(normalized), **pool)
 
 
 def fused(case: Case, pool: dict[str, Any], input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

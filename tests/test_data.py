@@ -146,7 +146,7 @@ def test_batches_from_a_later_step_are_the_rest_of_the_epoch() -> None:
     assert list(tensor_data().train_batches(epoch=2, first_step=7)) == []
 
 
-def test_images_are_normalised() -> None:
+def test_images_are_normalized() -> None:
     images = torch.cat([x for x, _ in tensor_data().test_batches()])
     assert images.shape == (NUM_IMAGES, 1, 4, 4)
     assert images.mean().abs() < 1e-5
@@ -158,8 +158,8 @@ def test_images_lie_on_the_device_as_bytes_and_become_the_floats_of_the_formula(
     data = tensor_data()
     resident = [value for value in vars(data).values() if isinstance(value, torch.Tensor)]
     assert sum(value.nbytes for value in resident) == 2 * NUM_IMAGES * (16 + 8) + 4  # pixels, labels, one number
-    normalised = (images / 255 - (images / 255).mean()) / (images / 255).std()
-    torch.testing.assert_close(torch.cat([x for x, _ in data.test_batches()]), normalised)
+    normalized = (images / 255 - (images / 255).mean()) / (images / 255).std()
+    torch.testing.assert_close(torch.cat([x for x, _ in data.test_batches()]), normalized)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 100])

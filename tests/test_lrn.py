@@ -1,4 +1,4 @@
-"""Local response normalisation against stock torch."""
+"""Local response normalization against stock torch."""
 
 from functools import partial
 from typing import Any

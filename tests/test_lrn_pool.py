@@ -136,6 +136,6 @@ def test_values_that_round_to_the_same_are_equal(backend: Any) -> None:
 @each_backend
 @each_format
 def test_gradient_of_a_window_of_negative_infinities(format: torch.memory_format, backend: Any) -> None:
-    # float16 overflows where the normalised value is larger than the value
+    # float16 overflows where the normalized value is larger than the value
     x = torch.full((1, 24, 2, 4), -6e4, dtype=torch.float16, device=DEVICE).to(memory_format=format)
     assert_same(*both({"size": 5, "alpha": 0.0, "k": 0.1}, {"kernel_size": 2}), (x,), backend)

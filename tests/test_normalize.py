@@ -1,4 +1,4 @@
-"""Normalisation of images: alone, against stock torch and torchvision, and as the first layer of a Sequential."""
+"""Normalization of images: alone, against stock torch and torchvision, and as the first layer of a Sequential."""
 
 import copy
 from collections import OrderedDict
@@ -34,7 +34,7 @@ def images(*shape: int, format: torch.memory_format = torch.contiguous_format) -
 
 
 def stock(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Normalise as torchvision does, in the output's own dtype."""
+    """Normalize as torchvision does, in the output's own dtype."""
     unit = x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
     return (unit - mean.to(dtype)[:, None, None]) / std.to(dtype)[:, None, None]
 

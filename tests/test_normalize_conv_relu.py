@@ -1,4 +1,4 @@
-"""Normalisation joined with convolution and ReLU: the stage of a Sequential against its layers run by stock torch."""
+"""Normalization joined with convolution and ReLU: the stage of a Sequential against its layers run by stock torch."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def stage(channels: int, settings: dict[str, Any], pool: dict[str, Any] | None =
 
 
 def stock(settings: dict[str, Any], pool: dict[str, Any] | None = None) -> Any:
-    """Return what torch does: normalise in float32, cast, convolve."""
+    """Return what torch does: normalize in float32, cast, convolve."""
 
     def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -119,7 +119,7 @@ def test_without_bias_and_without_batch(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", [PACKED, DEEP], ids="-".join)
-def test_padding_is_zero_after_the_normalisation(backend: Any) -> None:
+def test_padding_is_zero_after_the_normalization(backend: Any) -> None:
     x = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8, device=DEVICE)
     weight = torch.ones(8, 3, 2, 2, device=DEVICE)
     with torch.no_grad(), fastcnn.use_backend(backend[0], algorithm=backend[1]):

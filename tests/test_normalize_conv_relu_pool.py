@@ -1,4 +1,4 @@
-"""Normalisation joined with convolution, ReLU and max-pool, against its layers run by stock torch."""
+"""Normalization joined with convolution, ReLU and max-pool, against its layers run by stock torch."""
 
 from typing import Any
 

@@ -91,7 +91,7 @@ def test_classic_crops(size: int, tmp_path: Path) -> None:
     assert batch.equal(pixels[0])
 
 
-def test_network_normalises_bytes(images: str) -> None:
+def test_network_normalizes_bytes(images: str) -> None:
     """In both lanes, by ImageNet's statistics; one kernel does that and the first convolution where there is one."""
     settings = replace(SETTINGS, data=images, compare=True)
     data, (stock, fused) = prepare.prepare(settings, distributed.World(), None)
@@ -111,7 +111,7 @@ def test_network_normalises_bytes(images: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_network_begins_with_what_normalises(name: str) -> None:
+def test_every_network_begins_with_what_normalizes(name: str) -> None:
     entry = MODELS[name]
     statistics = STATISTICS[entry.input_size[0]]
     with torch.device("meta"):

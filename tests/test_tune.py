@@ -360,7 +360,7 @@ def bytes_model(pool):
 
 
 @pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
-def test_what_normalises_bytes_and_convolves_is_a_stage(pool, monkeypatch):
+def test_what_normalizes_bytes_and_convolves_is_a_stage(pool, monkeypatch):
     """Its candidates are the kernels that do both; auto follows the table, by this stage's own entry alone."""
     stem = "normalize_conv_relu_pool" if pool else "normalize_conv_relu"
     monkeypatch.setitem(candidates.ON, "cpu", ("triton",))
@@ -390,7 +390,7 @@ def test_what_normalises_bytes_and_convolves_is_a_stage(pool, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["mean", "std"])
-def test_a_kernel_that_normalises_wrongly_is_refused(wrong, monkeypatch):
+def test_a_kernel_that_normalizes_wrongly_is_refused(wrong, monkeypatch):
     monkeypatch.setattr(tuner.Stage, "call", wrong_constants(wrong))
     stub_timer(monkeypatch, {"torch": 2.0, "triton": 1.0})
     monkeypatch.setattr(run, "candidates", lambda op, device, only: [STOCK, Winner("triton", "packed")])

@@ -1,4 +1,4 @@
-// Batch norm + ReLU: one pass to normalise; backward: one for the gradients' sums, and in training one that writes. The
+// Batch norm + ReLU: one pass to normalize; backward: one for the gradients' sums, and in training one that writes. The
 // ReLU's mask is computed again from x, rounded as the output was.
 
 #include "bn_relu.h"
@@ -59,7 +59,7 @@ FASTCNN_CLONES void normalise_pixels(
   }
 }
 
-// The gradient that flows to the normalised value.
+// The gradient that flows to the normalized value.
 template <class T, bool MASK>
 FASTCNN_HOST_DEVICE float flowing(T grad, float x, float mean, float scale, float bias) {
   const float value = static_cast<float>(grad);

@@ -14,7 +14,7 @@ struct Numbers {
   explicit Numbers(const Norm& norm);
 };
 
-// Normalise the layout's images, with ReLU if asked. In NCHW the first plane is of the channel `first`, and the layout
+// Normalize the layout's images, with ReLU if asked. In NCHW the first plane is of the channel `first`, and the layout
 // may hold fewer channels than there are numbers.
 template <class T>
 void normalise_into(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers, bool relu);

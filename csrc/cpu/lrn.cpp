@@ -1,4 +1,4 @@
-// Local response normalisation across channels, forward and backward, in one pass over memory.
+// Local response normalization across channels, forward and backward, in one pass over memory.
 //
 // A block of pixels of one image is brought to float32: NCHW as lines of pixels, one a channel; NHWC as lines of
 // channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are

@@ -1,4 +1,4 @@
-// Batch norm + ReLU: one pass to normalise; backward: one for the gradients' sums, one that writes. The ReLU's mask is
+// Batch norm + ReLU: one pass to normalize; backward: one for the gradients' sums, one that writes. The ReLU's mask is
 // computed again from x, rounded as the output was.
 
 #include "../math/select.h"
@@ -34,7 +34,7 @@ __device__ __forceinline__ void bn_relu(const T* x, T* y, int64_t step, const Th
   }
 }
 
-// Normalise x and apply ReLU. ALONG_CHANNELS: a vector's elements are neighbouring channels, not pixels.
+// Normalize x and apply ReLU. ALONG_CHANNELS: a vector's elements are neighbouring channels, not pixels.
 template <class T, int N, bool ALONG_CHANNELS>
 __global__ void __launch_bounds__(BLOCK_THREADS)
     bn_relu_kernel(const T* __restrict__ x, T* __restrict__ y, Channels channels, Walks walks) {
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
   }
 }
 
-// The gradients that flow to N normalised values. MASK: the gradient is that of the ReLU's output.
+// The gradients that flow to N normalized values. MASK: the gradient is that of the ReLU's output.
 template <bool MASK, int N, int M, class T>
 __device__ __forceinline__ Floats<N> flowing(const Vector<T, N>& grad, const Floats<N>& x, const ThreadNorm<M>& norm) {
   Floats<N> flow = unpack(grad);

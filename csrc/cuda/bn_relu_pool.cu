@@ -1,4 +1,4 @@
-// Batch norm + ReLU + max-pool: the normalised values are never written. Backward unpools, then goes on as bn_relu's.
+// Batch norm + ReLU + max-pool: the normalized values are never written. Backward unpools, then goes on as bn_relu's.
 
 #include "../ops.h"
 #include "batch_norm.h"
@@ -11,7 +11,7 @@
 namespace fastcnn::cuda {
 namespace {
 
-// Normalised and rounded as values that were written would be, so that the same place wins.
+// Normalized and rounded as values that were written would be, so that the same place wins.
 template <class T, int N>
 __device__ __forceinline__ Vector<T, N> normalised(const Vector<T, N>& x, const ThreadNorm<N>& norm) {
   Vector<T, N> y;
@@ -22,7 +22,7 @@ __device__ __forceinline__ Vector<T, N> normalised(const Vector<T, N>& x, const 
   return y;
 }
 
-// Normalise x and pool to y and codes (null if not asked for); SIDE is 0 for any window.
+// Normalize x and pool to y and codes (null if not asked for); SIDE is 0 for any window.
 template <class T, int N, int SIDE>
 __global__ void __launch_bounds__(BLOCK_THREADS, 2)
     bn_relu_pool_kernel(const T* __restrict__ x, T* __restrict__ y, uint8_t* __restrict__ codes, Channels channels,

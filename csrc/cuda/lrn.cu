@@ -1,4 +1,4 @@
-// Local response normalisation across channels, forward and backward: lrn.h says how a tensor is shared out.
+// Local response normalization across channels, forward and backward: lrn.h says how a tensor is shared out.
 
 #include "lrn.h"
 

@@ -1,5 +1,5 @@
-// LRN + max-pool. Forward: a block normalises the pixels under its tile of windows into shared memory, rounded as a
-// normalised tensor would be, and pools from there. Backward: LRN's, from the pooled gradient and the codes.
+// LRN + max-pool. Forward: a block normalizes the pixels under its tile of windows into shared memory, rounded as a
+// normalized tensor would be, and pools from there. Backward: LRN's, from the pooled gradient and the codes.
 
 #include "lrn_pool.h"
 
@@ -132,7 +132,7 @@ __device__ __forceinline__ void normalise_tile(
   }
 }
 
-// Loads normalised values from a block's tile.
+// Loads normalized values from a block's tile.
 template <class T, int N>
 struct TileLoad {
   const T* shared;  // of the thread's first channel
@@ -195,7 +195,7 @@ struct Plan {
   int64_t shared_bytes;
 };
 
-// Tiles of channels worth a line of memory and enough windows that those at the border, which other blocks normalise
+// Tiles of channels worth a line of memory and enough windows that those at the border, which other blocks normalize
 // again, are few; smaller where windows are large.
 template <class T>
 Plan make_plan(Path path, const Window& window, const Plane& plane, const Layout& layout) {

@@ -1,5 +1,5 @@
 #pragma once
-// Local response normalisation of one value: y = x * scale ** -beta, scale = k + alpha / size * (sum of x**2 over the
+// Local response normalization of one value: y = x * scale ** -beta, scale = k + alpha / size * (sum of x**2 over the
 // window of channels).
 
 #include <cmath>

@@ -1,4 +1,4 @@
-"""Local response normalisation: the window over channels, and how often memory is passed."""
+"""Local response normalization: the window over channels, and how often memory is passed."""
 
 from matplotlib.figure import Figure
 

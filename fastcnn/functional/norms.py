@@ -1,4 +1,4 @@
-"""Normalisations, with what follows them."""
+"""Normalizations, with what follows them."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from fastcnn.shapes import Size
 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """Normalise each value by its neighbours in the channel axis, as ``torch.nn.functional.local_response_norm``.
+    """Normalize each value by its neighbours in the channel axis, as ``torch.nn.functional.local_response_norm``.
 
     ``y = x / (k + alpha / size * sum of x**2 over size channels) ** beta`` (Krizhevsky et al., 2012, section 3.3; the
     paper's alpha is torch's alpha / size). Arithmetic is in float32.
@@ -51,11 +51,11 @@ def local_response_norm_max_pool2d(
     pool_padding: Size = 0,
     pool_ceil_mode: bool = False,
 ) -> Tensor:
-    """Normalise across channels, then max-pool: ``F.max_pool2d(F.local_response_norm(...), ...)`` in one stage.
+    """Normalize across channels, then max-pool: ``F.max_pool2d(F.local_response_norm(...), ...)`` in one stage.
 
     Args:
         input: (N, C, H, W); NCHW or channels_last.
-        size, alpha, beta, k: of the normalisation, as in :func:`local_response_norm`.
+        size, alpha, beta, k: of the normalization, as in :func:`local_response_norm`.
         pool_size, pool_stride, pool_padding, pool_ceil_mode: of the pool, as in :func:`conv2d_relu_max_pool2d`.
 
     Returns:
@@ -85,7 +85,7 @@ def batch_norm_relu(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise each channel and apply ReLU: ``F.relu(F.batch_norm(...))`` in one stage.
+    """Normalize each channel and apply ReLU: ``F.relu(F.batch_norm(...))`` in one stage.
 
     ``y = relu((x - mean) / sqrt(variance + eps) * weight + bias)`` (Ioffe, Szegedy, "Batch Normalization", 2015); in
     training with the input's own mean and biased variance over all but the channels, else with the running ones. The
@@ -133,7 +133,7 @@ def batch_norm_relu_max_pool2d(
     pool_padding: Size = 0,
     pool_ceil_mode: bool = False,
 ) -> Tensor:
-    """Normalise, apply ReLU and max-pool: ``F.max_pool2d(F.relu(F.batch_norm(...)), ...)`` in one stage.
+    """Normalize, apply ReLU and max-pool: ``F.max_pool2d(F.relu(F.batch_norm(...)), ...)`` in one stage.
 
     Args:
         input: (N, C, H, W); NCHW or channels_last.
@@ -162,7 +162,7 @@ def batch_norm_relu_max_pool2d(
 
 
 def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None = None) -> Tensor:
-    """Normalise images: ``(x - mean) / std``, where bytes stand for 0 to 1; in one pass, the cast included.
+    """Normalize images: ``(x - mean) / std``, where bytes stand for 0 to 1; in one pass, the cast included.
 
     As ``torchvision.transforms.v2.ToDtype(float32, scale=True)`` and ``Normalize``. Kernels: backend ``triton``; the
     other backends run torch's operations.

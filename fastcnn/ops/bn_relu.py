@@ -1,6 +1,6 @@
 """Batch norm and ReLU: the operators ``bn_relu``, ``bn_relu_statistics`` and ``bn_relu_backward``, and autograd.
 
-In training one pass takes the statistics and one normalises; backward is one pass for the two sums of a batch norm's
+In training one pass takes the statistics and one normalizes; backward is one pass for the two sums of a batch norm's
 gradient and one that writes it. Nothing is kept but the input and two numbers a channel: the ReLU's mask is computed
 again from them.
 """

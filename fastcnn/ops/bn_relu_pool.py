@@ -1,6 +1,6 @@
 """Batch norm, ReLU and max-pool: ``bn_relu_pool``, ``bn_relu_pool_codes``, their backward, and autograd.
 
-The statistics are those of ``bn_relu``; the normalised values are never written.
+The statistics are those of ``bn_relu``; the normalized values are never written.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Local response normalisation across channels: the operators ``lrn`` and ``lrn_backward``, and autograd."""
+"""Local response normalization across channels: the operators ``lrn`` and ``lrn_backward``, and autograd."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ def kernel_norm(norm: LRN) -> LRN:
 
 
 def refuse(input: Tensor, norm: LRN) -> str:
-    """Say why no kernel normalises this input so, or return an empty string."""
+    """Say why no kernel normalizes this input so, or return an empty string."""
     constants = {"alpha": norm.alpha, "beta": norm.beta, "k": norm.k}
     if reason := checks.refuse_dtype(input) or checks.refuse_constants(**constants):
         return reason

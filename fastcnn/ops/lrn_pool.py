@@ -34,7 +34,7 @@ _backward = OP.define("lrn_pool_backward", f"(Tensor grad, Tensor codes, {OP.sch
 
 
 class LRNPool(torch.autograd.Function):
-    """(N, C, H, W) -> pooled normalised values and codes; saves the input and the codes."""
+    """(N, C, H, W) -> pooled normalized values and codes; saves the input and the codes."""
 
     @staticmethod
     def forward(input: Tensor, norm: LRN, window: Window, backend: str) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Normalisation of images: the reference, the operator ``normalize``, and autograd."""
+"""Normalization of images: the reference, the operator ``normalize``, and autograd."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +68,7 @@ def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype
 def prepare(
     function: str, input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Check a normalisation's arguments; return mean and std as vectors on the input's device, and the output's dtype.
+    """Check a normalization's arguments; return mean and std as vectors on the input's device, and the output's dtype.
 
     The vectors are float32, or float64 where input or output are.
     """
@@ -118,7 +118,7 @@ def check_constants(function: str, name: str, values: float | Sequence[float]) -
 
 
 def refuse(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> str:
-    """Say why no kernel normalises these, or return an empty string."""
+    """Say why no kernel normalizes these, or return an empty string."""
     if input.dtype not in (torch.uint8, *checks.KERNEL_DTYPES):
         return f"takes argument 'input' in uint8, float32, float16 or bfloat16, got {input.dtype}"
     if dtype not in checks.KERNEL_DTYPES:

@@ -1,6 +1,6 @@
-"""Normalisation joined with the convolution that follows and its ReLU: ``normalize_conv_relu``, and autograd.
+"""Normalization joined with the convolution that follows and its ReLU: ``normalize_conv_relu``, and autograd.
 
-Only some algorithms read images that are not normalised yet (`JOINED`); for every other way to run the convolution
+Only some algorithms read images that are not normalized yet (`JOINED`); for every other way to run the convolution
 there is nothing here, and the two functions run one after another; so they do under `auto`, but for what a tuning table
 has measured.
 """
@@ -56,7 +56,7 @@ _forward = OP.forward(_fake, flops)
 
 
 class NormalizeConvReLU(torch.autograd.Function):
-    """(N, C, H, W) -> (N, C_out, OH, OW); saves images, weight and output, and normalises again for the backward."""
+    """(N, C, H, W) -> (N, C_out, OH, OW); saves images, weight and output, and normalizes again for the backward."""
 
     @staticmethod
     def forward(
@@ -96,10 +96,10 @@ def image_gradients(
     if not (needs[0] or needs[3]):
         return None, None
     if autograd.differentiable():
-        normalised = normalize.reference(input, mean, std, weight.dtype)
+        normalized = normalize.reference(input, mean, std, weight.dtype)
     else:
-        normalised = normalize.forward[backend](input, mean, std, weight.dtype)
-    grad_input, grad_weight = gradients(grad, normalised, weight, settings, (needs[0], needs[3]))
+        normalized = normalize.forward[backend](input, mean, std, weight.dtype)
+    grad_input, grad_weight = gradients(grad, normalized, weight, settings, (needs[0], needs[3]))
     return None if grad_input is None else normalize.input_gradient(grad_input, std, input.dtype), grad_weight
 
 
@@ -109,7 +109,7 @@ _run = runner(NormalizeConvReLU, _forward)
 def joined(
     op: Op, norm_arguments: tuple[Any, ...], layer: tuple[Any, ...], pool: tuple[Any, ...] = ()
 ) -> Joined | None:
-    """Return a call that one kernel can run, or None where normalisation and convolution are to run by themselves.
+    """Return a call that one kernel can run, or None where normalization and convolution are to run by themselves.
 
     Args:
         op: the joined stage.
@@ -129,7 +129,7 @@ def joined(
     route, call = choose(op.stem, op.function, (*norm_arguments, *layer, *pool), prepared, _refuse)
     backend, algorithm, _ = route
     if algorithm is None or "+" in algorithm or backend not in JOINED.get(algorithm.partition(":")[0], ()):
-        return None  # nor where gradients are to be ours, which read images that are normalised
+        return None  # nor where gradients are to be ours, which read images that are normalized
     images, weight, bias, settings = call
     if images.shape != input.shape or images.dtype != dtype:  # padded by hand, or cast: not by the kernel
         return None
@@ -147,7 +147,7 @@ def normalize_conv_relu(norm_arguments: tuple[Any, ...], *layer: Any) -> Tensor 
 
 
 def stage(*arguments: Any) -> Tensor:
-    """Run the whole stage: by one kernel, or normalisation and the rest one after another."""
+    """Run the whole stage: by one kernel, or normalization and the rest one after another."""
     images, *groups = OP.split(arguments)
     others = [each for group in groups for each in group]
     joined_output = normalize_conv_relu(images, *others)

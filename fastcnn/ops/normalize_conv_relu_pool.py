@@ -1,4 +1,4 @@
-"""Normalisation, convolution, ReLU and max-pool: ``normalize_conv_relu_pool``, its ``_codes``, and autograd."""
+"""Normalization, convolution, ReLU and max-pool: ``normalize_conv_relu_pool``, its ``_codes``, and autograd."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ _codes = OP.codes(_fake, flops)
 
 
 class NormalizeConvReLUPool(torch.autograd.Function):
-    """(N, C, H, W) -> pooled values and codes; saves images, weight and codes, and normalises again later."""
+    """(N, C, H, W) -> pooled values and codes; saves images, weight and codes, and normalizes again later."""
 
     @staticmethod
     def forward(
@@ -101,7 +101,7 @@ def normalize_conv_relu_pool(norm_arguments: tuple[Any, ...], *arguments: Any) -
 
 
 def stage(*arguments: Any) -> Tensor:
-    """Run the whole stage: by one kernel, or normalisation and the rest one after another."""
+    """Run the whole stage: by one kernel, or normalization and the rest one after another."""
     images, *groups = OP.split(arguments)
     others = [each for group in groups for each in group]
     joined_output = normalize_conv_relu_pool(images, *others)

@@ -1,4 +1,4 @@
-"""Batch norm + ReLU in Triton: normalise + ReLU in one pass; backward: two sums in one, the gradient in another.
+"""Batch norm + ReLU in Triton: normalize + ReLU in one pass; backward: two sums in one, the gradient in another.
 
 Layout: NCHW or NHWC, one program a tile of pixels and channels (see tiles.py). The backward kernels unpool on their
 way where a max-pool follows (bn_relu_pool.py).
@@ -66,7 +66,7 @@ def bn_relu_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Normalise x: (N, C, P) and apply ReLU; one program computes REPEAT of all TILES of pixels."""
+    """Normalize x: (N, C, P) and apply ReLU; one program computes REPEAT of all TILES of pixels."""
     row, image, block_p, block_c = first_tile(BLOCKS_P, BLOCKS_C, REPEAT)
     c = indices(block_c, BLOCK_C, WIDE)
     mean, inverse, weight, bias = channel_numbers(
@@ -87,7 +87,7 @@ def flowing_gradient(
     grad_ptr, code_ptr, x, mean, inverse, weight, bias, n, p, c, mask, C, P, W, OH, OW,
     POOLED: tl.constexpr, WINDOW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient of the normalised values, [P, C]: unpooled by the codes, or masked by the ReLU."""
+    """Return the gradient of the normalized values, [P, C]: unpooled by the codes, or masked by the ReLU."""
     if POOLED:
         image = n * C * OH * OW
         return unpool(
@@ -170,7 +170,7 @@ def merge_sums_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Add up partial: (2, ROWS, C) to the sums of the gradient and of it times the normalised x, (C,) each."""
+    """Add up partial: (2, ROWS, C) to the sums of the gradient and of it times the normalized x, (C,) each."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     plain = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     times = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)

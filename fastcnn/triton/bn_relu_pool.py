@@ -1,4 +1,4 @@
-"""Batch norm + ReLU + max-pool in Triton: the normalised values are never written; backward is bn_relu's, unpooling.
+"""Batch norm + ReLU + max-pool in Triton: the normalized values are never written; backward is bn_relu's, unpooling.
 
 Layout: NCHW or NHWC, one program a tile of output pixels and channels (see tiles.py).
 """
@@ -40,7 +40,7 @@ def bn_relu_pool_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Normalise x: (N, C, H, W) and pool to y and codes: (N, C, OH, OW); one program computes one tile of outputs."""
+    """Normalize x: (N, C, H, W) and pool to y and codes: (N, C, OH, OW); one program computes one tile of outputs."""
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
     p = indices(block_p, BLOCK_P, WIDE)
     c = indices(block_c, BLOCK_C, WIDE)
@@ -62,7 +62,7 @@ def bn_relu_pool_kernel(
             here = mask & inside[:, None]
             x = tl.load(x_ptr + offset(c[None, :], pixel[:, None], C, H * W, CHANNELS_LAST), mask=here, other=0.0)
             value = (x.to(tl.float32) - mean) * (inverse * weight) + bias
-            # rounded as a normalised value that was written would be, so that the same pixel wins
+            # rounded as a normalized value that was written would be, so that the same pixel wins
             value = value.to(y_ptr.dtype.element_ty).to(tl.float32)
             wins = here & ((value > best) | (value != value) | (code < 0))
             best = tl.where(wins, value, best)

@@ -1,4 +1,4 @@
-"""Local response normalisation in Triton: one read and one write forward; two reads and one write backward.
+"""Local response normalization in Triton: one read and one write forward; two reads and one write backward.
 
 Short windows go by columns (lrn_columns.py). Otherwise the neighbours of a channel are loaded again at shifted offsets:
 they come from the cache, not from memory. In either case no running sum carries rounding errors or a NaN from one
@@ -55,7 +55,7 @@ def lrn_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Normalise x: (N, C, P) into y; one program computes one tile."""
+    """Normalize x: (N, C, P) into y; one program computes one tile."""
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
     p = indices(block_p, BLOCK_P, WIDE)
     c = indices(block_c, BLOCK_C, WIDE)

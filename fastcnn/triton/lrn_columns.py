@@ -1,4 +1,4 @@
-"""Local response normalisation in Triton where windows are short: a thread holds the channels that it needs as columns.
+"""Local response normalization in Triton where windows are short: a thread holds the channels that it needs as columns.
 
 A column is one channel of some pixels. NHWC: the channels of one vector of 16 bytes or two, from their own loads and
 their neighbours'. NCHW: one channel after another. Each scale and root is computed once and serves every window that
@@ -200,7 +200,7 @@ def lrn_columns_kernel(
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Normalise x: (N, C, P) into y; one program computes COUNT channels of BLOCK pixels."""
+    """Normalize x: (N, C, P) into y; one program computes COUNT channels of BLOCK pixels."""
     base, at, inside, c = place(
         BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COUNT, CHANNELS_LAST, BLOCK
     )  # fmt: skip

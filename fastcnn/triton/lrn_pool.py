@@ -1,7 +1,7 @@
-"""LRN + max-pool in Triton: two passes each way, as a window's places share normalised values through memory.
+"""LRN + max-pool in Triton: two passes each way, as a window's places share normalized values through memory.
 
-One kernel would normalise each value again for every window that holds it, or leave lanes idle: more time in
-instructions than the second pass takes. The normalised values live for the call alone; the codes are what is kept.
+One kernel would normalize each value again for every window that holds it, or leave lanes idle: more time in
+instructions than the second pass takes. The normalized values live for the call alone; the codes are what is kept.
 """
 
 from torch import Tensor

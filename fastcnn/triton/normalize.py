@@ -1,4 +1,4 @@
-"""Normalisation of images in Triton: bytes or floats in, the dtype that the network computes in out, in one pass.
+"""Normalization of images in Triton: bytes or floats in, the dtype that the network computes in out, in one pass.
 
 Layout: NCHW or NHWC, the output's as the input's. Offsets are int32 unless the whole tensor is WIDE.
 """
@@ -39,7 +39,7 @@ def normalize_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Normalise x: (N, C, P) to y, element by element in memory order; one program does BLOCK of them."""
+    """Normalize x: (N, C, P) to y, element by element in memory order; one program does BLOCK of them."""
     block = tl.program_id(0)
     if WIDE:
         block = block.to(tl.int64)

@@ -1,4 +1,4 @@
-"""Normalisation, convolution, bias and ReLU in Triton: the first layers' algorithms, which read raw images."""
+"""Normalization, convolution, bias and ReLU in Triton: the first layers' algorithms, which read raw images."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def normalized_convolution(
     *,
     relu: bool,
 ) -> Tensor:
-    """Convolve images that the algorithm normalises on its way; bias and, if asked, ReLU at its end."""
+    """Convolve images that the algorithm normalizes on its way; bias and, if asked, ReLU at its end."""
     name, config = asked(algorithm)
     window = conv_window(weight, stride, padding, dilation)
     return ALGORITHMS[name](input, weight, bias, window, groups, relu, config, Norm(mean, std))

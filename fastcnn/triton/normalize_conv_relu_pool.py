@@ -1,4 +1,4 @@
-"""Normalisation, convolution, bias, ReLU and max-pool in Triton: the joined convolution, then one pass."""
+"""Normalization, convolution, bias, ReLU and max-pool in Triton: the joined convolution, then one pass."""
 
 from typing import Any
 

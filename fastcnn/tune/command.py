@@ -38,7 +38,7 @@ def tune(
     option: Options = None,
     dtype: Annotated[DtypeName, typer.Option(help="Of layers and images, or that of autocast.")] = DtypeName.float32,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Lay out layers and images so.")] = False,
-    bytes: Annotated[bool, typer.Option("--bytes", help="Images are bytes, which the network normalises.")] = False,
+    bytes: Annotated[bool, typer.Option("--bytes", help="Images are bytes, which the network normalizes.")] = False,
     backend: Annotated[str | None, typer.Option(help="Time this one alone against stock torch.")] = None,
     train: Annotated[
         bool | None, typer.Option("--train/--inference", help="Forward and backward, or forward.", show_default="both")

@@ -85,7 +85,7 @@ def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
             key[name] = _plain(kind, arguments[stands_for] if value is None and stands_for else value)
     training = call.transformed or (call.grad and any(each.requires_grad for each in operands.values()))
     of = "input"
-    if record.normalizes:  # images, whose normalised values have the weight's dtype
+    if record.normalizes:  # images, whose normalized values have the weight's dtype
         of = "weight"
         key["images"] = str(operands["input"].dtype).removeprefix("torch.")
     key |= {"dtype": _dtype(call, operands[of].dtype), "layout": _layout(operands)}

@@ -57,13 +57,13 @@ class Stage(NamedTuple):
 
     def _arguments(self, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
         settings = self.settings
-        if RECORDS[self.op].normalizes:  # what comes out of the normalisation is what the weight takes
+        if RECORDS[self.op].normalizes:  # what comes out of the normalization is what the weight takes
             settings = {**settings, "dtype": tensors["weight"].dtype}
         return tuple(tensors[name] if name in tensors else settings[name] for name in RECORDS[self.op].names)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype that it computes in: that of its input, or for images that it normalises the weight's."""
+        """Return the dtype that it computes in: that of its input, or for images that it normalizes the weight's."""
         return self.tensors["weight" if RECORDS[self.op].normalizes else "input"].dtype
 
     @property

@@ -1,4 +1,4 @@
-"""Convolutions of few input channels in Triton, with the normalisation of the images on the way if asked.
+"""Convolutions of few input channels in Triton, with the normalization of the images on the way if asked.
 
 `packed`: an implicit GEMM whose K, all places of all channels, is a step or a few. `space_to_depth`: a strided
 convolution as one of stride 1, over images whose blocks of stride x stride pixels have become channels.
@@ -30,7 +30,7 @@ CONFIGS = (
 
 
 class Norm(NamedTuple):
-    """Constants of a normalisation, one a channel or one for all, in float32."""
+    """Constants of a normalization, one a channel or one for all, in float32."""
 
     mean: Tensor
     std: Tensor
@@ -69,7 +69,7 @@ def packed_kernel(
     """Convolve x: (N, C, H, W) with w: (OUT_C, C, KH, KW); bias and ReLU at its end.
 
     M = N * OH * OW output pixels; K runs over places and channels in the weight's memory order. One program computes
-    BLOCK_M pixels of BLOCK_N channels. Images are normalised between their load and the product, and zero around.
+    BLOCK_M pixels of BLOCK_N channels. Images are normalized between their load and the product, and zero around.
     """
     PLACES: tl.constexpr = WINDOW.size[0] * WINDOW.size[1]
     K: tl.constexpr = C * PLACES
@@ -144,7 +144,7 @@ def space_to_depth_kernel(
     """Rearrange the padded x: (N, C, H, W) into y: (N, CHANNELS, ROWS, COLUMNS), channels last.
 
     Channels of y are (row in the block, column in the block, channel of x), then zeros; blocks are as large as the
-    window's stride. One program writes BLOCK elements of y; images are normalised on the way, and zero around.
+    window's stride. One program writes BLOCK elements of y; images are normalized on the way, and zero around.
     """
     DOWN: tl.constexpr = WINDOW.stride[0]
     RIGHT: tl.constexpr = WINDOW.stride[1]
