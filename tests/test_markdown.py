@@ -20,7 +20,7 @@ QUOTED = re.compile(r"`((?:fastcnn|make|python|torchrun) [^`]*)`")
 FENCED = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
 COMMANDS = ("fastcnn", ".venv/bin/fastcnn", "make", "torchrun", "python")
 CHEAP = ("doctor", "summary", "explain", "--version")
-TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
 def name_of(path):
