@@ -11,7 +11,7 @@ from torch import Tensor
 from fastcnn import front, overrides, tuning
 from fastcnn.available import BACKENDS, MISSING, RUNS_ON
 from fastcnn.backend import Choice, changed, choice, device_type, unusable
-from fastcnn.parameters import RECORDS
+from fastcnn.parameters import RECORDS, TENSORS
 from fastcnn.tuning import trial
 
 logger = logging.getLogger("fastcnn")
@@ -190,6 +190,11 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
     """Return what the tables have of a call, which is tried if they have nothing; else why it was not tried."""
     if op not in RECORDS or not RECORDS[op].tuned:
         return None, ""
+    if not torch.compiler.is_compiling():
+        if torch._C._get_tracing_state() is not None:  # sizes are no numbers there
+            return None, "no table is read while torch.jit traces"
+        if not _are_tensors(op, arguments):
+            return None, ""
     found = tuning.winner(op, arguments, _problem)
     if found or _joins(op) or torch.compiler.is_compiling() or not trial.concerns(arguments[0]):
         return found, ""
@@ -201,6 +206,12 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
     if why in (trial.BUSY, trial.CAPTURING):  # the next call of the kind may be tried: nobody keeps this answer
         changed()
     return None, why
+
+
+def _are_tensors(op: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether all is a tensor, or None, that is declared as one; if not, the stock layers say so."""
+    kinds = zip(RECORDS[op].parameters, arguments)
+    return all(each is None or isinstance(each, Tensor) for parameter, each in kinds if parameter.kind in TENSORS)
 
 
 def _by_measurement(found: tuning.Found) -> Route:

@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -229,6 +230,40 @@ def test_a_trial_leaves_the_call_and_the_process_alone(player):
     assert len(entries()) == 2
 
 
+def test_a_trial_that_fails_as_a_whole_means_stock_for_this_process(player, monkeypatch, capsys):
+    monkeypatch.setattr(Player, "identity", lambda self: 1 / 0)
+    for _ in range(2):
+        assert pool().shape == (2, 3, 4, 4)
+    assert not player.timed
+    assert entries() == []
+    assert f"fastcnn: stages are not tried on {NAME}: ZeroDivisionError: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weight", [5, [1.0], torch.zeros(4, 3, 3, 3).numpy()], ids=["number", "list", "array"])
+def test_a_wrong_argument_is_stock_s_to_tell(weight, player):
+    pool()  # so that the table is not empty
+    with pytest.raises(TypeError, match="weight"):
+        FF.conv2d_relu(torch.zeros(2, 3, 8, 8), weight)
+    assert len(entries()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
+def test_a_trace_reads_no_table_and_tries_nothing(player):
+    pool()
+    count, x = len(player.timed), torch.randn(4, 3, 9, 9)
+    traced = torch.jit.trace(lambda each: FF.max_pool2d(each, 2), (x,), check_trace=False)
+    assert [node.kind() for node in traced.graph.nodes() if "pool" in node.kind()] == ["aten::max_pool2d"]
+    assert len(player.timed) == count
+    torch.testing.assert_close(traced(x), torch.nn.functional.max_pool2d(x, 2))
+
+
+def test_nothing_is_tried_under_forward_mode(player):
+    x = torch.randn(2, 3, 8, 8)
+    with torch.autograd.forward_ad.dual_level():
+        FF.max_pool2d(torch.autograd.forward_ad.make_dual(x, x), 2)
+    assert entries() == []
+
+
 def off_by_environment(monkeypatch):
     monkeypatch.setenv("FASTCNN_TRIAL", "0")
     return contextlib.nullcontext()
@@ -386,12 +421,16 @@ class Event:
     """A CUDA event whose clock stands at the number of calls."""
 
     calls = 0
+    said: list[object] = []
 
     def __init__(self, enable_timing):
         assert enable_timing
 
     def record(self):
         self.at = Event.calls
+
+    def synchronize(self):
+        Event.said.append("end")
 
     def elapsed_time(self, end):
         return 1e3 * (end.at - self.at)
@@ -400,9 +439,11 @@ class Event:
 def test_a_gpu_times_the_launch_and_its_own_work(monkeypatch):
     said = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("wait"))
+    stream = SimpleNamespace(synchronize=lambda: said.append("wait"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: said.append(type(cycles)))
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(Event, "said", said)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     gpu = places.Gpu(torch.device("cuda", 0))
 
@@ -412,7 +453,7 @@ def test_a_gpu_times_the_launch_and_its_own_work(monkeypatch):
     times = gpu.measure(run, 3)
     assert times.device == 1.0
     assert times.call < 1.0
-    assert said == ["wait", "wait", int, "wait"]
+    assert said == ["wait", "wait", int, "end"]
     assert gpu.is_capturing()
     assert gpu.by_default
     assert isinstance(gpu._driver(), str)

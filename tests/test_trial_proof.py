@@ -79,6 +79,30 @@ def test_the_proof_is_kept_for_a_build_and_made_anew_for_another(player, monkeyp
     assert len(count) == 2
 
 
+def test_a_child_that_does_not_begin_says_nothing_of_kernels(player, monkeypatch, capsys):
+    monkeypatch.setattr(proof, "_not_started", {})
+    count = []
+    code = "raise RuntimeError('the device is busy')"
+    monkeypatch.setattr(Player, "child", lambda self: count.append(1) or [sys.executable, "-c", code])
+    for batch in (2, 50):
+        assert pool(batch=batch).shape == (batch, 3, 4, 4)
+    assert len(count) == 1
+    assert not player.timed
+    assert not proof.path_of(NAME).exists()
+    words = "the process that checks kernels has not begun: RuntimeError: the device is busy"
+    assert capsys.readouterr().err.count(words) == 1
+
+
+def test_the_child_has_this_process_s_modules_and_not_the_folder_s(player, monkeypatch, tmp_path):
+    (tmp_path / "filelock.py").write_text("raise RuntimeError('a file of the user')")
+    (tmp_path / "queue.py").write_text("raise RuntimeError('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.setattr(Player, "child", lambda self: [sys.executable, "-m", "fastcnn.tuning.proof", "cpu"])
+    monkeypatch.setattr(proof, "CASES", {"add_relu": proof.CASES["add_relu"]})
+    assert proof.verdicts(player) == {"add_relu: cpu": ""}
+
+
 def test_where_nothing_can_be_kept_the_process_knows_for_itself(player, monkeypatch, capsys):
     monkeypatch.setenv("FASTCNN_CACHE", os.devnull)
     lookup.forget()

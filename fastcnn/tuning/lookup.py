@@ -85,7 +85,9 @@ def forget() -> None:
 def learn(device: torch.device, entry: dict[str, Any]) -> None:
     """Take an entry into this process's tables, whether a file has it or not."""
     _tables[device].add(entry)
-    for other, table in _tables.items():  # of several GPUs of one model each takes what another has learned
+    for other, table in list(
+        _tables.items()
+    ):  # a list, as other threads may read tables: of several GPUs of one model each takes what another has learned
         if other != device and device_name(other) == device_name(device):
             table.add(entry)
     _found.clear()

@@ -81,7 +81,7 @@ class Gpu(Place):
             for turn in range(times):
                 run(turn)
             end.record()
-            torch.cuda.synchronize(self.device)
+            end.synchronize()
             return Times(call, start.elapsed_time(end) / 1e3 / times)
 
     def is_capturing(self) -> bool:

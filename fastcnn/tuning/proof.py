@@ -79,8 +79,26 @@ def kernel_name(op: str, candidate: Winner) -> str:
     return f"{op}: {candidate}"
 
 
+class NotStarted(Exception):
+    """The child process has ended before it began with a kernel: that says nothing of kernels."""
+
+
 def verdicts(place: Place) -> dict[str, str]:
-    """Return what is wrong with each light kernel on a device, an empty string where nothing is; prove what is new."""
+    """Return what is wrong with each light kernel on a device, an empty string where nothing is; prove what is new.
+
+    Raises:
+        NotStarted: nothing can be proved here; asked again, it is raised at once.
+    """
+    if place.name in _not_started:
+        raise _not_started[place.name]
+    try:
+        return _verdicts(place)
+    except NotStarted as error:
+        _not_started[place.name] = error.with_traceback(None)
+        raise
+
+
+def _verdicts(place: Place) -> dict[str, str]:
     path, identity = path_of(place.name), place.identity()
     known = read(path, identity)
     if not _missing(place, known):
@@ -93,7 +111,7 @@ def verdicts(place: Place) -> dict[str, str]:
             known = read(path, identity)
             known |= _proved(place, _missing(place, known))
             replace(path, json.dumps({**identity, "verdicts": known}, indent=1) + "\n")
-    except OSError:  # no file can be written: the verdicts are for this process
+    except (OSError, NotImplementedError):  # no file can be written: the verdicts are for this process
         if missing := _missing(place, known := _unkept | known):
             _unkept.update(_proved(place, missing))
         known = _unkept | known
@@ -101,6 +119,7 @@ def verdicts(place: Place) -> dict[str, str]:
 
 
 _unkept: dict[str, str] = {}
+_not_started: dict[str, NotStarted] = {}  # by device
 
 
 def path_of(name: str) -> Path:
@@ -139,7 +158,8 @@ def _proved(place: Place, names: list[str]) -> dict[str, str]:
 def _in_a_child(place: Place, names: list[str]) -> dict[str, str]:
     """Return the verdicts of one child process: one at least, of a kernel that ended it if it ended early."""
     found: dict[str, str] = {}
-    environment = os.environ | {"FASTCNN_TRIAL": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    paths = os.pathsep.join(str(each) or os.getcwd() for each in sys.path)  # those of this process, and no other one
+    environment = os.environ | {"FASTCNN_TRIAL": "0", "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
     for each in ("FASTCNN_BACKEND", "FASTCNN_ALGORITHM"):
         environment.pop(each, None)
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as asked:
@@ -149,9 +169,10 @@ def _in_a_child(place: Place, names: list[str]) -> dict[str, str]:
             place.child(), env=environment, stdin=asked, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         assert child.stdout is not None
-        under_way = names[0]
+        under_way, begun = names[0], False
         try:
             for line in _lines(child.stdout):
+                begun = True
                 kind, _, rest = line.rstrip("\n").partition(" ")
                 under_way, _, problem = rest.partition("\t")
                 if kind == "end":
@@ -166,7 +187,10 @@ def _in_a_child(place: Place, names: list[str]) -> dict[str, str]:
         if problem:
             left = next(name for name in names if name not in found)
             errors.seek(0)
-            said = errors.read().strip().splitlines()[-1:] if not found and under_way == left else []
+            last = errors.read().strip().splitlines()[-1:]
+            if not begun:
+                raise NotStarted(": ".join(["the process that checks kernels has not begun", *last]))
+            said = last if not found and under_way == left else []
             found[left] = ": ".join([problem, *said])
     return found
 
@@ -231,6 +255,7 @@ def prove(name: str, device: torch.device) -> str:
 def main() -> None:
     """Prove the kernels that standard input names on the device that the command line names."""
     device = torch.device(sys.argv[1])
+    torch.zeros(1, device=device).item()  # a device that refuses this process says nothing of kernels
     for name in sys.stdin.read().splitlines():
         print(f"begin {name}", flush=True)
         problem = prove(name, device)

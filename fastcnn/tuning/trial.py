@@ -73,6 +73,8 @@ def _off(op: str, input: Tensor, place: Place) -> str:
         return "FASTCNN_TRIAL=0"
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return "nothing is tried under torch.func or a dispatch mode"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "nothing is tried under forward-mode derivatives"
     if torch.are_deterministic_algorithms_enabled():
         return "nothing is tried under torch.use_deterministic_algorithms"
     return "" if place.light(op) else "no kernel of it is here"
@@ -85,7 +87,8 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def run(op: str, arguments: tuple[Any, ...]) -> bool:
     """Try a call's stage, so that the tables have it then; return whether they do.
 
-    They do not where another thread is trying a stage at the moment: this call runs stock.
+    They do not where another thread is trying a stage at the moment: this call runs stock. Where a trial fails as a
+    whole, stock is what this process keeps.
 
     Raises:
         Lost: a candidate has left the GPU unusable for this process.
@@ -98,14 +101,24 @@ def run(op: str, arguments: tuple[Any, ...]) -> bool:
         stage, own = Stage.of(op, arguments), tensors_of(op, arguments)
         key = describe(call_of(op, arguments, setting_of(op, input.device.type)))
         if text(key) not in entries_of(input.device):  # else another thread has just tried it
-            verdicts = proof.verdicts(place)
-            with _apart(input.device), telling.under_way(f"trying kernels for each stage on {place.name}, once"):
-                entry = _tried(stage, key, own, place, verdicts)
-            telling.tried(place.name, user_path(place.name), faster=entry["backend"] != "torch")
-            learn(input.device, entry)
+            learn(input.device, _entry(stage, key, own, place))
     finally:
         _one.release()
     return True
+
+
+def _entry(stage: Stage, key: dict[str, Any], own: dict[str, Tensor], place: Place) -> dict[str, Any]:
+    try:
+        verdicts = proof.verdicts(place)
+        with _apart(place.device), telling.under_way(f"trying kernels for each stage on {place.name}, once"):
+            entry = _tried(stage, key, own, place, verdicts)
+        telling.tried(place.name, user_path(place.name), faster=entry["backend"] != "torch")
+        return entry
+    except Lost:
+        raise
+    except Exception as error:  # the user's call has nothing to do with it
+        telling.once(f"stages are not tried on {place.name}: {type(error).__name__}: {error}")
+        return _stock(key, "it could not be tried")
 
 
 @contextlib.contextmanager
@@ -150,7 +163,7 @@ def _stock(key: dict[str, Any], why: str) -> dict[str, Any]:
 def _keep(path: Path, name: str, entry: dict[str, Any]) -> None:
     try:
         merge(path, name, [entry])
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         telling.once(f"trials cannot be kept for the next process: {path}: {error}")
 
 
@@ -225,6 +238,7 @@ def _timed(offered: Sequence[Winner], run: Run, place: Place, watch: Any) -> tup
 
     def measure(candidate: Winner, times: int) -> Times:
         with watch(candidate), only_here(*candidate):
+            run(0)  # what was planned is forgotten wherever the choice changes
             return place.measure(run, times)
 
     first = {each: measure(each, 1) for each in offered}  # all have run before, for parity
