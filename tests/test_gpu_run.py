@@ -112,6 +112,14 @@ def test_what_the_time_interrupts_is_no_failure_and_runs_again(folder, monkeypat
     assert ran(folder) == list("0122345")
 
 
+def test_what_has_no_time_left_is_told(folder):
+    found = run.Run(0, folder / "state", folder / "results")
+    for part in (run.trial, run.bench):
+        part(found)
+    assert found.left == ["trial", "bench"]
+    assert not found.failed
+
+
 def test_a_file_that_cannot_be_collected_is_told(folder):
     (folder / "tests" / "test_some.py").write_text("import nothing_of_this_name")
     found = a_run(folder)

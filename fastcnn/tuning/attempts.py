@@ -103,15 +103,17 @@ def _name(stage: Stage, candidate: Winner) -> str:
 
 
 def _written(note: Path, text: str) -> IO[str] | None:
-    """Write a note and lock it, until the file is closed or the process ends."""
+    """Write a note and lock it, until the file is closed or the process ends; nobody sees it without its lock."""
+    unlocked = note.with_suffix(".new")
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        file = note.open("w", encoding="utf-8")
+        file = unlocked.open("w", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.write(text)
+        file.flush()
+        unlocked.replace(note)
     except OSError:
         return None
-    file.write(text)
-    file.flush()
     return file
 
 

@@ -95,8 +95,20 @@ class Gpu(Place):
 
     def _driver(self) -> str:
         file = Path("/proc/driver/nvidia/version")
-        found = re.search(r"Kernel Module\D*([\d.]+)", file.read_text()) if file.is_file() else None
-        return found.group(1) if found else ""
+        return driver_version(file.read_text()) if file.is_file() else ""
+
+
+def driver_version(text: str) -> str:
+    """Return the version in what NVIDIA's kernel module says of itself, which may name the processor before it.
+
+    Example:
+        >>> driver_version("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build")
+        '570.86.15'
+        >>> driver_version("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19")
+        '535.104.05'
+    """
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", text)
+    return found.group(1) if found else ""
 
 
 PLACES: dict[str, type[Place]] = {"cpu": Place, "cuda": Gpu}

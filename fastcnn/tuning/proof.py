@@ -29,7 +29,8 @@ from fastcnn.tuning.places import Place
 from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import Winner, replace, user_path
 
-SECONDS = 120.0  # that a kernel may take for all its cases, compilations included
+SECONDS = 240.0  # that a kernel may take for all its cases, compilations included
+LONGEST = 900.0  # that a process waits for another one's proof
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -107,7 +108,7 @@ def _verdicts(place: Place) -> dict[str, str]:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # of several processes (DDP) one proves, and the others read
+        with FileLock(f"{path}.lock", timeout=LONGEST):  # of several processes (DDP) one proves, and the others read
             known = read(path, identity)
             known |= _proved(place, _missing(place, known))
             replace(path, json.dumps({**identity, "verdicts": known}, indent=1) + "\n")

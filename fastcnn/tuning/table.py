@@ -14,6 +14,7 @@ from fastcnn.tuning.device import file_name
 logger = logging.getLogger("fastcnn")
 
 FORMAT = 1
+LOCK_SECONDS = 60  # after which a lock that nobody holds that long is one that the file system does not have
 Entries = dict[str, dict[str, Any]]  # by their keys' text
 
 
@@ -105,13 +106,16 @@ def merge(path: Path, device: str, entries: list[dict[str, Any]]) -> Path | None
 
     Processes may do so at once: each holds a lock from reading to renaming. Readers need none.
 
+    Raises:
+        OSError: the file cannot be written or locked.
+
     Returns:
         Where a file that was no table of this device has been moved to, if there was one.
     """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
         aside = None
         try:
             held = read(path, device)

@@ -100,7 +100,8 @@ def trial(run: Run) -> None:
         return
     log.unlink(missing_ok=True)
     code = run.start(str(HERE / "trial.py"), str(run.results), log=log)
-    print("".join(line for line in log.read_text().splitlines(keepends=True) if not line.startswith("  ")))
+    said = log.read_text() if log.exists() else ""  # nothing where the build has taken all the time
+    print("".join(line for line in said.splitlines(keepends=True) if not line.startswith("  ")))
     if code is None:
         run.left.append("trial")
     elif code:
