@@ -24,11 +24,11 @@ class Choice(NamedTuple):
 
     backend: str = "auto"
     algorithm: str | None = None
-    problem: str = ""  # with the environment variables: importing never fails, the call explains
+    problem: str = ""  # with the environment variables: the import succeeds, the first call raises this
 
 
 class _Process:
-    """What threads follow that have made no choice of their own: what the main thread has chosen."""
+    """The main thread's choice, which holds for all threads that have not made one themselves."""
 
     choice = Choice()
 
@@ -37,7 +37,7 @@ class _Process:
 _process = _Process()
 _thread = threading.local()
 
-# Called, without arguments and in the thread concerned, when its choice has changed, or what the tables say.
+# Functions without arguments, called when a thread's choice has changed (in that thread) or when a table has.
 watchers: list[Callable[[], None]] = []
 
 
@@ -52,26 +52,26 @@ def chosen() -> str:
 
 
 def own_choice() -> Choice | None:
-    """Return the choice of this thread alone; None where it follows the process's, as the main thread mostly does."""
+    """Return what this thread itself has chosen; None where it follows the process's choice."""
     mine: Choice | None = getattr(_thread, "choice", None)
     return mine
 
 
 def process_choice() -> Choice:
-    """Return what threads follow that have made no choice of their own."""
+    """Return the choice that holds for threads that have not made one themselves."""
     return _process.choice
 
 
 def changed() -> None:
-    """Tell those who keep answers (`watchers`) that other ones may be right now."""
-    if torch.compiler.is_compiling():  # what is compiled asks nobody
+    """Call the `watchers`, which keep plans: the plans may be out of date."""
+    if torch.compiler.is_compiling():  # a compiled graph keeps no plans
         return
     for watch in watchers:
         watch()
 
 
 def _in_main_thread() -> bool:
-    """Whether what is chosen here counts for the process; Dynamo, which knows no threads, chooses for its own."""
+    """Whether a choice made here holds for the process; while Dynamo traces it holds for the thread alone."""
     return not torch.compiler.is_compiling() and threading.current_thread() is threading.main_thread()
 
 
@@ -84,7 +84,7 @@ def _held() -> Choice | None:
 
 
 def _set(wanted: Choice | None) -> None:
-    """Set the choice of this thread, of the main one for the process; None: it follows the process's again."""
+    """Set this thread's choice, in the main thread the process's; None: follow the process's choice again."""
     if _in_main_thread():
         _process.choice, _thread.choice = wanted or Choice(), None
     else:
@@ -94,7 +94,7 @@ def _set(wanted: Choice | None) -> None:
 
 @contextmanager
 def only_here(name: str, algorithm: str | None = None) -> Iterator[None]:
-    """Choose for this thread alone, the main one too, so that nobody else notices: while candidates are tried.
+    """Choose a backend for this thread alone, even in the main thread, while candidates are tried.
 
     Raises:
         RuntimeError, ValueError: as `use_backend`.
@@ -112,22 +112,22 @@ def only_here(name: str, algorithm: str | None = None) -> Iterator[None]:
 class use_backend(_DecoratorContextManager):
     """Choose the backend of every fastcnn call that follows, of a ``with`` block, or of a function as its decorator.
 
-    ``auto`` takes the fastest backend known for each call and may fall back to the stock layers, saying so once per
-    reason in the log ``fastcnn``. Any other backend is explicit: a call that it cannot serve raises. The environment
-    variables ``FASTCNN_BACKEND`` and ``FASTCNN_ALGORITHM`` set the same for a whole process.
+    ``auto`` takes the fastest backend known for each call and may fall back to the stock layers; it logs each reason
+    once, in the log ``fastcnn``. Any other backend is explicit: a call that it cannot serve raises an error. The
+    environment variables ``FASTCNN_BACKEND`` and ``FASTCNN_ALGORITHM`` set the same for a whole process.
 
-    What the main thread chooses counts for the whole process, so that worker threads (DataParallel) see it; another
-    thread chooses for itself alone. An object may be entered again and again, and within itself.
+    A choice made in the main thread holds for the whole process, worker threads (DataParallel) included; a choice made
+    in another thread holds for that thread. An object may be entered several times, also while it is entered.
 
     Args:
         name: ``auto``, ``torch``, ``triton``, ``cuda`` or ``cpu``; :func:`backends` tells which are available.
         algorithm: how convolution stages run where a backend has several ways: ``epilogue`` (torch's convolution,
             then one pass of ours), ``implicit_gemm`` (the convolution is ours too), ``direct`` or ``packed`` (ours, for
             up to four input channels), ``space_to_depth`` (ours, for strided convolutions), ``tma`` or
-            ``warp_specialized`` (ours, fed by the copy engine of Hopper GPUs: stride 1, 16-bit types). ``None`` leaves
-            the choice to the backend, as one must under ``auto`` and ``torch``. An algorithm with several
-            configurations takes one of them by name: ``implicit_gemm:128x64x32w8s3``. Gradients of the convolution
-            that shall be ours rather than torch's follow after a plus: ``epilogue+dgrad+wgrad`` (input and weight).
+            ``warp_specialized`` (ours, fed by the copy engine of Hopper GPUs: stride 1, 16-bit types). ``None``, the
+            only value under ``auto`` and ``torch``, leaves the choice to the backend. Some algorithms have
+            configurations; name one after a colon: ``implicit_gemm:128x64x32w8s3``. A plus adds the convolution's
+            gradients that our kernels compute instead of torch: ``epilogue+dgrad+wgrad`` (input and weight).
 
     Raises:
         ValueError: an unknown name, or an algorithm that the backend does not have.
@@ -148,13 +148,13 @@ class use_backend(_DecoratorContextManager):
         _set(self._choice)
 
     def clone(self) -> "use_backend":
-        """Return another object with the same choice, which a decorated function enters at each call."""
+        """Return an object with the same choice; a decorated function enters such a copy at each call."""
         twin = object.__new__(use_backend)
         twin._choice, twin._made = self._choice, None
         return twin
 
     def __call__(self, orig_func: Any) -> Any:
-        """Decorate a function: its calls alone run under this choice."""
+        """Decorate a function: this choice then holds for its calls only."""
         self._undo()
         return super().__call__(orig_func)
 
@@ -170,7 +170,7 @@ class use_backend(_DecoratorContextManager):
         _set(_thread.before.pop())
 
     def _undo(self) -> None:
-        """Take back what making the object has set, where nothing else was set since: a block does so anew."""
+        """Undo the choice that ``__init__`` set, unless another was made since; ``with`` sets it again."""
         made, self._made = self._made, None
         if made and made[0] == _ident() and _held() is self._choice:
             _set(made[1])
@@ -199,7 +199,8 @@ def _validate(name: str, algorithm: str | None) -> None:
     for bare, colon, configuration in parts:
         if colon and configuration not in (held := configurations(name, bare)):
             able = f"one of {', '.join(held)}" if held else "none, as it has no configurations"
-            raise ValueError(f"algorithm: expected of {bare!r} under backend {name!r} {able}, got {algorithm!r}")
+            where = f"for the configuration of {bare!r} under backend {name!r}"
+            raise ValueError(f"algorithm: expected {where} {able}, got {algorithm!r}")
 
 
 def _read_environment() -> None:
@@ -226,7 +227,7 @@ def configurations(name: str, algorithm: str) -> tuple[str, ...]:
 
 
 def device_type(tensor: Tensor) -> str:
-    """Return ``tensor.device.type``, which takes half a microsecond to read, sooner."""
+    """Return ``tensor.device.type`` faster: reading that attribute takes half a microsecond."""
     return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
 
 

@@ -1,4 +1,4 @@
-"""Make an existing network run fused, and back: its modules stay, and get other methods."""
+"""Make an existing network run fused, and back: its modules stay and get other methods."""
 
 import logging
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ logger = logging.getLogger("fastcnn")
 def fuse(model: nn.Module) -> nn.Module:
     """Let a model run its layers through fastcnn's fused functions, in place, and return it.
 
-    Every module stays the object that it is, of the very class that it is of; what changes is the `forward` of the
-    instance, on each `nn.Sequential`, on each `nn.MaxPool2d` and `nn.LocalResponseNorm` elsewhere, and on each network
-    that calls its layers in a forward of its own. There layers called one after another, such as
-    ``F.max_pool2d(F.relu(self.conv1(x)), 2)``, are one call, also where an ``if`` leaves one out; whether they run as
-    one is decided at each run, by what the layers are then and whether they carry hooks. All else in the forward stays:
-    branches, side effects, attributes that it reads. A forward whose source cannot be read stays as it is, and the log
-    `fastcnn` says why; at level INFO it also tells what was found. `fastcnn.explain` shows both.
+    Every module stays the same object of the same class; only the `forward` of some instances changes: of each
+    `nn.Sequential`, of each `nn.MaxPool2d` and `nn.LocalResponseNorm` outside of one, and of each module that calls its
+    layers in a forward of its own. In such a forward, layers called one after another, as in
+    ``F.max_pool2d(F.relu(self.conv1(x)), 2)``, become one call, also where an ``if`` may leave one out. At each run the
+    layers run as one stage if they are plain and carry no hooks. All else in the forward stays: branches, side effects,
+    attributes that it reads. A forward whose source cannot be read stays as it is; the log `fastcnn` says why, and at
+    level INFO which stages were found. `fastcnn.explain` shows both.
 
-    A copy of a fused model is fused. A saved whole model holds stock modules and loads without fastcnn; fuse it again.
-    So do slices of a Sequential, and layers that are set later. A module whose `forward` somebody else has set on the
-    instance is left alone.
+    A copy of a fused model is fused. A saved whole model holds stock modules and loads without fastcnn: fuse it after
+    loading. Slices of a Sequential and layers set later are stock too. A module whose `forward` other code has set on
+    the instance is left alone.
 
-    Raises TypeError for what is not an `nn.Module`, or is scripted or compiled: fuse first, then compile.
+    Raises TypeError unless `model` is an `nn.Module`, and if it is scripted or compiled: fuse first, then compile.
 
     Example:
         >>> import fastcnn
@@ -49,8 +49,8 @@ def fuse(model: nn.Module) -> nn.Module:
 def unfuse(model: nn.Module) -> nn.Module:
     """Undo `fuse`, in place, and return the model: its modules run the forward of their classes again.
 
-    A `forward` that somebody else has set on an instance stays. So do the layers of `fastcnn.nn`, whose classes run
-    fused. Raises TypeError as `fuse` does.
+    A `forward` that other code has set on an instance stays. The layers of `fastcnn.nn` still run fused, as their
+    classes do. Raises TypeError as `fuse` does.
 
     Example:
         >>> import fastcnn
@@ -69,7 +69,7 @@ def is_fused(model: nn.Module) -> bool:
 
 @contextmanager
 def fused(model: nn.Module) -> Iterator[nn.Module]:
-    """Fuse a model for a while: what was not fused before is not fused afterwards."""
+    """Fuse a model during the block; afterwards only the modules fused before are fused."""
     _check(model)
     added = _fuse(model)
     try:
@@ -83,16 +83,16 @@ def _check(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"model: expected layers in Python, got a {type(model).__name__}; fuse before scripting")
+        raise TypeError(f"model: expected no scripted model, got a {type(model).__name__}; fuse before scripting")
     if "_orig_mod" in model._modules or model._compiled_call_impl is not None:
-        raise TypeError(f"model: expected layers not compiled yet, got a compiled {type(model).__name__}")
+        raise TypeError(f"model: expected no compiled model, got a {type(model).__name__}; fuse before compiling")
 
 
 def _fuse(model: nn.Module) -> list[nn.Module]:
     """Set the methods of all modules, and return those that had none."""
     added = []
     modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
-    # The pools and norms of a row run in its stages.
+    # The pools and norms of a Sequential run in its stages.
     in_rows = {id(child) for parent in modules if is_row(parent) for child in parent.children()}
     for module in modules:
         was_fused = has_methods(module)

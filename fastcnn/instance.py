@@ -17,8 +17,8 @@ logger = logging.getLogger("fastcnn")
 class InstanceMethod:
     """A function bound to one module under one name.
 
-    It does not keep the module alive: a module that goes away frees its memory at once, as a stock one does. A copy of
-    the module gets a method of its own.
+    It holds the module by a weak reference, so that memory is freed at once, as for a stock module. A copy of the
+    module gets a method of its own.
     """
 
     def __init__(self, function: Callable[..., Any], module: Any, name: str) -> None:
@@ -83,9 +83,9 @@ def _replica(self: nn.Module) -> nn.Module:
 
 
 def set_methods(module: nn.Module, methods: Mapping[str, Callable[..., Any]]) -> None:
-    """Set methods on one module, with those that copy, save, replicate and script it right.
+    """Set methods on one module, and with them the methods by which it is copied, saved, replicated and scripted.
 
-    A method that somebody else has set on the module stays.
+    A method that other code has set on the module stays.
     """
     around = {
         "__getstate__": _state,
@@ -98,18 +98,18 @@ def set_methods(module: nn.Module, methods: Mapping[str, Callable[..., Any]]) ->
 
 
 def has_methods(module: nn.Module) -> bool:
-    """Whether there is a method that `set_methods` has set and nobody has replaced since."""
+    """Whether a module has a method that `set_methods` has set and no other code has replaced."""
     return any(_is_own(name, value) for name, value in vars(module).items())
 
 
 def remove_methods(module: nn.Module) -> None:
-    """Remove the methods that `set_methods` has set and nobody has replaced since."""
+    """Remove the methods that `set_methods` has set and no other code has replaced."""
     for name in [name for name, value in vars(module).items() if _is_own(name, value)]:
         del vars(module)[name]
 
 
 def _without_methods(self: nn.Module) -> nn.Module:
-    """Give torch.jit.script the stock module, which is this one from then on."""
+    """Give torch.jit.script this module without its methods: it is stock from then on."""
     _say_scripted()
     remove_methods(self)
     return self
@@ -118,12 +118,12 @@ def _without_methods(self: nn.Module) -> nn.Module:
 @functools.cache
 def _say_scripted() -> None:
     logger.warning(
-        "torch.jit.script undoes fuse on what it scripts: call fastcnn.fuse again to run that fused in Python"
+        "torch.jit.script undoes fuse on the modules that it scripts: call fastcnn.fuse to run them fused in Python"
     )
 
 
 def is_replaced(module: nn.Module, name: str) -> bool:
-    """Whether somebody else has set a method on a module, and not the method of its own class."""
+    """Whether other code has set a method on a module, other than the method of the module's class."""
     value = vars(module).get(name)
     if value is None or type(value) is InstanceMethod:
         return False

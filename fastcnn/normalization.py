@@ -13,7 +13,7 @@ _tracing_state = torch._C._get_tracing_state  # of torch.jit.trace
 
 
 def is_recorded(input: Any) -> bool:
-    """Whether a graph of the layers is being written down, which shall hold torch's operators and need no fastcnn."""
+    """Whether a graph of the layers is being recorded; it is to hold torch's operators only, and need no fastcnn."""
     # The flag, as torch.compiler.is_exporting() is true under any torch.compile of torch 2.11.
     return _tracing_state() is not None or compiler._is_exporting_flag or isinstance(input, Proxy)
 
@@ -22,8 +22,10 @@ class Normalize(nn.Module):
     """Normalize images, bytes from 0 to 255 or floats from 0 to 1: ``(x - mean) / std`` in one pass.
 
     `mean` and `std` are a number or one for each channel, `dtype` that of the output; see
-    `fastcnn.functional.normalize`. Before a first convolution in a `fastcnn.nn.Sequential` it joins that one's stage.
-    A state dict holds nothing of it; its constants stay in float32. Raises ValueError for a `std` of 0.
+    `fastcnn.functional.normalize`. In front of the first convolution of a `fastcnn.nn.Sequential` it joins the
+    convolution's stage. State dicts do not hold its constants, which stay in float32.
+
+    Raises ValueError for a `std` of 0.
 
     Shapes: input (N, C, H, W) or (C, H, W); output the same.
 
@@ -48,7 +50,7 @@ class Normalize(nn.Module):
         super().__init__()
         self.constants = {"mean": _numbers(mean), "std": _numbers(std)}
         if 0 in self.constants["std"]:
-            raise ValueError(f"Normalize: argument 'std': expected no 0, by which nothing can be divided, got {std!r}")
+            raise ValueError(f"Normalize: argument 'std': expected no 0, as images are divided by it, got {std!r}")
         self.dtype = dtype
         for name, values in self.constants.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
@@ -68,7 +70,7 @@ class Normalize(nn.Module):
     def arguments(self, input: Tensor) -> tuple[Any, ...]:
         """Return the arguments of `fastcnn.functional.normalize` for `input`."""
         mean, std = self.mean, self.std
-        if input.dtype == torch.float64:  # which the buffers are too coarse for
+        if input.dtype == torch.float64:  # the buffers hold float32
             mean, std = (torch.tensor(each, dtype=input.dtype) for each in self.constants.values())
         return input, mean, std, self.dtype
 

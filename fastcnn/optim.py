@@ -64,7 +64,7 @@ class SGD(torch.optim.Optimizer):
                 raise ValueError(f"{_NAME}: argument {name!r}: expected no negative number, got {value}")
         if nesterov and (momentum <= 0 or dampening != 0):
             got = f"momentum {momentum}, dampening {dampening}"
-            raise ValueError(f"{_NAME}: argument 'nesterov': expected a momentum and no dampening with it, got {got}")
+            raise ValueError(f"{_NAME}: argument 'nesterov': expected momentum > 0 and dampening 0, got {got}")
         super().__init__(params, {**settings, "dampening": dampening, "nesterov": nesterov, "maximize": maximize})
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ def test_stages_and_reasons_of_a_network_without_an_input():
     assert why["conv2"] == "before torch.tanh"
     assert why["features.2"] == "before Sigmoid"
     assert why["features.4"] == "after Sigmoid"
-    assert why["conv3"] == "called 2 times, nowhere in a stage"
+    assert why["conv3"] == "called 2 times, never in a stage"
     assert why["fc"] == "last of its row"
 
 
@@ -141,7 +141,7 @@ def hooked(model):
 OWN = {
     "hook": (lambda m: hooked(m), "it has forward hooks"),
     "pruned": (lambda m: prune.l1_unstructured(m[0], "weight", 1), "it has forward pre hooks"),
-    "subclass": (lambda m: m.__setitem__(0, OwnConv(3, 4, 3)), "it is of a subclass with a forward of its own"),
+    "subclass": (lambda m: m.__setitem__(0, OwnConv(3, 4, 3)), "its class has a forward of its own"),
     "compiled": (lambda m: m[0].compile(backend="eager"), "it is compiled by itself"),
     "forward": (
         lambda m: setattr(m[0], "forward", lambda x: type(m[0]).forward(m[0], x)),

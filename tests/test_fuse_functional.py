@@ -468,7 +468,7 @@ def test_explain_tells_rows_whose_layers_are_called_one_by_one(input):
     rows = fastcnn.explain(Walks(), input)
     assert [row.names for row in rows if row.stage] == [("whole.0", "whole.1")]
     alone = {row.names[0]: row.reason for row in rows if not row.stage}
-    reason = "in Sequential, the forward around it calls its layers one by one"
+    reason = "in Sequential, whose layers a forward calls one by one"
     assert alone == dict.fromkeys(["by_index.0", "by_index.1", "in_a_loop.0", "in_a_loop.1"], reason)
 
 
@@ -711,10 +711,10 @@ def edited_since():
 LEFT = {
     "decorated": (Decorated, "as a decorator makes"),
     "inheriting a decorated one": (InheritsDecorated, r"calls super\(\).forward, which is not followed: .* decorator"),
-    "looking at its variables": (LooksAtItself, "its forward may look at its own variables, by eval"),
+    "looking at its variables": (LooksAtItself, "its forward may read its own variables, by eval"),
     "without a source": (made_by_exec, "source of its forward is not available"),
     "forward on the instance": (with_another_forward, "replaced on the instance"),
-    "edited since": (edited_since, "not what its source file says"),
+    "edited since": (edited_since, "differs from its source file"),
     "traced": (lambda: torch.fx.symbolic_trace(Twice()), "torch.fx"),
 }
 

@@ -282,7 +282,7 @@ def test_dgrad_masks_by_the_input_and_keeps_nan(dtype: torch.dtype) -> None:
         ("triton", "dgrad", "expected one of epilogue"),
         ("triton", "epilogue+dgrad+dgrad", "expected one of dgrad, wgrad once"),
         ("triton", "epilogue+", "expected one of dgrad, wgrad once"),
-        ("triton", "epilogue+dgrad:1x1", "expected of 'dgrad' .*one of 128x128x64w8s3"),
+        ("triton", "epilogue+dgrad:1x1", "expected for the configuration of 'dgrad' .*one of 128x128x64w8s3"),
         pytest.param(
             *("cpu", "epilogue+dgrad", "backend 'cpu' has no gradients"),
             marks=pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the cpu backend"),

@@ -118,7 +118,7 @@ def test_broken_images_are_found_before_the_first_step(
     assert command(data, tmp_path, "--name", "run") == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {first}: not an image that can be read (")
-    assert f"; and 1 more: {second}; mend or delete what is broken, or leave it out by --skip-broken" in captured.err
+    assert f"; and 1 more: {second}; mend or delete broken images, or leave them out by --skip-broken" in captured.err
     assert captured.err.count("\n") == 1
     assert "epoch 1/1" not in captured.out
     assert not (tmp_path / "run").exists()
@@ -134,7 +134,7 @@ def test_class_of_broken_images_alone(tmp_path: Path) -> None:
     data = write(tmp_path, "cat", "dog")
     for file in (data / "dog").iterdir():
         file.write_bytes(b"no image")
-    with pytest.raises(UserError, match="no image can be read of the classes dog"):
+    with pytest.raises(UserError, match="no readable image of the classes dog"):
         opened(data, skip_broken=True)
 
 
@@ -192,8 +192,10 @@ def test_resume_after_an_image_was_deleted_says_how_to_go_on(
     again = ["train", "--resume", str(tmp_path / "run"), "--epochs", "2"]
     assert main(again) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: the checkpoint was trained on 10 images, the data has 9; bring back those of then,")
-    assert "go on with those of now by --changed-data" in error
+    assert error.startswith(
+        "error: the checkpoint was trained on 10 images, the data has 9; restore the former images,"
+    )
+    assert "continue with the present ones by --changed-data" in error
     assert main([*again, "--changed-data"]) == 0
     assert "losses are not those of a run that was never stopped" in " ".join(capsys.readouterr().out.split())
     assert len(checkpoint.load(tmp_path / "run")["lanes"]["fastcnn"]["epochs"]) == 2

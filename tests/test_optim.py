@@ -209,7 +209,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "momentum": ({"momentum": -0.5}, "'momentum': expected no negative"),
     "weight decay": ({"weight_decay": -0.5}, "'weight_decay': expected no negative"),
     "nesterov without momentum": ({"nesterov": True}, "'nesterov': expected a momentum"),
-    "nesterov with dampening": ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "and no dampening"),
+    "nesterov with dampening": (
+        {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
+        "expected momentum > 0 and dampening 0",
+    ),
 }
 
 

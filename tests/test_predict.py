@@ -294,7 +294,7 @@ MISTAKES = {
     "missing checkpoint": ("predict IMAGE --weights nowhere.pt", 2, "nowhere.pt: no such checkpoint"),
     "missing folder": ("predict IMAGE --weights runs/nowhere", 2, "runs/nowhere: no such checkpoint"),
     "not a checkpoint": ("predict IMAGE --weights IMAGE", 1, "0.jpg: damaged, or not a checkpoint"),
-    "another model": ("predict IMAGE --weights TRAINED --model vgg16", 2, "is of the model tiny_alexnet, not vgg16"),
+    "another model": ("predict IMAGE --weights TRAINED --model vgg16", 2, "is a checkpoint of tiny_alexnet, not vgg16"),
     "unknown weights": (
         "predict IMAGE --weights V9",
         2,

@@ -389,7 +389,7 @@ def test_a_gpu_that_runs_stock_warns_once_with_the_command(player, monkeypatch):
         pool(batch=6)
     message = str(caught[0].message)
     assert message.startswith(f"fastcnn runs stock layers on {NAME}: no table has these shapes (FASTCNN_TRIAL=0)")
-    assert "What changes that: fastcnn tune MODEL --batch-size 6 " in message
+    assert "To change that: fastcnn tune MODEL --batch-size 6 " in message
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pool(batch=7)

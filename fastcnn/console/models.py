@@ -170,7 +170,7 @@ def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tup
     try:
         chosen = pretrained_weights(name, weights)
         if chosen.meta["categories"] is None:
-            raise OptionError(f"--weights {weights}: {chosen!r} have no classifier and normalize otherwise")
+            raise OptionError(f"--weights {weights}: {chosen!r} has no classifier, and normalizes images differently")
         return chosen, pretrained_state_dict(name, chosen, progress)
     except (OSError, RuntimeError) as error:
         raise UserError(str(error)) from error

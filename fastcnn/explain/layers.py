@@ -82,7 +82,7 @@ def alone(model: nn.Module, fused: set[int]) -> Iterator[tuple[str, nn.Module, s
     analyses, walked = _analyses(model)
     for parent, analysis in analyses:
         if id(parent) in walked:
-            analysis = analysis._replace(reason="the forward around it calls its layers one by one")
+            analysis = analysis._replace(reason="whose layers a forward calls one by one")
         for child in parent.children():
             if isinstance(child, FUSIBLE) and id(child) not in fused | said:
                 said.add(id(child))
@@ -122,13 +122,13 @@ def _own_reason(layer: nn.Module) -> str:
         return "its forward has been replaced on the instance"
     unfusable = isinstance(layer, nn.Conv2d) and roles.role_of(layer) is None and not _held(layer)
     if role_of(layer) is None or unfusable:
-        return "it is of a subclass with a forward of its own"
+        return "its class has a forward of its own"
     return _held(layer)
 
 
 def _held(layer: nn.Module) -> str:
     if type(layer).__call__ is not roles.STOCK_CALL:
-        return "it is of a subclass with a __call__ of its own"
+        return "its class has a __call__ of its own"
     if layer.__dict__.get("_compiled_call_impl"):
         return "it is compiled by itself"
     hooks = [kind.strip("_").replace("_", " ") for kind in _HOOKS if layer.__dict__[kind]]
@@ -143,7 +143,7 @@ def _reason(layer: nn.Module, parent: nn.Module, analysis: Analysis) -> str:
     if analysis.reason:
         return f"in {type(parent).__name__}, {analysis.reason}"
     if isinstance(parent, _ROWS):
-        return f"the forward around its {type(parent).__name__} does not show its neighbours"
+        return f"the forward that calls the layers of its {type(parent).__name__} does not show their order"
     if type(parent).forward.__module__.startswith("torch.nn."):
         return f"a part of torch's {type(parent).__name__}"
     return _in_chains(layer, analysis)
@@ -153,9 +153,9 @@ def _in_chains(layer: nn.Module, analysis: Analysis) -> str:
     text = next((text for text, module in analysis.layers.items() if module is layer), None)
     places = [(chain, i) for chain in analysis.chains for i, each in enumerate(chain) if each == text]
     if not places:
-        return "its neighbours in the forward cannot be told"
+        return "the forward does not show which layers come before and after it"
     if len(places) > 1:
-        return f"called {len(places)} times, nowhere in a stage"
+        return f"called {len(places)} times, never in a stage"
     chain, place = places[0]
     before = chain[place - 1] if place else ""
     after = chain[place + 1] if place + 1 < len(chain) else ""

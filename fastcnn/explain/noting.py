@@ -40,7 +40,7 @@ def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor
     if isinstance(input, Sequence) and input and all(isinstance(each, Tensor) for each in input):
         return tuple(map(fakes.from_tensor, input))
     if not isinstance(input, Sequence) or not input or not all(isinstance(each, int) and each > 0 for each in input):
-        raise TypeError(f"input: expected a tensor, its sizes such as (1, 3, 224, 224), or tensors, got {input!r}")
+        raise TypeError(f"input: expected a tensor, sizes such as (1, 3, 224, 224), or a row of tensors, got {input!r}")
     like = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
     return (torch.empty(tuple(input), dtype=like.dtype, device=like.device),)
 
@@ -68,7 +68,7 @@ def _said(routes: list[Route]) -> tuple[str, str]:
     kernels = [route for route in routes if route.backend != "torch"]
     told = kernels or routes[-1:]  # the last one asked runs the layers
     if not told:
-        return "torch", "no kernel takes what is no tensor"
+        return "torch", "the input is not a tensor"
     return " and ".join(dict.fromkeys(map(str, told))), told[0].reason
 
 

@@ -1,4 +1,4 @@
-"""What the autograd Functions share: the way through torch.func, autocast, and derivatives of derivatives."""
+"""What the autograd Functions share: torch.func, autocast, and second derivatives."""
 
 import types
 from collections.abc import Callable
@@ -30,10 +30,10 @@ def relu_gradient(grad: Tensor, output: Tensor) -> Tensor:
 
 
 def anchor(output: Tensor) -> Tensor:
-    """Return an output without elements for a Function whose backward keeps none of its own outputs.
+    """Return an output without elements, the anchor, for a Function that saves none of its own outputs.
 
-    What a differentiable backward computes depends in stock on the layers' outputs, through masks and winners that have
-    no derivative: their inputs then get gradients of zero, not None. Here it depends on the anchor.
+    In stock a differentiable backward depends on the layers' outputs through masks and argmax places, which have no
+    derivative: so the layers' inputs get second derivatives of zero, not None. Here the backward depends on the anchor.
     """
     return output.new_empty(output.shape[0], 0)
 
@@ -48,14 +48,14 @@ _in_graph: list[Callable[..., Any]] = []  # of the Functions, one each
 
 @constant_while_compiling
 def _allow_in_graph() -> bool:
-    """Let torch.compile take Functions whole: told when it first asks, as to import Dynamo takes seconds."""
+    """Let torch.compile take Functions whole; done at the first compilation, as importing Dynamo takes seconds."""
     for whole in _in_graph:
         torch.compiler.allow_in_graph(whole)
     return True
 
 
 def needs_grad(*arguments: Any) -> bool:
-    """Whether a backward may follow, so that the call goes through its Function and keeps what that needs."""
+    """Whether a backward may follow: then the call goes through its Function, which saves tensors for it."""
     if torch._C._are_functorch_transforms_active():
         return True
     if torch.is_grad_enabled():
@@ -68,9 +68,10 @@ def needs_grad(*arguments: Any) -> bool:
 def applier(function: Any) -> Callable[..., Any]:
     """Return a Function's ``apply`` that is cheap where no transform needs its ``setup_context``.
 
-    For such a Function torch reads the forward's signature at each call, which costs more than a small kernel. So plain
-    calls go through a twin whose forward takes the context. Where torch.compile traces a transform of torch.func, which
-    would lose the backward, the call goes into the graph whole. A Function without a rule for vmap gets the usual one.
+    For a Function with ``setup_context`` torch reads the forward's signature at each call, which costs more than a
+    small kernel. So plain calls go through a twin whose forward takes the context. Where torch.compile traces a
+    transform of torch.func it would lose the backward, so there the graph takes the Function as one node. A Function
+    without a rule for vmap gets the usual one.
     """
     if function.vmap is torch.autograd.Function.vmap:
         function.vmap = staticmethod(lambda info, in_dims, *args: vmap_over_batch(function, info, in_dims, args))
@@ -125,7 +126,9 @@ def vmap_over_batch(function: Any, info: Any, in_dims: tuple[Any, ...], args: tu
         outputs = function.apply(batched.flatten(0, 1), *args[1:])
         return _each(outputs, lambda out: out.unflatten(0, batched.shape[:2])), _each(outputs, lambda out: 0)
     if info.batch_size == 0:
-        raise RuntimeError(f"{function.__name__}: vmap over parameters runs slice by slice, and there is none (size 0)")
+        raise RuntimeError(
+            f"{function.__name__}: vmap over parameters runs slice by slice: expected at least one slice, got 0"
+        )
     slices = [
         function.apply(*(arg.select(in_dims[j], i) if mapped[j] else arg for j, arg in enumerate(args)))
         for i in range(info.batch_size)

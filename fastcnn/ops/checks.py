@@ -108,7 +108,9 @@ def check_conv(function: str, input: Tensor, weight: Tensor, bias: Tensor | None
     check_image(function, input)
     check_steps(function, window, "")
     if weight.dim() != 4 or 0 in (weight.shape[0], weight.shape[2], weight.shape[3]):
-        raise wrong(function, "weight", "(C_out, C_in / groups, KH, KW) without 0", f"shape {tuple(weight.shape)}")
+        raise wrong(
+            function, "weight", "(C_out, C_in / groups, KH, KW) with no size of 0", f"shape {tuple(weight.shape)}"
+        )
     if groups <= 0:
         raise wrong(function, "groups", "a positive number", groups)
     out_channels, wanted = weight.shape[0], weight.shape[1] * groups

@@ -113,7 +113,7 @@ def check_constants(function: str, name: str, values: float | Sequence[float]) -
     if not row or not all(isinstance(each, (int, float)) for each in row):
         raise checks.wrong(function, name, "a number or a sequence of them", repr(values), TypeError)
     if name == "std" and not all(row):
-        raise checks.wrong(function, name, "no 0, by which nothing can be divided", repr(values), ValueError)
+        raise checks.wrong(function, name, "no 0, as images are divided by it", repr(values), ValueError)
     return tuple(float(each) for each in row)
 
 

@@ -93,7 +93,7 @@ def _trained(path: Path, name: str | None) -> Classifier:
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: not a checkpoint of this version of fastcnn train ({error})") from error
     if name not in (None, model):
-        raise OptionError(f"{file}: is of the model {model}, not {name}; leave --model out")
+        raise OptionError(f"{file}: is a checkpoint of {model}, not {name}; leave --model out")
     options = {"num_classes": len(classes), **options}
     try:
         with torch.device("meta"):

@@ -157,7 +157,7 @@ def _readable(function: Any, name: str) -> tuple[ast.FunctionDef, Place]:
     if node.name != name:
         raise Unreadable(f"its {name} is a function named {node.name}, as a decorator makes")
     if looks := _names_of(function.__code__) & _LOOK_AT_VARIABLES:
-        raise Unreadable(f"its {name} may look at its own variables, by {min(looks)}")
+        raise Unreadable(f"its {name} may read its own variables, by {min(looks)}")
     return node, place
 
 

@@ -48,7 +48,7 @@ def definition(function: Any) -> tuple[ast.FunctionDef, Place]:
             if not _equal(_code(function, bare, place, ()), code):
                 break
             return bare, place
-    raise Unreadable("its forward is not what its source file says")
+    raise Unreadable("its forward differs from its source file")
 
 
 def build(function: Any, node: ast.FunctionDef, place: Place, helpers: dict[str, Any]) -> FunctionType:

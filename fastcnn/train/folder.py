@@ -135,14 +135,14 @@ class FolderData(Dataset):
         if not skip_broken:
             others = f"; and {len(found) - 1:,} more: {abridged(names[1:])}" if len(found) > 1 else ""
             raise UserError(
-                f"{names[0]}: not an image that can be read ({found[names[0]]}){others}; mend or delete what is "
-                "broken, or leave it out by --skip-broken"
+                f"{names[0]}: not an image that can be read ({found[names[0]]}){others}; mend or delete broken "
+                "images, or leave them out by --skip-broken"
             )
         for part in parts:
             part.samples = [sample for sample in part.samples if sample[0] not in found]
             part.targets = [label for _, label in part.samples]
             if empty := sorted({*part.classes} - {part.classes[label] for label in part.targets}):
-                raise UserError(f"{part.root}: no image can be read of the classes {abridged(empty)}")
+                raise UserError(f"{part.root}: no readable image of the classes {abridged(empty)}")
         return f"left out {len(found):,} images that cannot be read: {abridged(names)}"
 
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:

@@ -274,7 +274,9 @@ def _state_kept(optimizer: Optimizer | None) -> Iterator[None]:
 def _check_on_device(values: dict[str, object], device: torch.device, optimizer: Optimizer | None) -> None:
     for name, value in values.items():
         if isinstance(value, int | float) or (isinstance(value, Tensor) and value.device != device):
-            raise RuntimeError(f"{type(optimizer).__name__} keeps {name!r} outside the GPU, where a graph cannot count")
+            raise RuntimeError(
+                f"{type(optimizer).__name__} keeps {name!r} outside the GPU, where a graph cannot update it"
+            )
 
 
 @contextlib.contextmanager

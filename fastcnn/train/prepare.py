@@ -125,7 +125,7 @@ def _check_same_data(data: Dataset, resume: dict[str, Any], changed_data: bool) 
         return
     changed = f"the checkpoint was trained on {before:,} images, the data has {now:,}"
     if not changed_data:
-        raise UserError(f"{changed}; bring back those of then, or go on with those of now by --changed-data")
+        raise UserError(f"{changed}; restore the former images, or continue with the present ones by --changed-data")
     data.notes += (f"{changed}: from here on, the losses are not those of a run that was never stopped",)
 
 

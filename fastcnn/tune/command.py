@@ -87,7 +87,7 @@ def tune(
         with console.status("checking parity, then timing"):
             results += ran
     except Lost as error:
-        raise UserError(f"{error}: go on by --resume") from error
+        raise UserError(f"{error}; continue with --resume") from error
     if resume:
         console.print(f"{sum(done)} of {sum(done) + len(results)} stages and modes were done already")
     console.print(table(results))

@@ -61,9 +61,9 @@ def read(path: Path, device: str) -> Entries:
     except (OSError, ValueError) as error:
         raise Unreadable(f"it cannot be read ({error})") from error
     if not isinstance(table, dict) or table.get("format") != FORMAT:
-        raise Unreadable(f"it is no table of format {FORMAT}")
+        raise Unreadable(f"it is not a table of format {FORMAT}")
     if table.get("device") != device:
-        raise Unreadable(f"it is of {table.get('device')!r}, not of {device!r}")
+        raise Unreadable(f"it is the table of {table.get('device')!r}, not of {device!r}")
     entries = table.get("entries")
     if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         raise Unreadable("an entry lacks a key or a backend")

@@ -1,4 +1,4 @@
-"""What a user sees of trials, on standard error: that something is tried, and in one line what came of it."""
+"""What a user sees of trials, on standard error: that trials run, and their results in one line."""
 
 import atexit
 import contextlib
@@ -104,15 +104,15 @@ model_name: Callable[[], str] = str
 
 
 def warn_of_stock(device: str, batch: int, why: str) -> None:
-    """Warn, once a process, that a GPU runs the stock layers, with the command that changes that."""
+    """Warn, once a process, that a GPU runs the stock layers, and give the command that changes that."""
     with _lock:
         if "stock" in _told.said:
             return
         _told.said.add("stock")
     command = f"fastcnn tune {model_name() or 'MODEL'} --batch-size {batch or 'N'}"
     warnings.warn(
-        f"fastcnn runs stock layers on {device}: no table has these shapes ({why}). What changes that: {command} "
-        "(--dtype bfloat16 --channels-last where the model runs so)",
+        f"fastcnn runs stock layers on {device}: no table has these shapes ({why}). To change that: {command} "
+        "(add --dtype bfloat16 --channels-last if the model runs so)",
         stacklevel=2,
     )
 
