@@ -16,7 +16,7 @@ from fastcnn.roles import ROLES
 
 __all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 
-# Captured at import: a tool that replaces them, to count operations, sees the calls of the stock layers.
+# Captured at import: where a tool has replaced them, to count operations, the stock layers run and call its functions.
 _MAX_POOL2D, _LRN = F.max_pool2d, F.local_response_norm
 
 Size2d: TypeAlias = int | tuple[int, int]
@@ -25,8 +25,8 @@ Size2d: TypeAlias = int | tuple[int, int]
 class MaxPool2d(nn.MaxPool2d):
     """Max-pooling over windows of an image, as `torch.nn.MaxPool2d`, through `fastcnn.functional.max_pool2d`.
 
-    Takes the arguments of `torch.nn.MaxPool2d`. Where autograd needs a memory of the winners it is one byte a window;
-    `return_indices=True` gives torch's int64 indices.
+    Takes the arguments of `torch.nn.MaxPool2d`. For the backward it keeps one byte a window, the place of the largest
+    value; `return_indices=True` returns torch's int64 indices.
 
     Shapes: input (N, C, H, W) or (C, H, W); output (N, C, OH, OW) or (C, OH, OW).
 
@@ -136,9 +136,9 @@ class Sequential(nn.Sequential):
     The children stay ordinary layers (`nn.Conv2d`, `nn.ReLU`, ...), found by index, name, hook and key as in
     `torch.nn.Sequential`. On each call the longest runs of children that form a stage run as one function:
     (Normalize-)Conv2d-ReLU(-MaxPool2d), Conv2d(-BatchNorm2d)-ReLU(-MaxPool2d), BatchNorm2d-ReLU(-MaxPool2d),
-    LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU(-Dropout); a batch norm whose statistics stand still may go
-    into the convolution before it. A child that has a hook, a forward of its own or a compiled call runs by itself. So
-    does every child while torch.export, torch.fx or torch.jit.trace records a graph.
+    LocalResponseNorm(-MaxPool2d), MaxPool2d, Linear-ReLU(-Dropout). In evaluation a batch norm may be folded into the
+    convolution before it. A child with a hook, a forward of its own or a compiled call runs by itself. While
+    torch.export, torch.fx or torch.jit.trace records a graph, every child runs by itself.
 
     Shapes: those of the children.
 
@@ -179,7 +179,7 @@ def _conv_relu_pool(self: ConvReLUMaxPool2d, input: Tensor) -> Tensor:
     return F.max_pool2d(activations, self.pool_size, self.pool_stride, self.pool_padding, ceil_mode=self.pool_ceil_mode)
 
 
-# torch.jit.script compiles the source of what a function wraps.
+# torch.jit.script compiles the source of the function in `__wrapped__`.
 for _layer, _stock in (
     (Sequential, nn.Sequential.forward),
     (MaxPool2d, nn.MaxPool2d.forward),

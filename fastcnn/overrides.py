@@ -1,6 +1,6 @@
-"""What stands between a call and our operators: tensor subclasses, modes, and transforms of torch.func.
+"""Tensor subclasses, modes and transforms of torch.func, which see a call before our operators do.
 
-Some have a rule for operators that they have never heard of; what has none runs the stock layers, which it knows.
+Some handle any operator; the others have no rule for ours, so under ``auto`` they get the stock layers.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ FLOPS: dict[Any, Callable[..., int]] = {}
 
 
 def constant_while_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Do what torch.compiler.assume_constant_result does, which imports the whole of Dynamo first."""
+    """Mark a function as torch.compiler.assume_constant_result does, without importing Dynamo."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
@@ -48,7 +48,7 @@ def lacks_rule(arguments: tuple[Any, ...]) -> str:
 
 
 def watcher(arguments: tuple[Any, ...]) -> str:
-    """Say which tensor subclass or mode wants to see the stock layers' own calls, or return an empty string."""
+    """Say which tensor subclass or mode is to see the calls of the stock layers, or return an empty string."""
     for each in arguments:
         if type(each) not in _PLAIN and isinstance(each, Tensor) and not _takes_any_operator(type(each)):
             return f"tensors of type {type(each).__name__} see the stock layers' calls"
@@ -77,7 +77,7 @@ def _dispatches(kind: Any) -> bool:
 
 
 def _teach_counters() -> None:
-    """Tell torch's FLOP counters of our operators; at import it would cost that of torch's slow module."""
+    """Register our operators with active FLOP counters of torch; at import this would import a slow module."""
     for mode in _get_current_dispatch_mode_stack():
         if hasattr(mode, "counter") and hasattr(mode.counter, "flop_registry"):
             mode.counter.flop_registry.update(FLOPS)

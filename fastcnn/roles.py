@@ -9,12 +9,12 @@ from fastcnn.calls import Call
 from fastcnn.instance import is_replaced
 from fastcnn.normalization import Normalize
 
-# Captured at import, so that a class whose forward somebody patches later no longer counts as stock.
+# Captured at import, so that a class whose forward is patched later does not count as stock.
 STOCK_CALL = nn.Module.__call__
 _STOCK_CONV_FORWARD = nn.Conv2d._conv_forward
 _STOCK_BN_CHECK = nn.BatchNorm2d._check_input_dim
 
-IDENTITY = "identity"  # a layer that no stage notices
+IDENTITY = "identity"  # a layer that does nothing: stages skip it
 ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.Conv2d.forward: "conv",
     nn.ReLU.forward: "relu",

@@ -20,7 +20,7 @@ from fastcnn.roles import IDENTITY, roles_of
 
 
 def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
-    """Return what ``functional.conv2d_relu`` takes; an input that is padded in a step of its own is padded."""
+    """Return the arguments of ``functional.conv2d_relu``, the input padded already unless the padding is zeros."""
     padding: Any = conv.padding
     if conv.padding_mode != "zeros":  # nn.Conv2d pads in a step of its own too
         input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
@@ -29,14 +29,14 @@ def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
 
 
 def _parameters(layer: Any) -> tuple[Any, Any]:
-    """Return weight and bias, from where nn.Module would find them after a long search: half a microsecond each."""
+    """Return weight and bias from the layer's dictionary: `nn.Module.__getattr__` takes half a microsecond for each."""
     own = layer.__dict__["_parameters"]
     if type(layer) in _OWN_PARAMETERS and "weight" in own and "bias" in own:
         return own["weight"], own["bias"]
     return layer.weight, layer.bias
 
 
-_OWN_PARAMETERS = frozenset({nn.Conv2d, nn.Linear})  # subclasses may hand out something else by the same names
+_OWN_PARAMETERS = frozenset({nn.Conv2d, nn.Linear})  # subclasses may compute these attributes
 
 
 def _pool_keywords(pool: nn.MaxPool2d) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def normalize_conv_relu(
     dilation: Any,
     groups: Any,
 ) -> Any:
-    """Normalize images, convolve and take the ReLU: as one where a kernel does, else one after another."""
+    """Normalize images, convolve and take the ReLU: in one kernel if there is one, else one after another."""
     images, settings = (input, mean, std, dtype), (weight, bias, stride, padding, dilation, groups)
     fused = join_relu(images, *settings)
     return FF.conv2d_relu(FF.normalize(*images), *settings) if fused is None else fused
@@ -92,7 +92,7 @@ def normalize_conv_relu_pool(
     pool_padding: Any,
     pool_ceil_mode: Any,
 ) -> Any:
-    """Do the same, and max-pool."""
+    """Normalize images, convolve, take the ReLU and max-pool: in one kernel if there is one, else in steps."""
     images, settings = (input, mean, std, dtype), (weight, bias, stride, padding, dilation, groups)
     fused = join_relu_pool(images, *settings, pool_size, pool_stride, pool_padding, pool_ceil_mode)
     pool = {"pool_size": pool_size, "pool_stride": pool_stride}
@@ -101,7 +101,7 @@ def normalize_conv_relu_pool(
 
 
 def _normalize_conv_relu(input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module) -> Any:
-    if conv.padding_mode != "zeros":  # what is normalized is padded next
+    if conv.padding_mode != "zeros":  # then the normalized images are padded, in a step of their own
         return run_conv_relu(normalize(input), conv, relu)
     return normalize_conv_relu(*normalize.arguments(input), *conv_arguments(input, conv)[1:])
 
@@ -116,7 +116,7 @@ def _normalize_conv_relu_pool(
 
 
 def _bn_arguments(bn: nn.BatchNorm2d) -> tuple[Any, ...]:
-    """Return what the layer's own forward gives F.batch_norm after the input, and count the batch as it does."""
+    """Return the arguments after the input that the layer's forward gives F.batch_norm; count the batch as it does."""
     tracks = bn.training and bn.track_running_stats
     momentum = 0.0 if bn.momentum is None else bn.momentum
     if tracks and bn.num_batches_tracked is not None:
@@ -150,7 +150,7 @@ def _norm_relu_pool(input: Any, norm: BatchNorm, _relu: Any, pool: Any) -> Any:
 
 
 def _folds(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
-    """Whether the batch norm is constant and the convolution takes it up."""
+    """Whether the batch norm is constant and can be folded into the convolution."""
     if _uses_own_statistics(bn) or not isinstance(input, Tensor) or input.dim() != 4:
         return False
     return folds(input, conv.stride, conv.weight, conv.bias, bn.weight, bn.bias)
@@ -184,7 +184,7 @@ def _sum_relu(input: Any, addition: Any, _relu: Any) -> Any:
     if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
         return F.relu(input + other)
     if addition.in_place and (input.shape != other.shape or input.dtype != other.dtype):
-        return F.relu(input.add_(other))  # which keeps the shape and dtype of the input
+        return F.relu(input.add_(other))  # add_ keeps the shape and dtype of the input
     return FF.add_relu(input, other)
 
 
@@ -226,7 +226,7 @@ class Stage(NamedTuple):
 _CONV_RELU = Stage(("conv", "relu"), run_conv_relu)
 _LRN = Stage(("lrn",), _lrn)
 _POOL = Stage(("pool",), _max_pool)
-STAGES = (  # of two that match, the longer stands first, and of others the more usual one
+STAGES = (  # the first match counts: of two that can match, the longer comes first; otherwise the more usual one
     Stage(("conv", "relu", "pool"), _conv_relu_pool),
     _CONV_RELU,
     Stage(("normalize", "conv", "relu", "pool"), _normalize_conv_relu_pool),
@@ -251,14 +251,14 @@ _BEGINNING: dict[str | None, list[Stage]] = {  # by their first role
     role: [stage for stage in STAGES if stage.roles[0] == role] for role in {each.roles[0] for each in STAGES}
 }
 
-# Called in place of a stage's function, with its roles, the function, the input and the layers.
+# A function called instead of a stage's function, with the roles, that function, the input and the layers.
 Around = Callable[[tuple[str, ...], Callable[..., Any], Any, tuple[Any, ...]], Any]
 _around: Around | None = None
 
 
 @contextmanager
 def noting(around: Around) -> Iterator[None]:
-    """Have a function run every stage while the block runs, so that it learns of each."""
+    """While the block runs, call `around` for every stage instead of the stage's function."""
     global _around
     before, _around = _around, around
     try:
@@ -282,7 +282,7 @@ def run_max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
 
 
 def run_layers(input: Any, *layers: Any) -> Any:
-    """Run layers and calls of functions one after another, as the rewritten forward of a network asks for."""
+    """Run layers and calls of functions in order, fused where they form stages; rewritten forwards call this."""
     if not (is_recorded(input) or _has_any_global_hook()):
         return run_stages(input, layers, tuple(map(_settings, layers)))
     for layer in layers:
@@ -291,7 +291,7 @@ def run_layers(input: Any, *layers: Any) -> Any:
 
 
 def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -> Any:
-    """Run layers one after another, those that form a stage as one: by their settings, mostly the layers themselves."""
+    """Run layers in order, each stage as one call; `settings` are the layers, but for calls their settings."""
     roles = roles_of(layers)
     if IDENTITY in roles:
         kept = [place for place, role in enumerate(roles) if role != IDENTITY]
@@ -312,12 +312,12 @@ def _settings(layer: Any) -> Any:
 
 
 class Part(NamedTuple):
-    """Layers of a row that form a stage, or one that runs by itself."""
+    """Consecutive layers of a row that form a stage, or one layer that runs by itself."""
 
     stage: Stage | None
     start: int
     end: int
-    reads_alone: bool  # a convolution, of activations that the stage before it has made
+    reads_alone: bool  # a convolution that alone reads the output of the conv+ReLU before it
 
 
 def _plan(roles: tuple[str | None, ...]) -> tuple[Part, ...]:
@@ -337,7 +337,7 @@ def _forms(stage: Stage, roles: tuple[str | None, ...], start: int) -> bool:
 
 
 class _Plans(dict[tuple[str | None, ...], tuple[Part, ...]]):
-    """The plans of the rows met so far; there are as many as networks have kinds of rows."""
+    """The plans of the rows that have run so far, by their roles."""
 
     def __missing__(self, roles: tuple[str | None, ...]) -> tuple[Part, ...]:
         self[roles] = plan = _plan(roles)
@@ -348,7 +348,7 @@ _plans = _Plans()
 
 
 def parts_of(layers: tuple[Any, ...]) -> list[tuple[Stage | None, tuple[Any, ...]]]:
-    """Return the stages of a row as it would run now, and the layers that would run by themselves."""
+    """Return a row in the parts in which it would run now: stage and layers; the stage of a layer by itself is None."""
     pairs = [(layer, role) for layer, role in zip(layers, roles_of(layers), strict=True) if role != IDENTITY]
     plan = _plan(tuple(role for _, role in pairs))
     return [(part.stage, tuple(layer for layer, _ in pairs[part.start : part.end])) for part in plan]

@@ -1,13 +1,13 @@
 """The fused stages as functions, with the argument order of ``torch.nn.functional``.
 
 Every function takes what its torch counterpart takes, on any device and in any dtype, and returns the same numbers:
-the error against float64 is at most twice that of the stock operations. Which code runs is the backend's matter
+the error against float64 is at most twice that of the stock operations. The backend decides which code runs
 (:func:`fastcnn.use_backend`). Gradients flow to every floating-point argument; ``torch.compile``, ``torch.func`` and
 second derivatives work.
 
 Errors: ``TypeError``, ``ValueError`` or ``RuntimeError``, as torch raises for the same mistake; the message names the
-argument, what was expected and what came. An explicitly chosen backend that cannot serve a call raises
-``RuntimeError``.
+argument, what was expected and what was given. An explicitly chosen backend raises ``RuntimeError`` for a call that it
+does not support.
 """
 
 from fastcnn.functional.layers import (

@@ -1,4 +1,4 @@
-"""Convolutions, pools, linear layers and sums, with what follows them."""
+"""Convolutions, pools, linear layers and sums, each with the layers that follow it."""
 
 from typing import Any, Literal, overload
 
@@ -64,7 +64,7 @@ def conv2d_relu_max_pool2d(
 ) -> Tensor:
     """Convolve, add the bias, apply ReLU and max-pool: ``F.max_pool2d(F.relu(F.conv2d(...)), ...)`` in one stage.
 
-    What the backward needs of the convolution's output is one byte a pooled value; the output itself is not kept.
+    For the backward one byte a pooled value is kept instead of the convolution's output.
 
     Args:
         input: (N, C_in, H, W) or (C_in, H, W); NCHW or channels_last.
@@ -199,21 +199,21 @@ def linear_relu_dropout(
 ) -> Tensor:
     """Apply a linear layer, ReLU and dropout: ``F.dropout(F.relu(F.linear(...)), p, training)`` in one stage.
 
-    Under backend ``triton`` the mask is that of a seed that torch's generator draws, so it obeys ``torch.manual_seed``
-    but differs from stock's, and nothing is kept of it: the output's zeros tell it. Under the other backends dropout
-    is torch's own, with stock's very mask.
+    Backend ``triton`` draws the dropout mask from a seed of torch's generator: it obeys ``torch.manual_seed``, but is
+    another mask than stock's. It is not kept, as the backward finds it in the zeros of the output. The other backends
+    use torch's dropout, with the same mask as stock.
 
     Args:
         input, weight, bias: as in :func:`linear_relu`.
-        p: the probability of a unit being dropped, 0 to 1; what stays is divided by 1 - p.
-        training: False leaves dropout out.
+        p: the probability that a unit is dropped, 0 to 1; the other units are divided by 1 - p.
+        training: whether dropout is applied.
 
     Returns:
         (*, out_features), in the input's dtype; under autocast in the autocast dtype.
 
     Raises:
         TypeError: an argument is not a tensor, or `p` not a number.
-        ValueError: `p` is no probability.
+        ValueError: `p` is not between 0 and 1.
         RuntimeError: shapes, dtypes or devices do not go together.
 
     Example:

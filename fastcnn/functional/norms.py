@@ -1,4 +1,4 @@
-"""Normalizations, with what follows them."""
+"""Normalizations, each with the layers that follow it."""
 
 import torch
 from torch import Tensor
@@ -23,12 +23,12 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
 
     Returns:
         The shape and dtype of `input`, under autocast too (torch turns to float32 there). A kernel's output is
-        contiguous, or channels_last where `input` is; stock keeps the strides of a transposed one, too.
+        contiguous, or channels_last where `input` is; stock also keeps the strides of a transposed input.
 
     Raises:
         TypeError: `input` is not a tensor or `size` not an integer.
         ValueError: `input` has fewer than three axes.
-        RuntimeError: `size` is not positive, or no 64-bit integer.
+        RuntimeError: `size` is not positive, or not a 64-bit integer.
 
     Example:
         >>> import torch, fastcnn.functional as FF

@@ -1,4 +1,4 @@
-"""Argument checks, made once before any kernel. Each raises what torch raises for the same mistake, and says more."""
+"""Argument checks, made once before any kernel. Each raises torch's error class for the mistake, with more detail."""
 
 import operator
 from collections.abc import Callable
@@ -15,7 +15,7 @@ MOST_PIXELS = 2**31 - 1  # of a pool's window, stride, padding or dilation: torc
 
 
 def run_stock(reference: Callable[..., Any], check: Callable[..., object], *arguments: Any) -> Any:
-    """Run the stock layers, which check for themselves; when they refuse, say more about a mistake that we know."""
+    """Run the stock layers, which check their arguments; if they raise, `check` may raise a clearer error instead."""
     try:
         return reference(*arguments)
     except Exception as error:
@@ -42,7 +42,7 @@ def check_integer(function: str, name: str, value: object) -> None:
 
 
 def check_groups(function: str, groups: Any) -> None:
-    """Raise a TypeError unless the number of groups is an integer, a ValueError if it is no 64-bit one."""
+    """Raise a TypeError unless the number of groups is an integer, a ValueError unless it fits into 64 bits."""
     check_integer(function, "groups", groups)
     if abs(operator.index(groups)) > LARGEST:
         raise wrong(function, "groups", "a 64-bit integer", groups, ValueError)
@@ -163,7 +163,7 @@ def check_lrn(function: str, input: Tensor, size: int, alpha: float, beta: float
 
 
 def refuse_dtype(input: Tensor) -> str:
-    """Say why no kernel takes elements of this dtype, or so kept, or return an empty string."""
+    """Say why no kernel takes this dtype or layout, or return an empty string."""
     if input.dtype not in KERNEL_DTYPES:
         return f"takes argument 'input' in float32, float16 or bfloat16, got {input.dtype}"
     return "" if input.layout is torch.strided else f"takes argument 'input' as a strided tensor, got {input.layout}"

@@ -1,4 +1,4 @@
-"""Argmax codes in stock operations: to torch's indices, and back to the winners."""
+"""Argmax codes in stock operations: converted to torch's indices, and used to unpool."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from fastcnn.shapes import RELU_OFF, Window
 def codes_to_indices(codes: Tensor, window: Window, width: int) -> Tensor:
     """Return torch's int64 indices into the H*W plane from codes: (N, C, OH, OW).
 
-    Where there is no winner, as ReLU is off or the window covers no pixel, the index is 0: mask it out first.
+    Where ReLU is off or the window covers no pixel, the index is 0: mask it out.
     """
     columns = window.size[1]
     place = codes.to(torch.int64)
@@ -25,9 +25,9 @@ def _first(count: int, window: Window, axis: int, like: Tensor) -> Tensor:
 def unpool(
     grad: Tensor, codes: Tensor, window: Window, height: int, width: int, anchor: Tensor | None = None
 ) -> Tensor:
-    """Send each pooled gradient back to its winner, in stock operations: (N, C, OH, OW) -> (N, C, height, width).
+    """Unpool gradients to the places in the codes, in stock operations: (N, C, OH, OW) -> (N, C, height, width).
 
-    The result depends on the anchor, (N, 0), too: on the layers' outputs, as stock's does.
+    The result also depends on the anchor, (N, 0): see `autograd.anchor`.
     """
     index = codes_to_indices(codes, window, width)
     if anchor is None:

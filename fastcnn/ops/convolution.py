@@ -1,4 +1,4 @@
-"""What the stages that begin with a convolution share: arguments, padding, and the convolution's own gradients."""
+"""Shared by the stages that begin with a convolution: arguments, padding, and the convolution's own gradients."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,12 +21,12 @@ class Convolution(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     algorithm: str | None = None  # the backend's own choice
-    # Whose gradients they are: None torch's, otherwise ours with this configuration, or the kernel's own choice.
+    # None: torch computes the gradient; else our kernel, by this configuration ("": the kernel chooses one).
     dgrad: str | None = None
     wgrad: str | None = None
 
     def running(self, algorithm: str) -> "Convolution":
-        """Return these settings run by an algorithm, as in ``epilogue+dgrad+wgrad:64x64x32w4s3``."""
+        """Return these settings with an algorithm, such as ``epilogue+dgrad+wgrad:64x64x32w4s3``."""
         forward, *gradients = algorithm.split("+")
         ours = {kind: config for kind, _, config in (each.partition(":") for each in gradients)}
         return self._replace(algorithm=forward, dgrad=ours.get("dgrad"), wgrad=ours.get("wgrad"))
@@ -41,7 +41,7 @@ class Convolution(NamedTuple):
 
 
 def running(prepared: tuple[Any, ...], algorithm: str | None) -> tuple[Any, ...]:
-    """Return a prepared call whose convolution an algorithm runs."""
+    """Return a prepared call with an algorithm for its convolution."""
     if algorithm is None:
         return prepared
     return tuple(each.running(algorithm) if isinstance(each, Convolution) else each for each in prepared)
@@ -56,7 +56,7 @@ def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dil
 def flops(
     input: Tensor, weight: Tensor, _: Tensor | None, stride: Size, padding: Size, dilation: Size, *__: Any
 ) -> int:
-    """Return how many a convolution takes."""
+    """Return the number of FLOPs of a convolution."""
     images, _, height, width = output_shape(input, weight, stride, padding, dilation)
     return int(2 * images * height * width * weight.numel())
 
@@ -105,7 +105,7 @@ def prepare(
 
 
 def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> bool:
-    """Whether all is well, in one expression; if not, check_conv finds out what is wrong."""
+    """Whether the arguments fit, checked fast; if not, check_conv raises the error."""
     sizes, kernel, dtype, device = input.shape, weight.shape, input.dtype, input.device
     return (
         (len(sizes) in (3, 4) and len(kernel) == 4 and dtype == weight.dtype and device == weight.device)

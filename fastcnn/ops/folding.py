@@ -1,4 +1,4 @@
-"""An evaluated batch norm folded into the convolution before it: whether that is done, and weight and bias."""
+"""Folding a batch norm in evaluation into the convolution before it: whether to, and the folded weight and bias."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ _STEM = "conv_bn"  # FASTEST's name for folding: no operator of its own
 
 
 def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether a convolution of `input` takes up the batch norm that follows it.
+    """Whether to fold the batch norm that follows into a convolution of `input`.
 
-    It does where nobody wants a gradient and the output is at least as large as the weight, over which folding passes;
-    under ``auto`` where that was measured to be faster, under ``torch`` never.
+    Only without gradients, and if the output has at least as many elements as the weight, which folding reads and
+    writes. Under ``auto`` only where folding was measured to be faster, under ``torch`` never.
     """
     if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
         return False
@@ -30,7 +30,7 @@ def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: T
         )
         if route.backend == "torch":
             return False
-    if torch.compiler.is_compiling():  # the graph shall not depend on a size that may vary
+    if torch.compiler.is_compiling():  # the graph must not depend on a size that may vary
         return True
     pixels = input.shape[0] * (input.shape[2] // stride[0]) * (input.shape[3] // stride[1])
     return pixels * weight.shape[0] >= weight.numel()

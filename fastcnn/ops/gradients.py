@@ -1,10 +1,11 @@
-"""The convolutions' own gradients: the operators ``dgrad`` and ``wgrad``, or torch's; and what neighbours share.
+"""The convolutions' own gradients: the operators ``dgrad`` and ``wgrad``, or torch's; and work shared between stages.
 
-A stage hands its gradient over as it came, with what masks it. Where both gradients are ours they mask or expand it
-themselves, tile by tile; where one is torch's, one pass writes it down first.
+The incoming gradient of a stage comes with its ReLU mask or argmax codes. Our dgrad and wgrad kernels mask or unpool it
+tile by tile; if torch computes one of the two gradients, one pass first materializes the gradient of the convolution's
+output.
 
-Two stages in a row can share more. Where a stage's input is the ReLU of the stage before and nothing else reads it, our
-dgrad applies that ReLU's mask and sums that stage's bias gradient, and the stage before skips its own pass.
+If only one convolution reads the output of a conv+ReLU, our dgrad of that convolution also applies the ReLU's mask and
+sums the bias gradient of the conv+ReLU, which then skips its own pass.
 """
 
 from collections.abc import Callable
@@ -19,12 +20,12 @@ from fastcnn.shapes import Size, conv_memory_format
 
 
 class Incoming(NamedTuple):
-    """A stage's gradient as it came: of the output, with the output as mask; or pooled, with codes and the pool."""
+    """A stage's incoming gradient: of the output, with its ReLU mask; or pooled, with argmax codes and the pool."""
 
     grad: Tensor
     mask: Tensor | None = None
     pool: tuple[int, ...] = ()
-    bias: Tensor | None = None  # the bias' gradient, where it has been summed already
+    bias: Tensor | None = None  # the bias gradient, if it has been summed already
 
 
 def _fake_dgrad(
@@ -90,7 +91,7 @@ def gradients(
         ctx: of the stage's Function.
         input, weight: of the convolution.
         incoming: the stage's gradient.
-        one_pass: writes the gradient of the convolution's output down, and sums the bias' gradient if asked to.
+        one_pass: materializes the gradient of the convolution's output; with True, also sums the bias gradient.
     """
     settings, needs = ctx.settings, ctx.needs_input_grad
     our_dgrad = needs[0] and settings.dgrad is not None
@@ -122,23 +123,23 @@ def gradients(
 
 
 def only_reader(activations: Any) -> None:
-    """Note that nothing but the stage that follows reads these activations, so that it may mask their gradient."""
+    """Note that only the next stage reads these activations, so that it may mask their gradient."""
     if not torch.compiler.is_compiling():
-        activations.read_once = True  # the cheapest note there is: most stages never ask for it
+        activations.read_once = True  # an attribute, as that costs least: most stages never read it
 
 
 def let_go(ctx: Any) -> None:
-    """Leave the mask to the stage before from now on, as what this backward builds reads its output too."""
+    """Have the stage before mask its gradient itself: this backward builds a graph that reads its output too."""
     if ctx.before is not None:
         ctx.before.masked, ctx.before = False, None
 
 
 def stage_before(input: Tensor, settings: convolution.Convolution) -> Any:
-    """Return the autograd node of the stage whose ReLU our dgrad will mask for, and tell that stage so; or None."""
+    """Return the autograd node of the conv+ReLU whose mask our dgrad will apply, and mark it as masked; or None."""
     if settings.dgrad is None or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
     node: Any = input.grad_fn if getattr(input, "read_once", False) else None
-    if getattr(node, "masked", None) is not False:  # the very output of a conv_relu, whose node has the attribute
+    if getattr(node, "masked", None) is not False:  # only the node of a conv_relu has the attribute
         return None
     node.masked = True
     return node

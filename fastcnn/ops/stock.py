@@ -10,9 +10,9 @@ from fastcnn.overrides import is_watched
 
 
 def relu(activations: Tensor) -> Tensor:
-    """Return the ReLU of activations that nothing else reads: in place, as in the stock models, unless it would show.
+    """Return the ReLU of activations that nothing else reads, in place where no other code can see the difference.
 
-    It shows to a mode (selective checkpointing keeps the convolution's output) and in a compiled or traced graph.
+    Modes see it (selective checkpointing keeps the convolution's output), and so do compiled or traced graphs.
     """
     return F.relu(activations) if _shows(activations) else torch.relu_(activations)
 
@@ -26,7 +26,7 @@ def max_pool(
     ceil_mode: bool,
     return_indices: Any,
 ) -> Any:
-    """Return what ``F.max_pool2d`` returns; where nobody sees it, without the as long way there."""
+    """Return what ``F.max_pool2d`` returns; by the faster ``torch.max_pool2d`` where no mode or graph sees the call."""
     if return_indices or _shows(input):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     return torch.max_pool2d(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
