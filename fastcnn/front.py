@@ -1,7 +1,7 @@
 """The front: Python plans a call once, fastcnn._front (C++) runs it from then on; without it Python runs every call.
 
-What the front does not take goes down the Python path by itself: tensor subclasses, torch.func, tracing, modes, hooks
-on saved tensors, symbolic sizes, forward-mode derivatives.
+It passes on to the Python path: tensor subclasses, torch.func, tracing, modes, hooks on saved tensors, symbolic sizes,
+forward-mode derivatives.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from fastcnn.available import _PLAYED
 
 
 def _load() -> tuple[Any, str]:
-    """Return the compiled front, or None and the reason why the Python path serves alone."""
+    """Return the compiled front, or None and the reason why it cannot be used."""
     try:
         return importlib.import_module("fastcnn._front"), ""
     except ImportError as error:
@@ -34,7 +34,7 @@ def _number(choice: backend.Choice | None) -> int:
 
 
 def forget() -> None:
-    """Forget every plan, and note what this thread has chosen."""
+    """Drop every plan, and tell the front this thread's choice of a backend."""
     if _front:
         _front.choose(_number(backend.own_choice()), _number(backend.process_choice()))
         _front.forget()
@@ -52,8 +52,8 @@ def fronted(stem: str, plan: Callable[..., Any], check: Callable[..., Any], pyth
 
     Args:
         stem: of the op.
-        plan: returns what runs a call, as a dict for csrc/front/plan.h, or None for the Python path.
-        check: raises what is known of a mistake when the stock layers have refused a call.
+        plan: returns a call's plan, as a dict for csrc/front/plan.h, or None for the Python path.
+        check: raises a clearer error, if it knows one, after the stock layers have raised theirs.
         python: runs any call.
     """
     return _front.function(stem, plan, check, python) if _front else python
@@ -61,7 +61,7 @@ def fronted(stem: str, plan: Callable[..., Any], check: Callable[..., Any], pyth
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Send every call down the Python path for a while."""
+    """Send every call down the Python path while the block runs."""
     if _front:
         _front.aside(1)
     try:
@@ -77,7 +77,7 @@ def derivative(function: Any, *, others: int = 0, **context: Any) -> Callable[..
     Args:
         function: the Function, whose backward is called with a context of these attributes.
         others: the number of the forward's outputs besides the first, which have no gradient.
-        context: what the Function's setup_context would have noted.
+        context: the attributes that the Function's setup_context sets.
     """
 
     def derive(saved: tuple[Any, ...], needs: tuple[bool, ...], grad: Any) -> Any:

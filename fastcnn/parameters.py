@@ -1,4 +1,4 @@
-"""What is known of each op by the names of its parameters: ops/record.py declares it, tables and tuning read it."""
+"""The record of each op: its parameters by name. ops/record.py fills it; route, tables and tuning read it."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,16 @@ ACTIVATION = "activation"
 WEIGHT = "weight"
 BIAS = "bias"  # its shape follows from the others'
 RUNNING = "running statistics"  # which a call in training updates
-CONSTANT = "constant"  # a tensor or numbers, whose values no time depends on
+CONSTANT = "constant"  # a tensor or numbers; the values do not change the time
 TENSORS = (ACTIVATION, WEIGHT, BIAS, RUNNING, CONSTANT)
 # And others:
 PAIR = "pair"  # one number, or (rows, columns)
 SETTING = "setting"
-FREE = "free"  # a setting that no time depends on
+FREE = "free"  # a setting that does not change the time
 
 
 class Parameter(NamedTuple):
-    """A parameter of an op's function; `stands_for`: the parameter whose value None means."""
+    """A parameter of an op's function; None means the value of the parameter `stands_for`, if there is one."""
 
     name: str
     kind: str

@@ -1,4 +1,4 @@
-"""The route of a call: which backend runs it, by which algorithm, and why. Whoever wants to know listens here."""
+"""The route of a call: which backend runs it, by which algorithm, and why. `listening` reports every route."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -53,22 +53,21 @@ class Fastest(NamedTuple):
 
     backend: str
     dtypes: tuple[torch.dtype, ...]
-    least_elements: int = 0  # of the input: below, stock is as fast
+    least_elements: int = 0  # of the input: with fewer, stock is as fast
     channels_last: bool = True
-    without_front: int = 0  # the same where Python runs every call, which costs more than a small kernel saves
+    without_front: int = 0  # the same without the front: the Python path costs more than a small kernel saves
 
     def pays(self, input: Tensor) -> bool:
-        """Whether the backend is the faster one for an input of this size."""
+        """Whether the backend is faster than stock for an input of this size."""
         return input.numel() >= (self.without_front or self.least_elements if front.problem else self.least_elements)
 
 
-# What `auto` takes for an op on a device type where no table has the call. An entry needs a parity pass and a time
-# measured on such a device, stock torch among the candidates; without one, `auto` runs the stock layers.
-# CPU: benchmarks/results/cpu/*.jsonl. conv_relu and linear_relu stay stock's: their time is the matrix product's, which
-# is torch's either way. Stock's channels_last max-pool is as fast as ours, and so is its batch norm there, with a pool
-# or without; so is its add_relu. By running statistics (bn_relu_running) stock is the faster one forward.
-# In bfloat16 torch has no LRN on the CPU outside autocast.
-# A batch norm folded into its convolution (conv_bn) saves too little there to be told from none.
+# What `auto` takes for an op on a device type if no table has the call. An entry needs parity and a time measured on
+# such a device against stock torch; without an entry `auto` runs the stock layers.
+# CPU, by benchmarks/results/cpu/*.jsonl: conv_relu and linear_relu run stock, as torch computes their matrix product
+# either way. In channels_last stock's max-pool and batch norm, with a pool or without, are as fast as ours, and so is
+# its add_relu. With running statistics (bn_relu_running) stock is faster forward. In bfloat16 torch has no LRN on the
+# CPU outside autocast. Folding a batch norm into its convolution (conv_bn) saves less than the noise.
 STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "bn_relu_running", "conv_bn", "conv_relu", "linear_relu")}
 _NARROW = torch.float32, torch.bfloat16
 FASTEST: dict[tuple[str, str], Fastest] = {
@@ -128,12 +127,12 @@ def choose(
 
 
 def _joins(op: str) -> bool:
-    """Whether `auto` takes an op by a tuning table alone; without an entry two stages run one after another."""
+    """Whether `auto` takes an op only by a table entry; without one, two stages run one after another."""
     return op in RECORDS and RECORDS[op].normalizes
 
 
 def _having(op: str) -> tuple[str, ...]:
-    """Return the backends that a call may be asked of; the others run torch's operations, as for any layer."""
+    """Return the backends that have kernels of an op; under the others torch's operations run, as for any layer."""
     if op == "sgd":
         return ("triton",)
     return _KERNELS if op not in RECORDS or _joins(op) else RECORDS[op].backends
@@ -141,7 +140,7 @@ def _having(op: str) -> tuple[str, ...]:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have a function told of every route that is given while the block runs; what is planned already is given anew."""
+    """While the block runs, call `listener` with every route; plans are dropped, so that all calls are routed anew."""
     _listeners.append(listener)
     changed()
     try:
@@ -164,7 +163,7 @@ def _fastest(
 ) -> tuple[Route, Any]:
     input = arguments[0]
     if not isinstance(input, Tensor):
-        return Route("torch", None, "no kernel takes what is no tensor"), None
+        return Route("torch", None, "the input is not a tensor"), None
     reason = overrides.lacks_rule(arguments) or overrides.watcher(arguments)
     if reason or input.layout is not torch.strided:
         reason = reason or f"no kernel takes {input.layout}"
@@ -187,7 +186,7 @@ def _fastest(
 
 
 def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None, str]:
-    """Return what the tables have of a call, which is tried if they have nothing; else why it was not tried."""
+    """Return the table entry of a call, after a trial if there was none; without an entry, why there was no trial."""
     if op not in RECORDS or not RECORDS[op].tuned:
         return None, ""
     if not torch.compiler.is_compiling():
@@ -203,7 +202,7 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
         if trial.run(op, arguments):
             return tuning.winner(op, arguments, _problem), ""
         why = trial.BUSY
-    if why in (trial.BUSY, trial.CAPTURING):  # the next call of the kind may be tried: nobody keeps this answer
+    if why in (trial.BUSY, trial.CAPTURING):  # the next such call may be tried, so no plan may keep this route
         changed()
     return None, why
 
@@ -222,14 +221,14 @@ def _by_measurement(found: tuning.Found) -> Route:
 
 
 def _problem(op: str, name: str, algorithm: str | None) -> str:
-    """Say why what a table names cannot be had here, or return an empty string."""
+    """Say why the backend or algorithm of a table entry is not available here, or return an empty string."""
     if name != "torch" and name not in (RECORDS[op].backends if _joins(op) else _KERNELS):
         return f"the op has no backend {name!r}"
     return unusable(name, algorithm)
 
 
 def _by_kind_of_device(op: str, input: Tensor, why: str) -> Route:
-    """Return what is the fastest on devices of a type."""
+    """Return the route that `FASTEST` gives for the type of device."""
     entry = FASTEST.get((device_type(input), op))
     if entry is None and (device_type(input), op) in STOCK_IS_AS_FAST and input.dtype == torch.float32:
         return Route("torch", None, STOCK_ON_THIS_KIND)
@@ -245,7 +244,7 @@ def _by_kind_of_device(op: str, input: Tensor, why: str) -> Route:
     return Route(entry.backend, None, MEASURED_KIND)
 
 
-_SILENT = (STOCK_ON_THIS_KIND, TOO_SMALL)  # nothing that a user would want to change
+_SILENT = (STOCK_ON_THIS_KIND, TOO_SMALL)  # not logged: nothing that a user would want to change
 
 
 def _unmeasured(dtype: torch.dtype, why: str = "") -> str:
@@ -256,10 +255,10 @@ _said: set[tuple[str, str, str]] = set()
 
 
 def _warn_once(missing: str) -> None:
-    """Say at the first use what the build left out: pip has hidden it."""
+    """Warn at the first use of what the build left out, as pip does not show that."""
     if ("", missing, "") not in _said and not torch.compiler.is_compiling():
         _said.add(("", missing, ""))
-        logger.warning("the stock layers run, as kernels are missing: %s; `fastcnn doctor` tells more", missing)
+        logger.warning("the stock layers run, as kernels are missing: %s; see `fastcnn doctor`", missing)
 
 
 def _say_once(function: str, reason: str, device: str) -> None:

@@ -1,4 +1,4 @@
-"""Shape arithmetic: windows, output sizes, padding, memory formats, the argmax code. A leaf: anyone may import it."""
+"""Shape arithmetic: windows, output sizes, padding, memory formats, the argmax code. It imports nothing of fastcnn."""
 
 import operator
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ Size: TypeAlias = int | Sequence[int]
 
 LARGEST = 2**63 - 1  # number that torch's operators take
 
-# The argmax code of a pooled value is one byte: the winner's place in its window, row-major, 0 to 253; 254 is kept
-# free; 255 says that ReLU is off here, so that no gradient flows.
+# The argmax code of a pooled value is one byte: the place of the largest value in its window, row-major, 0 to 253; 254
+# is unused; 255 says that ReLU is off here, so that no gradient flows.
 MAX_WINDOW_PLACES = 254
 RELU_OFF = 255
 
@@ -23,9 +23,9 @@ def pair(function: str, name: str, value: Size) -> Pair:
     """Return a size as (rows, columns); one number stands for both, as in torch.
 
     Raises:
-        TypeError: not integers, or two of which one is no 64-bit integer.
-        ValueError: one number that is no 64-bit integer.
-        RuntimeError: neither one nor two of them.
+        TypeError: not integers, or two integers of which one exceeds 64 bits.
+        ValueError: one integer that exceeds 64 bits.
+        RuntimeError: neither one nor two integers.
     """
     if type(value) is int and -LARGEST <= value <= LARGEST:
         return value, value
@@ -89,7 +89,7 @@ class Window(NamedTuple):
         return (self.numbers(),)
 
     def fits(self, height: int, width: int) -> bool:
-        """Return whether every number is in its range and a window fits into the padded image, which has pixels."""
+        """Whether every number is in its range, the image has pixels, and a window fits into the padded image."""
         (rows, columns), (down, right), (top, left), (row_step, column_step), _ = self
         return (
             (rows > 0 and columns > 0 and down > 0 and right > 0)

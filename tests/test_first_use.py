@@ -29,7 +29,7 @@ def test_first_use_says_once_what_the_build_left_out() -> None:
     assert said.startswith(
         "the stock layers run, as kernels are missing: the compiled extension fastcnn._C was not built"
     )
-    assert "`fastcnn doctor` tells more" in said
+    assert "see `fastcnn doctor`" in said
 
 
 def test_nothing_is_said_where_all_is_there() -> None:

@@ -18,7 +18,7 @@ from fastcnn.shapes import memory_format
 
 
 class Norm(NamedTuple):
-    """The channels' numbers as kernels take them: float32, (C,); weight and bias may be absent."""
+    """Mean, variance, weight and bias as kernels take them: float32, (C,); weight and bias may be None."""
 
     mean: Tensor
     variance: Tensor
@@ -53,7 +53,7 @@ def stock_output(input: Tensor, norm: Norm) -> Tensor:
 
 
 def stock_gradients(output: Tensor, grad: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the gradients of those tensors that want one, themselves differentiable."""
+    """Return differentiable gradients of the tensors that require one."""
     wanted = [each for each in tensors if each is not None and each.requires_grad]
     found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True))
     return tuple(next(found) if each is not None and each.requires_grad else None for each in tensors)
@@ -68,7 +68,7 @@ def _fake_statistics(input: Tensor) -> Tensor:
 
 
 def fake_gradients(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return empties like the gradients of input, weight and bias."""
+    """Return empty tensors like the gradients of input, weight and bias."""
     channels = input.shape[1]
     sums = [input.new_empty(channels, dtype=torch.float32) for _ in range(2)]
     return torch.empty_like(input, memory_format=memory_format(input)), sums[0], sums[1]
@@ -86,7 +86,7 @@ _backward = OP.define("bn_relu_backward", f"(Tensor grad, {OP.schema}, bool trai
 
 
 class BatchNormReLU(torch.autograd.Function):
-    """(N, C, *) -> the same; saves the input and the channels' numbers."""
+    """(N, C, *) -> the same; saves the input, mean, variance, weight and bias."""
 
     @staticmethod
     def forward(
@@ -130,7 +130,7 @@ def _run(
 
 
 def given(norm: Norm, grad_weight: Any, grad_bias: Any) -> tuple[Any, Any]:
-    """Return the parameters' gradients, None for a parameter that there is not."""
+    """Return the gradients of weight and bias, None for one that is None."""
     return None if norm.weight is None else grad_weight, None if norm.bias is None else grad_bias
 
 

@@ -21,7 +21,7 @@ def _fake(
 
 
 def fake_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor, Tensor]:
-    """Return empties like the masked gradient and the bias gradient (no elements where it is not asked for)."""
+    """Return empty tensors like the masked gradient and the bias gradient (without elements if not asked for)."""
     return torch.empty_like(output), output.new_empty(output.shape[1] if bias_grad else 0)
 
 
@@ -46,7 +46,7 @@ class ConvReLU(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, ctx.settings, ctx.backend = inputs
         ctx.before = stage_before(input, ctx.settings)
-        ctx.masked, ctx.bias_sum = False, None  # by the stage that follows: the gradient that it hands down
+        ctx.masked, ctx.bias_sum = False, None  # the next stage sets them if its dgrad masks for this one
         ctx.save_for_backward(input, weight, output)
 
     @staticmethod

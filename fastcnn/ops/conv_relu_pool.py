@@ -59,7 +59,7 @@ _backward = OP.define(
 
 
 class ConvReLUPool(torch.autograd.Function):
-    """(N, C, H, W) -> pooled values, codes, an anchor; saves input, weight and codes, nothing of before the pool."""
+    """(N, C, H, W) -> pooled values, codes, an anchor; saves input, weight and codes, no values before the pool."""
 
     @staticmethod
     def forward(

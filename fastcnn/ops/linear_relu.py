@@ -25,7 +25,7 @@ def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def flops(input: Tensor, weight: Tensor, *_: Any) -> int:
-    """Return how many a linear layer takes."""
+    """Return the number of FLOPs of a linear layer."""
     return 2 * input.shape[0] * weight.numel()
 
 
@@ -105,7 +105,7 @@ def prepare(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -
 
 
 def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether all is well, in one expression; if not, check_linear finds out what is wrong."""
+    """Whether the arguments fit, checked fast; if not, check_linear raises the error."""
     sizes, matrix, dtype, device = input.shape, weight.shape, input.dtype, input.device
     return (
         (len(sizes) > 0 and len(matrix) == 2 and sizes[-1] == matrix[1])

@@ -37,9 +37,9 @@ _backward = OP.define(
 
 
 class LinearReLUDropout(torch.autograd.Function):
-    """(N, features) -> (N, out_features), where it is not zero, an anchor; saves input, weight and the last two.
+    """(N, features) -> (N, out_features), a mask of what is not zero, an anchor; saves input, weight, mask and anchor.
 
-    The output is its caller's, who may change it in place, as he may change that of stock's dropout.
+    The output itself is not saved, so that the caller may change it in place, as that of stock's dropout.
     """
 
     @staticmethod
@@ -83,7 +83,7 @@ _run = runner(LinearReLUDropout, _forward)
 
 
 def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool) -> Tensor | None:
-    """Run ``fastcnn.functional.linear_relu_dropout`` by a kernel, or return None where none is to.
+    """Run ``fastcnn.functional.linear_relu_dropout`` by a kernel, or return None if torch's operations are to run.
 
     None comes back where nothing is random, under torch.func, whose rules for random numbers are torch's own, and
     where the stock layers run, so that torch's random stream is used as they use it.

@@ -117,7 +117,7 @@ def pool_window(
 
 
 def check_window(function: str, window: Window, prefix: str, channels: int, height: int, width: int) -> None:
-    """Check a pool's window against the image; if it does not fit, checks.check_window finds out what is wrong."""
+    """Check a pool's window against the image, fast; if it does not fit, checks.check_window raises the error."""
     (rows, columns), strides, (top, left), dilations, _ = window
     small = max(*strides, *dilations) <= checks.MOST_PIXELS
     if not (small and channels > 0 and 2 * top <= rows and 2 * left <= columns and window.fits(height, width)):

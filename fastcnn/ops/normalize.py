@@ -16,8 +16,8 @@ Constants = float | Sequence[float] | Tensor
 
 
 def reference(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return bytes as 0 to 1, minus the mean, over the standard deviation; computed as wide as the constants are."""
-    if input.dtype == torch.uint8:  # in two passes, as exact as in the three that bring bytes to 0 to 1 first
+    """Return (x - mean) / std, with bytes taken as 0 to 1; computed in the dtype of the constants."""
+    if input.dtype == torch.uint8:  # two passes, as exact as the three that first scale bytes to 0 to 1
         return torch.sub(input, 255 * mean[:, None, None]).div_(255 * std[:, None, None]).to(dtype)
     return ((input.to(mean.dtype) - mean[:, None, None]) / std[:, None, None]).to(dtype)
 

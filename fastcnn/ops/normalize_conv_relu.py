@@ -47,7 +47,7 @@ def _fake(
 
 
 def flops(input: Tensor, mean: Tensor, std: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> int:
-    """Return how many the convolution takes."""
+    """Return the number of FLOPs of the convolution."""
     return convolution.flops(input, weight, bias, *settings)
 
 
@@ -109,7 +109,7 @@ _run = runner(NormalizeConvReLU, _forward)
 def joined(
     op: Op, norm_arguments: tuple[Any, ...], layer: tuple[Any, ...], pool: tuple[Any, ...] = ()
 ) -> Joined | None:
-    """Return a call that one kernel can run, or None where normalization and convolution are to run by themselves.
+    """Return a call that one kernel can run, or None if normalization and convolution are to run separately.
 
     Args:
         op: the joined stage.
@@ -123,15 +123,15 @@ def joined(
         return None
 
     def prepared(*_: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution]:
-        like = torch.empty_like(input, dtype=dtype)  # what the stage would get; nobody fills it
+        like = torch.empty_like(input, dtype=dtype)  # stands for the normalized images; never filled
         return prepare(op.function, like, *layer)
 
     route, call = choose(op.stem, op.function, (*norm_arguments, *layer, *pool), prepared, _refuse)
     backend, algorithm, _ = route
     if algorithm is None or "+" in algorithm or backend not in JOINED.get(algorithm.partition(":")[0], ()):
-        return None  # nor where gradients are to be ours, which read images that are normalized
+        return None  # our gradient kernels read normalized images
     images, weight, bias, settings = call
-    if images.shape != input.shape or images.dtype != dtype:  # padded by hand, or cast: not by the kernel
+    if images.shape != input.shape or images.dtype != dtype:  # padded or cast before: no kernel does that
         return None
     return Joined(input, mean, std, weight, bias, settings.running(algorithm), backend)
 
@@ -147,7 +147,7 @@ def normalize_conv_relu(norm_arguments: tuple[Any, ...], *layer: Any) -> Tensor 
 
 
 def stage(*arguments: Any) -> Tensor:
-    """Run the whole stage: by one kernel, or normalization and the rest one after another."""
+    """Run the whole stage: in one kernel, or normalization and the rest one after another."""
     images, *groups = OP.split(arguments)
     others = [each for group in groups for each in group]
     joined_output = normalize_conv_relu(images, *others)

@@ -1,4 +1,4 @@
-"""How the front runs a call: one planner an op, asked once for each kind of call; the checks and choices of its op."""
+"""Plans for the front: one planner an op, called once for each kind of call; it uses the op's checks and route."""
 
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ def _stock(tensors: tuple[Any, ...], *settings: Any) -> Plan:
 
 
 def _cast(prepared: tuple[Tensor | None, ...], given: tuple[Tensor | None, ...]) -> dict[str, Any]:
-    """Tell the dtype that autocast gives to some of a convolution's tensors, if it does."""
+    """Return the dtype to which autocast casts a convolution's tensors, if it casts any."""
     changes = any(a is not None and b is not None and a.dtype != b.dtype for a, b in zip(prepared, given))
     return {"cast": prepared[0].dtype if changes else None}  # type: ignore[union-attr]
 

@@ -1,4 +1,4 @@
-"""An op's record: its parameters by name, from which operators' schemas, calls of kernels and tables' keys follow.
+"""An op's record: its parameters by name; the operators' schemas, kernels' arguments and tables' keys derive from it.
 
 The operators are ``torch.ops.fastcnn.<name>.<backend>``: one schema, one fake kernel, one overload a backend. In a
 schema a window or a convolution's settings are one list of numbers, because every list costs a call half a microsecond.
@@ -37,7 +37,7 @@ COMPILED_BACKENDS = ("cuda", "cpu")  # csrc/ops.cpp registers their kernels
 
 
 class Group(NamedTuple):
-    """Parameters of a function that go together, and what its operators take for them."""
+    """Parameters of a function that go together, and their part of the operators' schema."""
 
     schema: str
     parameters: tuple[Parameter, ...]
@@ -152,7 +152,7 @@ class Op:
             signature: its parameters and result, as schemas have them.
             fake: returns empty tensors like the result.
             stem: of the file that holds its kernel, where it is another one's.
-            flops: returns how many a call takes.
+            flops: returns the number of FLOPs of a call.
         """
         take = _taker(signature)
         overloads = {}
@@ -184,7 +184,7 @@ class Op:
 
 
 def _taker(signature: str) -> Callable[[tuple[Any, ...]], Iterator[Any]]:
-    """Return what gives fake kernels and launchers their arguments: windows rebuilt, a convolution's settings apart."""
+    """Return what turns an operator's arguments into a launcher's: windows rebuilt, a convolution's settings split."""
     names = re.findall(r"(\w+)[,)]", signature.partition(" -> ")[0])
 
     def take(args: tuple[Any, ...]) -> Iterator[Any]:
@@ -212,7 +212,7 @@ def _launcher(backend_name: str, stem: str, name: str, take: Callable[..., Itera
 
 
 def operands(prepared: tuple[Any, ...]) -> Iterator[Any]:
-    """Give an operator's arguments: tensors and numbers as they are, settings as they give themselves."""
+    """Yield an operator's arguments: tensors and numbers as they are, windows and other settings flattened."""
     for each in prepared:
         if isinstance(each, tuple):
             yield from each.operands()  # type: ignore[attr-defined]
@@ -221,7 +221,7 @@ def operands(prepared: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def runner(function: Any, forward: Overloads) -> Callable[..., Any]:
-    """Return what runs a prepared call, the backend last: through the Function where a backward may follow."""
+    """Return a function that runs a prepared call, the backend last: by the Function if a backward may follow."""
     apply = autograd.applier(function)
 
     def run(*call: Any) -> Any:
