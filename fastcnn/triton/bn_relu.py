@@ -95,7 +95,7 @@ def flowing_gradient(
         )  # fmt: skip
     at = n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
     grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
-    # rounded as the output was, so that the mask is the output's
+    # rounded like the output, so that the mask is that of the output
     y = ((x - mean) * (inverse * weight) + bias).to(grad_ptr.dtype.element_ty).to(tl.float32)
     return tl.where(y <= 0.0, 0.0, grad.to(tl.float32))
 
@@ -130,7 +130,7 @@ def sums_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Leave the sums of the gradient, and of it times x less its mean, in a row of partial: (2, ROWS, C).
+    """Sum the gradient, and the gradient times (x - mean), into one row of partial: (2, ROWS, C).
 
     One program goes over REPEAT of all TILES of pixels.
     """
@@ -170,7 +170,7 @@ def merge_sums_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Add up partial: (2, ROWS, C) to the sums of the gradient and of it times the normalized x, (C,) each."""
+    """Add up partial: (2, ROWS, C) to the sums of the gradient and of gradient times normalized x, (C,) each."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     plain = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     times = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
@@ -218,7 +218,7 @@ def gradient_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write dx: (N, C, P); in training less what the batch's own mean and variance take up, from the two sums.
+    """Write dx: (N, C, P); in training with the terms of the batch's mean and variance, from the two sums.
 
     One program goes over REPEAT of all TILES of pixels.
     """
@@ -246,7 +246,7 @@ def gradient_kernel(
 
 
 class Norm(NamedTuple):
-    """The channels' numbers, (C,) each, as the kernels read them."""
+    """Mean, variance, weight and bias, (C,) each, as the kernels read them."""
 
     mean: Tensor
     variance: Tensor
@@ -284,7 +284,7 @@ def bn_relu(input: Tensor, *numbers) -> Tensor:
 def backward(
     grad: Tensor, codes: Tensor | None, input: Tensor, norm: Norm, training: bool, window: Window | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the two passes: the gradients of input, weight and bias; codes and window are a pool's that follows."""
+    """Launch the two passes: the gradients of input, weight and bias; codes and window belong to the pool after it."""
     x, format = dense(input), memory_format(input)
     grad = grad.contiguous(memory_format=format)
     images, channels, pixels = planes(x)

@@ -62,7 +62,7 @@ def bn_relu_pool_kernel(
             here = mask & inside[:, None]
             x = tl.load(x_ptr + offset(c[None, :], pixel[:, None], C, H * W, CHANNELS_LAST), mask=here, other=0.0)
             value = (x.to(tl.float32) - mean) * (inverse * weight) + bias
-            # rounded as a normalized value that was written would be, so that the same pixel wins
+            # rounded like a stored normalized value, so that the same pixel wins
             value = value.to(y_ptr.dtype.element_ty).to(tl.float32)
             wins = here & ((value > best) | (value != value) | (code < 0))
             best = tl.where(wins, value, best)

@@ -45,7 +45,7 @@ def statistics_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Leave count, mean and sum of squared deviations of REPEAT of x's TILES: (N, C, P) in partial: (3, ROWS, C).
+    """Write count, mean and sum of squared deviations of REPEAT tiles of x: (N, C, P) to partial: (3, ROWS, C).
 
     Sums start from the mean of the program's first tile: a mean far from zero then costs no precision.
     """

@@ -178,7 +178,7 @@ def relu_backward_kernel(
 
 
 def own_convolution(name: str, *arguments) -> Tensor:
-    """Run a convolution by an algorithm that is all ours; see `implicit_gemm` for the arguments."""
+    """Run a convolution by an algorithm of our own; see `implicit_gemm` for the arguments."""
     return ALGORITHMS[name](*arguments)
 
 
@@ -191,7 +191,7 @@ def asked_hopper(algorithm: str | None) -> Any:
 def bare_convolution(
     input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
-    """Run torch's convolution without bias, its output in the memory format that the operators promise."""
+    """Run torch's convolution without bias, with the output in the memory format of the operators' fake kernels."""
     y = torch.ops.aten.conv2d(input, weight, None, stride, padding, dilation, groups)
     return y.contiguous(memory_format=conv_memory_format(input, weight))
 
@@ -206,7 +206,7 @@ def conv_relu(
     groups: int,
     algorithm: str | None,
 ) -> Tensor:
-    """Operator ``fastcnn::conv_relu.triton``; the epilogue serves every shape, so it is the default."""
+    """Operator ``fastcnn::conv_relu.triton``; `epilogue` serves every shape, so it is the default."""
     if hopper := asked_hopper(algorithm):
         window = conv_window(weight, stride, padding, dilation)
         return hopper.convolution(input, weight, bias, window, groups, algorithm, relu=True)[0]

@@ -1,4 +1,4 @@
-"""Linear + ReLU + dropout in Triton: torch's matrix product with ReLU, then one pass that drops in place."""
+"""Linear + ReLU + dropout in Triton: torch's matrix product with ReLU, then one in-place pass of dropout."""
 
 import triton
 import triton.language as tl

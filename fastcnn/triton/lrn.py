@@ -120,7 +120,7 @@ def power_kind(beta: float) -> str:
 
 
 def reaching(norm: LRN, channels: int) -> LRN:
-    """Return the norm with a window no wider than holds all channels wherever it lies, and its part of alpha."""
+    """Return the norm with a window of at most 2 C + 1 channels, which has the same sums, and alpha scaled to match."""
     size = min(norm.size, 2 * channels + 1)
     return norm._replace(size=size, alpha=norm.alpha * (size / norm.size))
 

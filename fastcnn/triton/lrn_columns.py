@@ -1,4 +1,4 @@
-"""Local response normalization in Triton where windows are short: a thread holds the channels that it needs as columns.
+"""Local response normalization in Triton for short windows: a thread holds the channels that it needs as columns.
 
 A column is one channel of some pixels. NHWC: the channels of one vector of 16 bytes or two, from their own loads and
 their neighbours'. NCHW: one channel after another. Each scale and root is computed once and serves every window that
@@ -55,7 +55,7 @@ def load_columns(
     WHOLE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """Load COUNT channels from c on, BEFORE more in front of them and AFTER behind: float32, zero outside the image.
+    """Load COUNT channels from c on, BEFORE channels before them and AFTER after them: float32, zero outside the image.
 
     at: [V] offsets of channel c; c: [V], or one for all in NCHW.
     """

@@ -1,7 +1,7 @@
-"""LRN + max-pool in Triton: two passes each way, as a window's places share normalized values through memory.
+"""LRN + max-pool in Triton: two kernels each way, LRN and pool.
 
-One kernel would normalize each value again for every window that holds it, or leave lanes idle: more time in
-instructions than the second pass takes. The normalized values live for the call alone; the codes are what is kept.
+A single kernel would normalize each value again for every window that covers it, or leave lanes idle: more time in
+instructions than the second kernel takes. The normalized values are freed after the call; only the codes are kept.
 """
 
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Max-pool in Triton: values and one-byte codes, with bias and ReLU on the way if asked.
+"""Max-pool in Triton: values and one-byte codes, optionally after adding a bias and taking the ReLU.
 
 Layout: NCHW or NHWC, one program a tile of output pixels and channels (see tiles.py); pairs of rows and columns in NCHW
 go by vectors. The backward is in max_pool_backward.py.

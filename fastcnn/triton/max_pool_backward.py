@@ -1,4 +1,4 @@
-"""The gradient of a max-pool in Triton, with the bias gradient of the layer before on the way if asked.
+"""The gradient of a max-pool in Triton, optionally with the bias gradient of the layer before.
 
 Layout: NCHW or NHWC. Windows whose stride is at most two go by quads: the pixels between two windows' starts, which
 read each window's gradient once. Other windows are gathered pixel by pixel; 2x2 windows in NCHW go by vectors.

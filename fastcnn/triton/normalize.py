@@ -1,4 +1,4 @@
-"""Normalization of images in Triton: bytes or floats in, the dtype that the network computes in out, in one pass.
+"""Normalization of images in Triton, in one pass: from bytes or floats to the network's dtype.
 
 Layout: NCHW or NHWC, the output's as the input's. Offsets are int32 unless the whole tensor is WIDE.
 """
@@ -16,7 +16,7 @@ BLOCK = 1024
 
 @triton.jit
 def shift_and_scale(mean_ptr, std_ptr, channel, mask, BYTES: tl.constexpr):
-    """Return what to take off a channel's values and what to multiply them by; bytes stand for 0 to 1."""
+    """Return what to subtract from a channel's values and what to multiply them by; bytes stand for 0 to 1."""
     mean = tl.load(mean_ptr + channel, mask=mask, other=0.0).to(tl.float32)
     std = tl.load(std_ptr + channel, mask=mask, other=1.0).to(tl.float32)
     if BYTES:

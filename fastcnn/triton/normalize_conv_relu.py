@@ -22,7 +22,7 @@ def normalized_convolution(
     *,
     relu: bool,
 ) -> Tensor:
-    """Convolve images that the algorithm normalizes on its way; bias and, if asked, ReLU at its end."""
+    """Normalize images and convolve them in one kernel, which then adds the bias and, if asked, takes the ReLU."""
     name, config = asked(algorithm)
     window = conv_window(weight, stride, padding, dilation)
     return ALGORITHMS[name](input, weight, bias, window, groups, relu, config, Norm(mean, std))

@@ -1,4 +1,4 @@
-"""One step of SGD with momentum in Triton: gradient, parameter, master and momentum in, the last three out."""
+"""One step of SGD with momentum in Triton: reads the gradient; updates parameter, float32 master and momentum."""
 
 import torch
 import triton

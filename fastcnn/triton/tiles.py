@@ -63,7 +63,7 @@ def offset(channel, pixel, C, P, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def widened(x):
-    """Return x in float32; of bfloat16 as integers are, which keeps LLVM from computing in bfloat16 and its masks."""
+    """Return x in float32; bfloat16 by integer shifts, so that LLVM does not compute in bfloat16, masks included."""
     if x.dtype == tl.bfloat16:
         wide = (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -73,14 +73,14 @@ def widened(x):
 
 @triton.jit
 def to_tf32(x):
-    """Round float32 to TF32, ties away from zero: tensor cores would cut it, with twice the error and to one side."""
+    """Round float32 to TF32, ties away from zero; tensor cores would truncate: twice the error, and biased."""
     bits = x.to(tl.int32, bitcast=True)
     return tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)
 
 
 @triton.jit
 def multiply_add(a, b, acc, PRECISION: tl.constexpr):
-    """Return a @ b + acc, in float32; of float32 by way of TF32 where PRECISION says so and the GPU has it."""
+    """Return a @ b + acc in float32; float32 operands are multiplied in TF32 if PRECISION says so."""
     if INTERPRETING:
         a, b = a.to(tl.float32), b.to(tl.float32)
     elif PRECISION == "tf32":
@@ -176,7 +176,7 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def vector(values: Tensor | None) -> Tensor | None:
-    """Return a channel's numbers, if there are any, without the gaps of a view."""
+    """Return a channel's numbers as a dense tensor, or None for None."""
     return None if values is None else values.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Convolutions of few input channels in Triton, with the normalization of the images on the way if asked.
+"""Convolutions of few input channels in Triton, optionally with the normalization of the images.
 
 `packed`: an implicit GEMM whose K, all places of all channels, is a step or a few. `space_to_depth`: a strided
 convolution as one of stride 1, over images whose blocks of stride x stride pixels have become channels.

@@ -53,7 +53,7 @@ def load_gradient(
 
 
 class Source(NamedTuple):
-    """A gradient and what masks it: nothing, the ReLU's output, or the codes of the pool that follows."""
+    """A gradient and its mask: none, the ReLU's output, or the codes of the pool after it."""
 
     grad: Tensor
     mask: Tensor | None
@@ -70,7 +70,7 @@ class Source(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Return which of the three it is, as kernels are told."""
+        """Return which of the three masks it has, as the kernels' constant."""
         return "dense" if self.mask is None else "masked" if self.pool is None else "pooled"
 
 

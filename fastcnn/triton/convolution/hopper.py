@@ -1,4 +1,4 @@
-"""What the Hopper convolutions share: what they take, how they cut an output into boxes, and what a tile ends with.
+"""Shared by the Hopper convolutions: which calls they take, how an output is cut into boxes, and a tile's epilogue.
 
 A tile is BLOCK_CO output channels by the pixels of one box: rows x columns x images, the images fastest. The copy
 engine (TMA) brings boxes of the input, shifted by a tap; what lies outside the image reads as zero, which is the
@@ -44,7 +44,7 @@ BOXES = {
 
 
 class Config(NamedTuple):
-    """A tile: output channels by pixels, so many input channels at a time; stages are boxes underway."""
+    """A tile: output channels by pixels, and input channels at a time; stages is the number of boxes being copied."""
 
     block_co: int
     pixels: int
@@ -106,7 +106,7 @@ class Output(NamedTuple):
 def make_plan(
     configs: tuple[Config, ...], depth: int, taps: int, output: Output, pooled: bool, multiprocessors: int
 ) -> Plan:
-    """Return the plan that should take the shortest time, of equals the first configuration's.
+    """Return the plan with the shortest estimated time; of equal ones the first configuration's.
 
     Args:
         configs: to choose from.
@@ -186,7 +186,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Return how many a GPU has."""
+    """Return the number of multiprocessors of a GPU."""
     if device.type != "cuda":
         return MULTIPROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
