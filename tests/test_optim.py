@@ -208,7 +208,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "lr": ({"lr": -1.0}, "'lr': expected no negative number, got -1.0"),
     "momentum": ({"momentum": -0.5}, "'momentum': expected no negative"),
     "weight decay": ({"weight_decay": -0.5}, "'weight_decay': expected no negative"),
-    "nesterov without momentum": ({"nesterov": True}, "'nesterov': expected a momentum"),
+    "nesterov without momentum": ({"nesterov": True}, "'nesterov': expected momentum > 0"),
     "nesterov with dampening": (
         {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
         "expected momentum > 0 and dampening 0",
