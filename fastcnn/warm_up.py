@@ -1,4 +1,4 @@
-"""The stages of a model, and trying them before they are needed."""
+"""The stages of a model, and running their trials in advance."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from fastcnn.tuning.stage import Stage
 def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
     """Return the stages that a model runs on an input, each once.
 
-    The model runs on the stock layers, so that shapes and layouts are those that training and inference will see: once
-    as it is, and once in evaluation where batch norms do something else there. Its buffers and modes stay.
+    The model runs on the stock layers, so that shapes and layouts are those of training and inference: once as it is,
+    and once more in evaluation if it has batch norms in training. Its buffers and modes stay.
 
     Example:
         >>> import torch, fastcnn
@@ -32,7 +32,7 @@ def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
             stage = Stage.of(op, arguments)
             seen.setdefault(repr(stage), stage)
 
-    # Nobody asks for the gradient of this pass, so what it would save is dropped.
+    # This pass has no backward, so tensors that it would save are dropped.
     saves_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda nothing: nothing)
     with only_here("torch"), torch.enable_grad(), saves_nothing, listening(note), _left_as_it_is(model, input):
         model(input)
@@ -42,19 +42,19 @@ def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
 
 
 def warm_up(model: nn.Module, input: Tensor) -> nn.Module:
-    """Try the stages of a model that no table covers, as their first eager calls would; return the model.
+    """Run the trials of a model's stages that no table covers, as their first eager calls would; return the model.
 
-    Before ``torch.compile``, whose graphs read the tables, before a CUDA graph is captured, or before requests come in.
-    In training mode both training and inference are tried, in evaluation inference alone, with the autocast that
-    surrounds the call. Nothing of the model changes, nor torch's random numbers. Where nothing is tried
-    (``FASTCNN_TRIAL=0``; a processor, unless it is 1) this does nothing.
+    Call it before ``torch.compile``, whose graphs only read the tables, before a CUDA graph is captured, or before a
+    server takes requests. A model in training mode is tried in training and inference, one in evaluation mode in
+    inference only, under the autocast around this call. The model and torch's random numbers stay unchanged. Under
+    ``FASTCNN_TRIAL=0``, and on the CPU unless it is 1, this does nothing.
 
     Args:
         model: any network that runs through fastcnn.
         input: an example input of the batch size, dtype and layout that will be used.
 
     Raises:
-        TypeError: `input` is no tensor.
+        TypeError: `input` is not a tensor.
 
     Example:
         >>> import torch, fastcnn

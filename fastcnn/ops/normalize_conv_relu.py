@@ -1,8 +1,7 @@
 """Normalization joined with the convolution that follows and its ReLU: ``normalize_conv_relu``, and autograd.
 
-Only some algorithms read images that are not normalized yet (`JOINED`); for every other way to run the convolution
-there is nothing here, and the two functions run one after another; so they do under `auto`, but for what a tuning table
-has measured.
+Only some algorithms normalize images within the convolution's kernel (`JOINED`). With the others the two functions run
+one after another, and so they do under `auto` unless a tuning table names a joined kernel.
 """
 
 from typing import Any, NamedTuple

@@ -1,1 +1,1 @@
-"""The forward of a network's own, rewritten so that layers called one after another run as one stage."""
+"""Rewriting a network's own forward so that layers called one after another run as one stage."""

@@ -22,7 +22,7 @@ from fastcnn.roles import role_of as running_role
 
 
 class Method(NamedTuple):
-    """A method that is read: by name, and where `super` finds it by the place of its class in the __mro__."""
+    """A method to be read, by name; one that `super` finds also by the place of its class in the __mro__."""
 
     name: str
     place: int | None = None
@@ -34,7 +34,7 @@ class Method(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A method as it was read."""
+    """A method and its syntax tree."""
 
     attribute: str  # under which the rewritten method is set on the module
     function: Any
@@ -47,9 +47,9 @@ _OURS = ("torch.nn.", "fastcnn.nn")  # modules whose forwards are known
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _LOOK_AT_VARIABLES = frozenset({"locals", "vars", "eval", "exec", "dir", "_getframe", "currentframe"})
 _ROWS = (nn.Sequential, nn.ModuleList)
-_UNKNOWN = object()  # what an expression stands for that the module alone does not decide
+_UNKNOWN = object()  # the value of an expression that the module's attributes do not decide
 
-# What runs in place of torch's own forwards, captured at import: one that somebody patches later is not stock.
+# What runs instead of torch's own forwards; captured at import, as a forward patched later is not stock.
 _STOCK: dict[Any, Any] = {
     nn.Sequential.forward: fused_nn.Sequential.forward,
     nn.MaxPool2d.forward: fused_nn.MaxPool2d.forward,
@@ -59,7 +59,7 @@ _built: dict[Any, FunctionType] = {}
 
 
 class Analysis(NamedTuple):
-    """What `fuse` sets on a module; nothing where nothing can be fused, and `reason` may say why."""
+    """The methods that `fuse` sets on a module; none if nothing can be fused, and then `reason` may say why."""
 
     methods: dict[str, FunctionType]
     found: tuple[Found, ...] = ()
@@ -70,7 +70,7 @@ class Analysis(NamedTuple):
 
 
 def analyse(module: nn.Module) -> Analysis:
-    """Find the stages in what a module's forward calls; the module is only looked at."""
+    """Find the stages in what a module's forward calls; the module itself is not changed."""
     kind = type(module)
     if is_replaced(module, "forward"):
         return Analysis({}, reason="its forward has been replaced on the instance")
@@ -119,7 +119,7 @@ def _needed(read: list[tuple[Read, Rewriter]]) -> set[str]:
 
 
 def _methods(module: nn.Module, kind: type[nn.Module], reasons: list[str]) -> Iterator[Read]:
-    """Yield forward, and the methods that it calls on the module or inherits, and so on, as far as they can be read."""
+    """Yield forward, the methods that it calls on the module or by `super`, those that they call, and so on."""
     waiting, seen = [Method("forward")], set()
     while waiting:
         method = waiting.pop(0)
@@ -216,7 +216,7 @@ def _rewriter(function: FunctionType, node: ast.FunctionDef, callees: dict[str, 
 
 
 def _stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
-    """Return the roles of the stage that begins at a link; a layer alone is no stage, as it runs as it is."""
+    """Return the roles of the stage that begins at a link. A single layer never matches: its own forward runs it."""
     for stage in fused_stages.STAGES:
         span = links[start : start + len(stage.roles)]
         pairs = [(link.role, role) for link, role in zip(span, stage.roles)]
@@ -234,7 +234,7 @@ def role_of(layer: Any) -> str | None:
 
 
 def _own_name(node: ast.FunctionDef) -> str:
-    """Return what a method calls the module."""
+    """Return the name of a method's first parameter, the module."""
     arguments = [*node.args.posonlyargs, *node.args.args]
     if not arguments:
         raise Unreadable("its forward takes no self")
@@ -244,8 +244,8 @@ def _own_name(node: ast.FunctionDef) -> str:
 def _callees(
     function: FunctionType, node: ast.FunctionDef, known: dict[str, Any]
 ) -> tuple[dict[str, Callee], dict[str, nn.Module]]:
-    """Return what the callees, iterables and tests of a function stand for, as far as the module alone tells, and which
-    of them are modules.
+    """Return the callees, iterables and tests of a function, as far as the module's attributes decide them, and those
+    that are modules.
     """
     owner = _own_name(node)
     if any(isinstance(n, ast.Name) and n.id == owner and not isinstance(n.ctx, ast.Load) for n in ast.walk(node)):
@@ -278,7 +278,7 @@ _PLACES: dict[type[ast.AST], Any] = {
 
 
 def _walked(node: ast.FunctionDef, known: dict[str, Any]) -> set[int]:
-    """Return the ids of the rows whose layers a function takes one by one, and that it does not use as a whole."""
+    """Return the ids of the rows whose layers a function uses only one by one, never the row as a whole."""
     taken, whole = set[int](), set[int]()
     for parent in ast.walk(node):
         for each in ast.iter_child_nodes(parent):
@@ -308,7 +308,7 @@ def _variables_around(function: FunctionType) -> dict[str, Any]:
 
 
 def _value(place: ast.expr, known: dict[str, Any]) -> Any:
-    """Return what an expression of names, attributes, constants and constant indices stands for, or _UNKNOWN."""
+    """Return the value of an expression of names, attributes, constants and constant indices, or _UNKNOWN."""
     if isinstance(place, ast.Constant):
         return place.value
     if isinstance(place, ast.Name):
@@ -333,7 +333,7 @@ _PLAIN = (bool, int, float, str, type(None), list, tuple, dict, nn.Module)  # wh
 
 
 def _test(test: ast.expr, known: dict[str, Any]) -> Callee | None:
-    """Return whether a test holds, where the attributes of a module decide it; its mode changes too often."""
+    """Return whether a test holds, or None: if the module's attributes do not decide it, or it asks for `training`."""
     if not simple(test) or any(isinstance(each, ast.Attribute) and each.attr == "training" for each in ast.walk(test)):
         return None
     try:

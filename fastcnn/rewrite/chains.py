@@ -1,7 +1,7 @@
-"""Layers called one after another in a function's syntax tree, and the tree in which stages of them are one call.
+"""Finds layers called one after another in a function's syntax tree, and makes one call of those that form a stage.
 
-Only what nobody else can see changes: an intermediate value goes away where the next call is its one use. Everything
-else in the function, and the order in which it happens, stays.
+An intermediate value is removed only if the next call is its only use. Everything else in the function stays, and so
+does the order of its effects.
 """
 
 import ast
@@ -34,7 +34,7 @@ from fastcnn.rewrite.links import (
 )
 from fastcnn.roles import IDENTITY
 
-# Gives roles that begin at a place of a row, where they can form a stage; ANY stands for each role.
+# Returns the roles of a stage that begins at a place of a row, or None; ANY stands for every role.
 Matcher = Callable[[list[Link], int], tuple[str, ...] | None]
 
 
@@ -44,7 +44,7 @@ class Rewriter:
     def __init__(
         self, node: ast.FunctionDef, plain: frozenset[str], callees: dict[str, Callee], match: Matcher
     ) -> None:
-        """Take a definition, its variables that no other scope sees, what its callees are, and what a stage is."""
+        """Take a definition, its variables that no inner function uses, its callees, and what recognizes a stage."""
         self.node, self.callees, self.match = node, callees, match
         names = [each for each in ast.walk(node) if isinstance(each, ast.Name)]
         loads = [each.id for each in names if isinstance(each.ctx, ast.Load)]
@@ -53,7 +53,7 @@ class Rewriter:
         self.loads = {name: loads.count(name) for name in set(loads)}
         self.plain = plain
         self.variables = {each.id for each in names if isinstance(each.ctx, ast.Store)} | parameters(node)
-        self.makers: dict[int, ast.expr] = {}  # of what `+=` changes: layers that make a new tensor for it
+        self.makers: dict[int, ast.expr] = {}  # by the `+=` that changes it: the layer that made the tensor
         self.found: list[Found] = []
         self.chains: list[tuple[str, ...]] = []  # the callees of each, and the `if` before and after it
 

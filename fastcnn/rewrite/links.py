@@ -1,11 +1,11 @@
-"""Calls of layers in a syntax tree, as links of a chain, and the expressions that are made of them."""
+"""Calls of layers in a syntax tree, as links of a chain, and the expressions generated for them."""
 
 import ast
 from typing import NamedTuple
 
 RUN, CALL, METHOD, ADD, ADD_TO = (f"__fastcnn_{name}__" for name in ("run", "call", "method", "add", "add_to"))
 MAKERS = ("conv", "bn", "linear")  # roles of layers whose output is a new tensor
-ANY = "?"  # a callee that is known when it runs, such as the variable of a loop
+ANY = "?"  # a callee known only at run time, such as the variable of a loop
 
 
 class Callee(NamedTuple):
@@ -29,12 +29,12 @@ class Link(NamedTuple):
     inner: ast.expr
     text: str  # of the callee
     role: str | None
-    item: ast.expr  # what a stage is given for it
+    item: ast.expr  # the argument for it in the call of a stage
     branches: tuple[list["Link"], list["Link"]] | None = None
 
     @property
     def is_layer(self) -> bool:
-        """Whether the callee itself is what a stage is given, not a call of a function."""
+        """Whether the callee is a layer, which itself is the argument, rather than a function."""
         return isinstance(self.node, ast.Call) and self.item is self.node.func
 
     def calls(self, undecided: bool) -> list["Link"]:
@@ -61,7 +61,7 @@ class Found(NamedTuple):
     texts: tuple[str, ...]  # of the callees
     roles: tuple[str, ...]
     source: str
-    runs: bool = True  # not where the attributes of the module rule out the branch that it stands in
+    runs: bool = True  # False in a branch that the attributes of the module rule out
 
 
 class Part(NamedTuple):

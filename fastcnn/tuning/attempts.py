@@ -1,4 +1,4 @@
-"""Candidates that end the process: one that hangs, crashes or leaves the GPU unusable is known at the next start."""
+"""Notes of running candidates: one that hangs, crashes or makes the GPU unusable is left out at the next start."""
 
 import faulthandler
 import fcntl
@@ -42,7 +42,7 @@ def _answers(device: torch.device) -> bool:
 
 
 class Attempts:
-    """Notes in a folder beside a table, each there while its candidate runs; what stays behind ended its process.
+    """Notes in a folder beside a table, each there while its candidate runs; a note that is left ended its process.
 
     A note is locked by the process that wrote it, so that others which try the same at the same time (DDP) do not take
     it for one that was left behind. Where no file can be written there are no notes.

@@ -33,9 +33,9 @@ class Call(NamedTuple):
 
 
 def call_of(op: str, arguments: tuple[Any, ...], setting: int | str | None) -> tuple[Any, ...]:
-    """Summarise a call of an op's function in this process's present state: the fields of a `Call`.
+    """Summarize a call of an op's function in this process's present state: the fields of a `Call`.
 
-    In plain tuples: they are quicker to make, and all that Dynamo takes for constants.
+    As a plain tuple, which is faster to make, and which Dynamo accepts as a constant.
     """
     device = arguments[0].device
     autocast = torch.is_autocast_enabled(device.type)
@@ -56,7 +56,7 @@ def call_of(op: str, arguments: tuple[Any, ...], setting: int | str | None) -> t
 
 
 def setting_of(op: str, device_type: str) -> int | str:
-    """Return what else the time depends on: the number of threads, or how a GPU multiplies float32."""
+    """Return the setting that the time depends on: the number of threads, or how a GPU multiplies float32."""
     return torch.get_num_threads() if device_type == "cpu" else _precision(op)
 
 
@@ -101,7 +101,7 @@ def text(key: dict[str, Any]) -> str:
 
 
 def batch_of(key: dict[str, Any]) -> int:
-    """Return how many images or rows a call has, by its key; 0 where its first axis is no batch.
+    """Return how many images or rows a call has, by its key; 0 if its first axis is not a batch.
 
     Example:
         >>> batch_of({"op": "max_pool", "input": [64, 3, 8, 8]}), batch_of({"op": "max_pool", "input": [3, 8, 8]})

@@ -1,4 +1,4 @@
-"""What was measured fastest for a call: from a cache by the call's summary, else from the tables of its device."""
+"""The winner of a call: from a cache by the call's summary, else from the table of its device."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ MOST_CALLS = 4096  # that the cache holds
 
 
 class Found(NamedTuple):
-    """The winner of a call, and what is to be said of its entry."""
+    """The winner of a call, with the batch and the reason of its table entry."""
 
     winner: Winner
     batch: int | None = None  # that was measured, where it is not the call's own
@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
 
 class Table:
-    """The entries of a device, by key and, for those that serve other batches, by what the key is but for its batch."""
+    """The entries of a device, by key, and, as they serve other batches too, by the key without its batch."""
 
     def __init__(self, entries: Entries) -> None:
         self.entries = entries
@@ -76,14 +76,14 @@ Problem = Callable[[str, str, str | None], str]
 
 
 def forget() -> None:
-    """Forget the tables, so that they are read anew: after tuning, and in tests."""
+    """Drop the tables from memory, so that they are read again: after tuning, and in tests."""
     _tables.clear()
     _found.clear()
     changed()
 
 
 def learn(device: torch.device, entry: dict[str, Any]) -> None:
-    """Take an entry into this process's tables, whether a file has it or not."""
+    """Add an entry to this process's tables, whether or not it could be written to a file."""
     _tables[device].add(entry)
     for other, table in list(
         _tables.items()
@@ -95,12 +95,12 @@ def learn(device: torch.device, entry: dict[str, Any]) -> None:
 
 
 def entries_of(device: torch.device) -> Entries:
-    """Return all that is known of a device, by the keys' text."""
+    """Return all entries of a device, by the keys' text."""
     return _tables[device].entries
 
 
 def winner(op: str, arguments: tuple[Any, ...], problem: Problem) -> Found | None:
-    """Return what was measured fastest for a call of an op's function, or None where nothing was.
+    """Return the winner of a call of an op's function, or None if no entry serves the call.
 
     Args:
         op: the op's stem.
@@ -130,12 +130,12 @@ def _find(call: tuple[Any, ...], table: Table, problem: Problem) -> Found | None
         winner = Winner(entry["backend"], entry["algorithm"])
         if not (reason := problem(call[0], *winner)):
             return Found(winner, batch, entry.get("why", ""))
-        logger.warning("a tuning table names %s for %s, which is left out: %s", winner, call[0], reason)
+        logger.warning("a tuning table names %s for %s, which cannot be used here: %s", winner, call[0], reason)
     return None
 
 
 def _winner_while_compiling(op: str, arguments: tuple[Any, ...], problem: Problem) -> Found | None:
-    """Do the same while torch.compile traces: tables are constants of the graph, and sizes that vary have no entry."""
+    """Do the same while torch.compile traces: the graph holds tables as constants, and varying sizes have no entry."""
     from torch.fx.experimental.symbolic_shapes import has_static_value  # slow to import, here imported long since
 
     for each in arguments:

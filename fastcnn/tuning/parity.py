@@ -24,7 +24,7 @@ Results = dict[str, Tensor]
 
 
 class Expected(NamedTuple):
-    """What a candidate is held to, on one draw of tensors."""
+    """The results that a candidate must match, on one draw of tensors."""
 
     tensors: dict[str, Tensor]
     cotangent: Tensor | None

@@ -1,4 +1,4 @@
-"""Where candidates are tried: a kind of device with its clock and its candidates, in one place for tests to play."""
+"""Devices on which candidates are tried: a clock and candidates for each kind of device. Tests put in their own."""
 
 import functools
 import hashlib
@@ -51,7 +51,7 @@ class Place:
         return False
 
     def make_room(self) -> None:
-        """Give back memory that nobody uses, after it has run out."""
+        """Free unused memory, after a call has run out of memory."""
 
     def identity(self) -> dict[str, Any]:
         """Return what a proof depends on: the device, its driver, the versions and the kernels themselves."""
@@ -90,7 +90,7 @@ class Gpu(Place):
             return torch.cuda.is_current_stream_capturing()
 
     def make_room(self) -> None:
-        """Let torch's allocator hand back what it keeps."""
+        """Let torch's allocator free its unused memory."""
         torch.cuda.empty_cache()
 
     def _driver(self) -> str:

@@ -71,7 +71,7 @@ CASES: dict[str, _Cases] = {  # by op
 
 
 def kernel_name(op: str, candidate: Winner) -> str:
-    """Return what verdicts call a kernel.
+    """Return the name of a kernel in the verdicts.
 
     Example:
         >>> kernel_name("lrn", Winner("cuda", None))
@@ -129,7 +129,7 @@ def path_of(name: str) -> Path:
 
 
 def read(path: Path, identity: dict[str, Any]) -> dict[str, str]:
-    """Return the verdicts of a file that are of this device and build."""
+    """Return the verdicts in a file, if they are of this device and build."""
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         found = held.pop("verdicts")

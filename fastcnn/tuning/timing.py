@@ -1,4 +1,4 @@
-"""Timing candidates against each other: in turn, synchronised, on inputs that rotate, by their medians."""
+"""Timing candidates against each other: in turn, synchronized, on rotating inputs, by their medians."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ Watch = Callable[[Winner], AbstractContextManager[None]]  # what a candidate run
 
 
 class Times(NamedTuple):
-    """Seconds of a call: with its launch, as eager code pays for it, and of the device's work alone."""
+    """Seconds of a call: with its launch, as in eager code, and of the device's work alone."""
 
     call: float
     device: float
@@ -31,7 +31,7 @@ class Times(NamedTuple):
 def take_turns(
     candidates: Sequence[Winner], run: Run, device: torch.device, watch: Watch = lambda _: nullcontext()
 ) -> list[float]:
-    """Return each candidate's median seconds a call; a round measures all, so that a slow spell slows them all."""
+    """Return each candidate's median seconds a call; each round measures all, so that a slow spell affects all."""
     counts = []
     for candidate in candidates:
         with watch(candidate), only_here(*candidate):

@@ -1,6 +1,7 @@
 """The trial: a stage that no table covers is tried at its first eager call, against stock torch, on the user's device.
 
-Parity comes first, then the time; the winner goes into memory and into the user's table. `off` says when there is none.
+First the parity of each candidate is checked, then the candidates are timed; the winner goes into memory and into the
+user's table. `off` says why a call is not tried.
 """
 
 import contextlib
@@ -32,11 +33,11 @@ from fastcnn.tuning.timing import Run, Times, step
 
 logger = logging.getLogger("fastcnn")
 
-SECONDS = 0.25  # that timing takes, at about the most, compilation aside
+SECONDS = 0.25  # the most that timing takes, roughly, without compilation
 ROUNDS = 5
-IMAGES = 2  # that are compared in float64
+IMAGES = 2  # the number compared with float64
 MARGIN = 0.03  # a winner beats stock by more than this and more than the noise
-HOPELESS = 1.5  # times stock's seconds: after one look a candidate is not timed any longer
+HOPELESS = 1.5  # a candidate that first takes this many times stock's seconds is not timed again
 
 _one = threading.Lock()
 
@@ -46,7 +47,7 @@ BUSY = "another thread is trying a stage"
 
 
 def concerns(input: Tensor) -> bool:
-    """Whether stages are tried on a tensor's device, or would be: on GPUs, and on processors under FASTCNN_TRIAL=1."""
+    """Whether a tensor's device is one for trials: a GPU, or a CPU under FASTCNN_TRIAL=1; `off` may still refuse."""
     place = place_of(input.device)
     return place is not None and (place.by_default or os.environ.get("FASTCNN_TRIAL") == "1")
 
