@@ -1,4 +1,4 @@
-"""The names of the ways to run a convolution, and where each is to be had."""
+"""The names of the ways to run a convolution, and the backends that have each."""
 
 # Ways to run a stage that begins with a convolution, and the backends that have them.
 ALGORITHMS = {
@@ -10,11 +10,11 @@ ALGORITHMS = {
     "packed": ("triton",),
     "space_to_depth": ("triton",),
 }
-# Those that normalize images on their way.
+# Those that can normalize images in the same kernel.
 JOINED = {"packed": ("triton",), "space_to_depth": ("triton",)}
-# The convolution's own gradients that may be ours too: named after the algorithm and a plus, else they are torch's.
+# The convolution's own gradients that our kernels compute if they are named after the algorithm and a plus.
 GRADIENTS = {"dgrad": ("triton",), "wgrad": ("triton",)}
-# Algorithms and gradients with configurations, which are named after a colon: where `fastcnn/<backend>/` lists them.
+# Algorithms and gradients with configurations, named after a colon: the file in `fastcnn/<backend>/` and its list.
 CONFIGURED = {
     ("triton", "implicit_gemm"): ("convolution.implicit_gemm", "CONFIGS"),
     ("triton", "packed"): ("convolution.first_layers", "CONFIGS"),

@@ -81,7 +81,7 @@ def _cuda_missing() -> str:
 
 
 def _unserved() -> str:
-    """Say which GPUs are here if the build has kernels for none of them, or return an empty string."""
+    """Name the GPUs of this machine if the build has kernels for none of them, or return an empty string."""
     left = _left_out()
     if not left or len(left) < len(_gpus()):
         return ""
@@ -93,7 +93,7 @@ def _unserved() -> str:
 
 
 def _left_out() -> dict[tuple[int, int], str]:
-    """Return the GPUs that are here and run no image of the build."""
+    """Return the GPUs of this machine that the build has no kernels for."""
     return {gpu: name for gpu, name in _gpus().items() if not any(serves(image, gpu) for image in _images())}
 
 

@@ -1,4 +1,4 @@
-"""Calls of torch's functions as layers: ``F.max_pool2d(x, 2)`` in a forward stands where ``nn.MaxPool2d(2)`` would."""
+"""Calls of torch's functions as layers: ``F.max_pool2d(x, 2)`` in a forward is treated like ``nn.MaxPool2d(2)``."""
 
 import operator
 from collections.abc import Callable
@@ -79,7 +79,7 @@ METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 
 class Call:
-    """A call that lacks only its input; `role` is None where the function is not, or no longer, one of torch's."""
+    """A call without its input; `role` is None if the function is not torch's own, or has been replaced since."""
 
     __slots__ = ("args", "function", "kwargs", "role", "settings")
 
@@ -112,22 +112,22 @@ def _role(role: str, settings: Any) -> str | None:
 
 
 def call(function: Any, *args: Any, **kwargs: Any) -> Call:
-    """Return the call ``function(input, *args, **kwargs)`` but for its input."""
+    """Return the call ``function(input, *args, **kwargs)`` without its input."""
     return Call(function, FUNCTIONS.get(function), args, kwargs)
 
 
 def method(name: str, *args: Any, **kwargs: Any) -> Call:
-    """Return the call ``input.name(*args, **kwargs)`` but for its input."""
+    """Return the call ``input.name(*args, **kwargs)`` without its input."""
     return Call(name, METHODS.get(name), args, kwargs)
 
 
 def add(other: Any) -> Call:
-    """Return the call ``input + other`` but for its input."""
+    """Return the call ``input + other`` without its input."""
     return _sum(operator.add, other, True)
 
 
 def add_to(is_new: bool, other: Any) -> Call:
-    """Return the call ``input += other`` but for its input; where that `is_new`, nobody sees whether it is changed."""
+    """Return the call ``input += other`` without its input; if that `is_new`, no other code can see it change."""
     return _sum(operator.iadd, other, is_new)
 
 

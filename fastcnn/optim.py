@@ -96,7 +96,7 @@ class SGD(torch.optim.Optimizer):
         return state["master"]
 
     def _current_master(self, weight: Tensor) -> Tensor:
-        """Return the master, with the parameter's value wherever that is no longer the master rounded."""
+        """Return the master; where the parameter is not the rounded master any more, it takes the parameter's value."""
         master = self._master(weight)
         if master is not weight:
             kept = weight == master.to(weight.dtype)

@@ -1,4 +1,4 @@
-"""What a run or a bug report must say of the machine: versions and hardware."""
+"""Versions and hardware of the machine, for the record of a run and for bug reports."""
 
 import importlib.metadata
 import os

@@ -1,10 +1,10 @@
-"""What a command tells a person instead of a traceback."""
+"""Errors that a command shows as one line instead of a traceback."""
 
 import importlib.util
 
 
 class UserError(Exception):
-    """Something the user can put right; the message is one line that names it.
+    """Something that the user can correct; the message is one line that names it.
 
     Example:
         >>> raise UserError("digits.gz: the file is empty")

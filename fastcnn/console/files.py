@@ -47,7 +47,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one line; torch's writer reports it as an error of its own."""
+    """Turn an error of the operating system into one line; torch's writer raises its own error class for it."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What of a network runs fused: a table of its stages, what would run them now, and why a layer runs by itself."""
+"""Which parts of a network run fused: a table of its stages, what runs each, and why other layers run by themselves."""
 
 import shutil
 from collections import Counter
@@ -55,9 +55,9 @@ class Explanation(Sequence[Row]):
 def explain(model: nn.Module, input: Tensor | Sequence[Any] | None = None) -> Explanation:
     """Tell how a model runs through fastcnn: its stages, what runs each, and why other layers run by themselves.
 
-    A model that is not fused yet is explained as `fastcnn.fuse` would make it; `model` is left as it is. With an input
+    A model that is not fused is explained as if `fastcnn.fuse` had been called; `model` stays unchanged. With an input
     the model runs once without arithmetic: on tensors without data, in its present mode, under the present backend,
-    autocast and gradient mode; nothing of it changes.
+    autocast and gradient mode.
 
     Args:
         model: any network.

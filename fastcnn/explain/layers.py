@@ -44,7 +44,7 @@ class Ran(NamedTuple):
 def group_of(
     layers: tuple[object, ...], names: dict[int, str], texts: tuple[str, ...], roles: tuple[str, ...]
 ) -> Group:
-    """Name layers that run as one; those that are calls of functions have a text only."""
+    """Return the names of layers that run as one; calls of functions have a text only."""
     modules = tuple(layer for layer in layers if isinstance(layer, nn.Module))
     named = tuple(names.get(id(layer), text) for layer, text in zip(layers, texts, strict=True))
     classes = tuple(
@@ -117,7 +117,7 @@ def _stages_in_a_row(container: nn.Module, names: dict[int, str]) -> Iterator[Gr
 
 
 def _own_reason(layer: nn.Module) -> str:
-    """Say why no stage could hold a layer wherever it stood, or return an empty string."""
+    """Say why a layer fits into no stage, whatever is beside it, or return an empty string."""
     if "forward" in layer.__dict__:
         return "its forward has been replaced on the instance"
     unfusable = isinstance(layer, nn.Conv2d) and roles.role_of(layer) is None and not _held(layer)

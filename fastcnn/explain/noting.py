@@ -1,4 +1,4 @@
-"""One run of a fused network without arithmetic, in which each stage is noted, and what runs it."""
+"""Runs a fused network once without arithmetic, and notes each stage and what runs it."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,7 @@ def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor
 
 @contextmanager
 def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Ran]) -> Iterator[None]:
-    """Note each stage, wherever the layers run it: in a row, or a pool or norm by itself."""
+    """Note each stage while the block runs: those of rows, and pools and norms by themselves."""
     names = names_of(model)
     routes: list[Route] = []
 
@@ -64,7 +64,7 @@ def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Ran]) -> Iterator[Non
 
 
 def _said(routes: list[Route]) -> tuple[str, str]:
-    """Return what runs a stage, and why: of several answers (a batch norm that is not folded) those of kernels."""
+    """Return what runs a stage, and why; of several routes (a batch norm that is not folded) those of kernels."""
     kernels = [route for route in routes if route.backend != "torch"]
     told = kernels or routes[-1:]  # the last one asked runs the layers
     if not told:
@@ -83,12 +83,12 @@ _FUNCTIONS: dict[Any, str] = {
 
 
 def _text(layer: Any) -> str:
-    """Name the function whose settings stand for a call of it."""
+    """Return the name of the function that a call's settings belong to."""
     return _FUNCTIONS.get(type(layer), "")
 
 
 def _place() -> tuple[Any, ...]:
-    """Return where in all functions under way a stage runs: another call of the same layers is another place."""
+    """Return the place of a stage in the call stack, so that two calls of the same layers differ."""
     frame, places = sys._getframe(1), []
     while frame is not None:
         places.append((frame.f_code, frame.f_lasti))

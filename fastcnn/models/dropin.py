@@ -34,7 +34,7 @@ _NAMES |= {"MnistCNN": "mnist_cnn", "ResNetCifar": "resnet_cifar"}
 
 
 def _name_of_the_only_one() -> str:
-    """Return the name that the command line has for the models of this process, if they are all of one."""
+    """Return the command line's name of the models built in this process, if all have the same one."""
     names = {_name(each) for each in _built}
     return names.pop() if len(names) == 1 else ""
 
@@ -52,6 +52,6 @@ telling.model_name = _name_of_the_only_one
 
 
 def _is_whole(module: nn.Module) -> bool:
-    """Whether a module and those in it are there: one may be loaded before a module that it leads back to."""
+    """Whether a module and its children are complete: in a cycle one is loaded before the other."""
     there = "_modules" in vars(module)
     return there and all(_is_whole(child) for child in module._modules.values() if child is not None)

@@ -21,7 +21,7 @@ HASH = re.compile(r"-([a-f0-9]+)\.\w+$")  # the first digits of the SHA-256, as 
 
 
 def pretrained_weights(model: str, weights: Any) -> Any:
-    """Look up torchvision's weights of `model`: `weights` is one of its enum members, or the name of one.
+    """Look up torchvision's weights of `model`: `weights` is a member of its enum, or a member's name.
 
     Raises ImportError without torchvision, TypeError for weights of another model, ValueError for an unknown name and
     for a model that torchvision has no weights of.

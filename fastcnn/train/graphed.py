@@ -82,7 +82,7 @@ class GraphedStep:
         return self._first_calls(key, inputs) if graph is None else graph(*inputs)
 
     def reset(self) -> None:
-        """Forget the graphs, so that the next calls warm up and capture anew."""
+        """Drop the graphs, so that the next calls warm up and capture again."""
         self._calls.clear()
         self._graphs.clear()
         self._capture, self.reason = None, ""

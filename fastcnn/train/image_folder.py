@@ -1,4 +1,4 @@
-"""A folder with one folder of images for each class: finds the splits and classes, and refuses what is neither."""
+"""A folder with one folder of images for each class: finds the splits and classes, and refuses other layouts."""
 
 import os
 from collections import Counter, defaultdict

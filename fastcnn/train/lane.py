@@ -84,7 +84,7 @@ class Epoch:
 
 @dataclass
 class Lane:
-    """One network in training, with all that a checkpoint must hold to go on as if never stopped.
+    """One network in training, with all that a checkpoint must hold to continue as if never stopped.
 
     Each lane has its own random number stream, so that two networks that take turns draw the same dropout masks.
 

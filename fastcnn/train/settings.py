@@ -1,4 +1,4 @@
-"""What a run is asked to do."""
+"""The settings of a run."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -65,7 +65,7 @@ class Settings:
 
 
 def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: str) -> Settings:
-    """Return the settings with which a checkpoint goes on.
+    """Return the settings with which training continues from a checkpoint.
 
     Args:
         asked: settings from the command line, defaults included.

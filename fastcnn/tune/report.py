@@ -86,7 +86,7 @@ def duration(seconds: float) -> str:
 
 
 def summary(results: Sequence[Result]) -> list[str]:
-    """Return the closing lines: what was won, and what was refused."""
+    """Return the closing lines: what was gained, and which candidates were refused."""
     lines = []
     for mode in MODES:
         mine = [result for result in results if result.mode == mode]

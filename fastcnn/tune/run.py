@@ -115,13 +115,13 @@ def tune(
 
 
 def occurs(stage: Stage, mode: str) -> bool:
-    """Whether a stage occurs in a mode: it wants gradients, or is no batch norm that takes the batch's statistics."""
+    """Whether a stage occurs in a mode: training needs gradients; inference excludes batch norms in training."""
     return stage.trains if mode == "training" else not stage.by_batch
 
 
 @contextmanager
 def _stock_at_its_best() -> Iterator[None]:
-    """Let cuDNN choose by measuring, whether the user's program does so or not: no winner loses to stock then."""
+    """Turn `cudnn.benchmark` on while the block runs, so that a winner also beats stock in programs that use it."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
@@ -130,7 +130,7 @@ def _stock_at_its_best() -> Iterator[None]:
 
 
 def check(stage: Stage, offered: list[Winner], device: torch.device, attempts: Attempts) -> list[Trial]:
-    """Hold each candidate to the parity contract; one that fails it is never timed.
+    """Check the parity of each candidate; one that fails is not timed.
 
     Raises:
         Lost: a candidate has left the GPU unusable for this process.
