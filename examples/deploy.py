@@ -2,8 +2,8 @@
 
     python examples/deploy.py --weights DEFAULT --size 224 --output deployed
 
-But for the import of `alexnet` it is a script for torchvision's model. What is exported holds torch's own operators
-and runs without fastcnn. Needs safetensors, onnx and onnxscript.
+Only the import of `alexnet` differs from a script for torchvision's model. The exported graphs hold torch's own
+operators and run without fastcnn. Needs safetensors, onnx and onnxscript.
 """
 
 import argparse

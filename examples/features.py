@@ -2,8 +2,8 @@
 
     python examples/features.py --image cat.jpg --weights DEFAULT
 
-But for the import of `alexnet` it is a script for torchvision's model. Without --image it takes a made-up one, without
---weights AlexNet is random.
+Only the import of `alexnet` differs from a script for torchvision's model. Without --image the image is made up;
+without --weights AlexNet is random.
 """
 
 import argparse

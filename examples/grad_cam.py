@@ -3,7 +3,7 @@
     python examples/grad_cam.py --image cat.jpg --weights DEFAULT --output cat-cam.png
     python examples/grad_cam.py --captum
 
-But for the import of `alexnet` it is a script for torchvision's model. Source: Selvaraju et al., "Grad-CAM: Visual
+Only the import of `alexnet` differs from a script for torchvision's model. Source: Selvaraju et al., "Grad-CAM: Visual
 Explanations from Deep Networks via Gradient-based Localization", 2017. --captum needs captum.
 """
 

@@ -1,4 +1,4 @@
-"""Images for the examples: made-up ones, as long as --data or --image names none of yours."""
+"""Images for the examples: made-up ones unless --data or --image names your own."""
 
 import atexit
 import shutil

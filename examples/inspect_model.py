@@ -3,8 +3,8 @@
     python examples/inspect_model.py --weights DEFAULT --image cat.jpg --size 224
     python examples/inspect_model.py --tool torchsummary
 
-But for the import of `alexnet` it is a script for torchvision's model. The copies are made by `copy.deepcopy`, and one
-by `pickle`, as it goes to another process. Needs torchinfo or torchsummary.
+Only the import of `alexnet` differs from a script for torchvision's model. The copies are made by `copy.deepcopy`, and
+one by `pickle`, as for another process. Needs torchinfo or torchsummary.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python examples/perceptual_loss.py --image cat.jpg --weights DEFAULT --size 256 --steps 200
 
-A slice of a fused network is a stock one: each piece is fused by itself, which is all that is new. The loss is that of
+A slice of a fused network is stock, so each piece is fused by itself: that is the only change. The loss is that of
 Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", 2016. Without --weights
 VGG is random.
 """

@@ -2,7 +2,7 @@
 
     python examples/prune.py --amount 0.8
 
-But for the import of `alexnet` it is a script for torchvision's model.
+Only the import of `alexnet` differs from a script for torchvision's model.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A network of your own, as the examples that call `fastcnn.fuse` have it: nothing in it knows of fastcnn."""
+"""The network of the examples that call `fastcnn.fuse`, written without fastcnn like one of your own."""
 
 from torch import Tensor, nn
 

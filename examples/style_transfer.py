@@ -2,7 +2,7 @@
 
     python examples/style_transfer.py --content cat.jpg --style waves.jpg --weights DEFAULT --size 256 --steps 300
 
-A slice of a fused network is a stock one: each piece is fused by itself, which is all that is new. The method is that
+A slice of a fused network is stock, so each piece is fused by itself: that is the only change. The method is that
 of Gatys, Ecker, Bethge, "A Neural Algorithm of Artistic Style", 2015. Without images it paints made-up ones, without
 --weights VGG is random.
 """

@@ -3,7 +3,7 @@
     python examples/train_accelerate.py
     accelerate launch examples/train_accelerate.py --mixed-precision fp16 --accumulate 4
 
-One call of `fastcnn.fuse` is all that is new. Needs accelerate.
+One call of `fastcnn.fuse` is the only change. Needs accelerate.
 """
 
 import argparse

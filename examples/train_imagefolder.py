@@ -4,7 +4,7 @@
     python examples/train_imagefolder.py --data photos/train --size 224 --batch-size 128 --epochs 90 \
         --amp --channels-last --compile max-autotune --ema
 
-But for the import of `alexnet` it is a script for torchvision's model.
+Only the import of `alexnet` differs from a script for torchvision's model.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python examples/train_lightning.py
     python examples/train_lightning.py --data photos/train --size 224 --batch-size 128 --precision 16-mixed
 
-But for the import of `alexnet` it is a script for torchvision's model. Needs pytorch-lightning.
+Only the import of `alexnet` differs from a script for torchvision's model. Needs pytorch-lightning.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python examples/weight_norm.py
     python examples/weight_norm.py --norm spectral_norm
 
-These are torch's `parametrizations`; a norm computes the weight anew at each look at it. Sources: Salimans, Kingma,
+These are torch's `parametrizations`; a norm computes the weight at each access. Sources: Salimans, Kingma,
 "Weight Normalization", 2016; Miyato et al., "Spectral Normalization for Generative Adversarial Networks", 2018.
 """
 

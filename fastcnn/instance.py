@@ -46,7 +46,7 @@ class InstanceMethod:
         return type(self)(self.function, copy.deepcopy(self.module(), memo), self.name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Save a method that somebody keeps elsewhere as the one of the module's class."""
+        """Save a method that is pickled apart from its module as the method of the module's class."""
         return getattr, (self.module(), self.name)
 
 

@@ -71,7 +71,7 @@ def _takes_any_operator(kind: type) -> bool:
 
 
 def _dispatches(kind: Any) -> bool:
-    """Whether a tensor subclass runs operators in a way of its own."""
+    """Whether a tensor subclass has its own ``__torch_dispatch__``, and does not take any operator."""
     own = kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
     return own and not _takes_any_operator(kind)
 

@@ -96,7 +96,7 @@ def pretrained_state_dict(model: str, weights: Any, progress: bool = True) -> di
     """Return the tensors of `weights`, from torch.hub's folder of checkpoints or, into it, from the network.
 
     The hash in the file's name is checked after a download, which leaves nothing behind where it fails, and of a file
-    that was there before, which somebody may have put there by hand.
+    that was there before, which a user may have put there.
 
     Args:
         model: the model's name, for messages.

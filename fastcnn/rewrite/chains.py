@@ -163,7 +163,7 @@ class Rewriter:
         return links
 
     def _added_to(self, statement: ast.AugAssign) -> Step | None:
-        """Read ``x += other`` where a layer has just made `x`, so that nobody else sees it change."""
+        """Read ``x += other`` where a layer has just made `x`, so that no other code can see it change."""
         maker, target = self.makers.get(id(statement)), statement.target
         if maker is None or not isinstance(target, ast.Name):
             return None

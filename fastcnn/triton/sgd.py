@@ -33,7 +33,7 @@ def sgd_kernel(
 ):
     """Update master and buffer in float32, and shadow, the weight that the model computes with; BLOCK a program.
 
-    Where the shadow is not the master rounded, somebody has set it since the last step: the master takes its value.
+    Where the shadow is not the rounded master, it was set since the last step: the master takes its value.
     On the FIRST step the buffer is the gradient. Without a SHADOW the master is the model's weight itself.
     """
     block = tl.program_id(0)

@@ -101,7 +101,7 @@ def ceil_div(value: int, by: int) -> int:
 
 
 def power_of_2(value: int) -> int:
-    """Return the least power of two that is no smaller than a positive number."""
+    """Return the least power of two that is at least as large as a positive number."""
     return 1 << (value - 1).bit_length()
 
 

@@ -27,7 +27,7 @@ class Place:
         False
     """
 
-    by_default = False  # whether stages are tried unasked
+    by_default = False  # whether stages are tried without FASTCNN_TRIAL=1
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

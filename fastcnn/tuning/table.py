@@ -29,7 +29,7 @@ class Winner(NamedTuple):
 
 
 class Unreadable(Exception):
-    """A file is no table of this device; the message says why."""
+    """A file is not a table of this device; the message says why."""
 
 
 def shipped_path(device: str) -> Path:
@@ -83,7 +83,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def load(device: str) -> Entries:
-    """Return what is known of a device: the shipped entries, then the user's; a file that is no table is reported."""
+    """Return the entries of a device: the shipped ones, then the user's; log a file that is not a table."""
     known: Entries = {}
     for path in (shipped_path(device), user_path(device)):
         try:
