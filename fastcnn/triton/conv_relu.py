@@ -161,11 +161,12 @@ def relu_backward_kernel(
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
     c = indices(block_c, BLOCK_C, WIDE)
     image = n * C * P
+    grad_ptr, y_ptr, dx_ptr = grad_ptr + image, y_ptr + image, dx_ptr + image
     partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for i in range(REPEAT):
         p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
         mask = (p < P)[:, None] & (c < C)[None, :]
-        at = image + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+        at = offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
         y = tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
         grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32) * scale)
