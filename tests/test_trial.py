@@ -16,6 +16,7 @@ from torch import nn
 
 import fastcnn
 import fastcnn.functional as FF
+from fastcnn import front
 from fastcnn.tuning import Winner, lookup, places, proof, stage, table, telling, timing, trial
 
 __all__ = ["cache", "played"]
@@ -279,6 +280,23 @@ def deterministic(monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(front.problem != "", reason="needs the front")
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_is_timed_is_run_by_the_front_as_the_user_s_calls_are(grad, player, monkeypatch):
+    planned, measure = [], Player.measure
+
+    def count(self, run, times):
+        run(0)
+        planned.append(front._front.plans())
+        return measure(self, run, times)
+
+    monkeypatch.setattr(Player, "measure", count)
+    pool(grad=grad)
+    FF.local_response_norm(torch.randn(2, 9, 4, 4, requires_grad=grad), 3)
+    assert planned
+    assert all(planned)
 
 
 OFF = {

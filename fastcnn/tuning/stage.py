@@ -19,10 +19,18 @@ COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no
 
 @functools.cache
 def operation(op: str) -> Callable[..., Tensor]:
-    """Return the function of an op, ``fastcnn/ops/<op>.py``: found by name, as it stands above what asks for it."""
-    module = importlib.import_module(f"fastcnn.ops.{op}")
-    function: Callable[..., Tensor] = getattr(module, "stage" if RECORDS[op].normalizes else op)
-    return function
+    """Return what runs an op's calls, as eager code has them run: by the front, in ``fastcnn/ops/plans.py``.
+
+    It is found by name, as it stands above what asks for it. Stages that normalize images have Python alone.
+    """
+    if RECORDS[op].normalizes:
+        function: Callable[..., Tensor] = importlib.import_module(f"fastcnn.ops.{op}").stage
+        return function
+    planned: Callable[..., Tensor] = getattr(importlib.import_module("fastcnn.ops.plans"), _PLANNED.get(op, op))
+    return planned
+
+
+_PLANNED = {"lrn": "lrn_"}  # names there that are not the op's
 
 
 def tensors_of(op: str, arguments: tuple[Any, ...]) -> dict[str, Tensor]:

@@ -127,7 +127,8 @@ def _apart(device: torch.device) -> Iterator[None]:
     """Keep a trial out of what the user's call is under: inference mode, hooks on saved tensors, autocast's cache."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda each: each, lambda each: each))
+        if torch._C._autograd._top_saved_tensors_default_hooks(True):  # else the front runs what is tried
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda each: each, lambda each: each))
         stack.enter_context(torch._C.DisableTorchFunctionSubclass())
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
@@ -142,7 +143,7 @@ def _tried(
     path = user_path(place.name)
     attempts = Attempts(path, place.device, ends=False)
     offered = [each for each in place.light(stage.op) if not verdicts.get(proof.kernel_name(stage.op, each), "")]
-    offered = [each for each in offered if not attempts.problem(stage, each)]
+    offered = [each for each in offered if not _ended_a_process(stage, each, attempts)]
     try:
         entry = _measured(stage, key, own, place, offered, attempts)
     except Lost:
@@ -155,6 +156,13 @@ def _tried(
         return _stock(key, "it could not be tried")
     _keep(path, place.name, entry)
     return entry
+
+
+def _ended_a_process(stage: Stage, candidate: Winner, attempts: Attempts) -> bool:
+    problem = attempts.problem(stage, candidate)
+    if problem:
+        logger.warning("%s %s runs without %s: %s", stage.op, stage, candidate, problem)
+    return bool(problem)
 
 
 def _stock(key: dict[str, Any], why: str) -> dict[str, Any]:
