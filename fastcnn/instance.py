@@ -118,7 +118,7 @@ def _without_methods(self: nn.Module) -> nn.Module:
 @functools.cache
 def _say_scripted() -> None:
     logger.warning(
-        "torch.jit.script undoes fuse on the modules that it scripts: call fastcnn.fuse to run them fused in Python"
+        "torch.jit.script undoes fuse on what it scripts: call fastcnn.fuse again to run these modules fused in Python"
     )
 
 

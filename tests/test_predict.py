@@ -301,7 +301,7 @@ MISTAKES = {
         "--weights V9: alexnet has DEFAULT, IMAGENET1K_V1",
     ),
     "no weights": ("predict IMAGE --model alexnet2012", 2, "no weights of alexnet2012"),
-    "features alone": (f"predict IMAGE {TINY} --weights IMAGENET1K_FEATURES", 2, "have no classifier"),
+    "features alone": (f"predict IMAGE {TINY} --weights IMAGENET1K_FEATURES", 2, "has no classifier"),
     "unknown model": ("predict IMAGE --model vgg61", 2, "no model is named 'vgg61'"),
     "unknown device": ("predict IMAGE --device abacus", 2, "--device abacus: "),
     "unknown backend": ("predict IMAGE --backend abacus", 2, "--backend abacus: "),

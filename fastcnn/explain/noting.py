@@ -40,7 +40,7 @@ def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor
     if isinstance(input, Sequence) and input and all(isinstance(each, Tensor) for each in input):
         return tuple(map(fakes.from_tensor, input))
     if not isinstance(input, Sequence) or not input or not all(isinstance(each, int) and each > 0 for each in input):
-        raise TypeError(f"input: expected a tensor, sizes such as (1, 3, 224, 224), or a row of tensors, got {input!r}")
+        raise TypeError(f"input: expected a tensor, its sizes as (1, 3, 224, 224), or a row of tensors, got {input!r}")
     like = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
     return (torch.empty(tuple(input), dtype=like.dtype, device=like.device),)
 
