@@ -19,7 +19,10 @@ struct ConvReLUPool {
     const Convolved all(*plan, tensors);
     return with_batch(*plan, all.input, [&](const Tensor& input) {
       const auto run = [&](const OperatorHandle& op) {
-        return call(op, input, all.weight, maybe(all.bias), plan->convolution_list, plan->algorithm, plan->window_list);
+        return told_to_profilers(*plan, all, input, [&] {
+          return call(
+              op, input, all.weight, maybe(all.bias), plan->convolution_list, plan->algorithm, plan->window_list);
+        });
       };
       if (!all.needs_grad()) {
         return first(run(*plan->values));
