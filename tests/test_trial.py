@@ -1,10 +1,10 @@
 """The trial: what `auto` tries by itself, what it keeps, and which candidates never run in the user's process."""
 
 import contextlib
-import gc
 import sys
 import threading
 import warnings
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -416,8 +416,8 @@ def test_a_gpu_that_runs_stock_warns_once_with_the_command(player, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["alexnet2012", "mnist_cnn", "resnet_cifar", "vgg11", "vgg13_bn", "vgg11_lrn", "vgg16_1x1"]
 )
-def test_the_command_names_the_only_model(name):
-    gc.collect()
+def test_the_command_names_the_only_model(name, monkeypatch):
+    monkeypatch.setattr("fastcnn.models.dropin._built", weakref.WeakSet())  # other tests' models may be alive
     kwargs = {"cifar": True} if name.startswith("vgg") else {}
     with torch.device("meta"):
         model = fastcnn.models.MODELS[name].build(**kwargs)
