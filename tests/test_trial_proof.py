@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import fastcnn
 import fastcnn.functional as FF
 from fastcnn.tuning import lookup, places, proof, stage
 
+ROOT = Path(__file__).parents[1]
 __all__ = ["cache", "played", "player"]
 pytestmark = [
     pytest.mark.usefixtures("cache"),
@@ -116,7 +119,13 @@ def test_where_nothing_can_be_kept_the_process_knows_for_itself(player, monkeypa
     assert "trials cannot be kept for the next process" in capsys.readouterr().err
 
 
-def test_a_process_that_dies_in_a_trial_leaves_the_candidate_out_in_the_next(player, monkeypatch):
+def test_a_process_that_dies_in_a_trial_leaves_the_candidate_out_in_the_next(player, request):
+    if "FASTCNN_ALONE" not in os.environ:  # a fork of a process that has run much may crash by itself
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", request.node.nodeid]
+        alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        run = subprocess.run(command, cwd=ROOT, env=alone | {"FASTCNN_ALONE": "1"}, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout
+        return
     call = stage.Stage.call
 
     def die(self, tensors):

@@ -255,7 +255,7 @@ def test_weights_older_than_the_batch_counter(hub: Hub) -> None:
         (
             "tiny_alexnet",
             "IMAGENET1K_FEATURES",
-            "--weights IMAGENET1K_FEATURES: TinyAlexNet_Weights.IMAGENET1K_FEATURES have no classifier",
+            "--weights IMAGENET1K_FEATURES: TinyAlexNet_Weights.IMAGENET1K_FEATURES has no classifier",
         ),
         ("tiny_alexnet", "DEFAULT", "tiny_alexnet: TinyAlexNet_Weights.IMAGENET1K_V1 could not be downloaded from"),
     ],
