@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cuda_headline
 import issue_slots
 import launching
 import limits
@@ -25,25 +26,10 @@ from fastcnn.shapes import Window
 
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
-POOL2, POOL3 = (Window((size, size), (2, 2), (0, 0), (1, 1), False) for size in (2, 3))
 NORM = (5, 1e-4, 0.75, 2.0)
-# Images, channels, height = width: torchvision's AlexNet and the paper's at batch 128, VGG-16 at batch 64.
-PLANES = {
-    "AlexNet 55": (128, 64, 55),
-    "AlexNet 27": (128, 192, 27),
-    "AlexNet 13": (128, 384, 13),
-    "VGG 224": (64, 64, 224),
-    "VGG 28": (64, 512, 28),
-    "VGG 14": (64, 512, 14),
-}
-POOLED = {
-    "AlexNet 55": ((128, 64, 55), POOL3),
-    "AlexNet 27": ((128, 192, 27), POOL3),
-    "VGG 224": ((64, 64, 224), POOL2),
-    "VGG 28": ((64, 512, 28), POOL2),
-}
-NORMED = {"paper 55": (128, 96, 55), "paper 27": (128, 256, 27)}
-BATCH_NORMED = {"VGG 224": (64, 64, 224), "VGG 28": (64, 512, 28)}
+WINDOWS = {side: Window((side, side), (2, 2), (0, 0), (1, 1), False) for side in (2, 3)}
+POOL3 = WINDOWS[3]
+POOLED = {name: (plane, WINDOWS[side]) for name, (plane, side) in cuda_headline.POOLED.items()}
 
 
 def cases() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
@@ -71,7 +57,7 @@ def operators(dtype: torch.dtype, format: Any) -> Iterator[tuple[str, str, str, 
         size = pool.output_size(height, height)[0]
         return new(images, channels, size), new(images, channels, size, torch.uint8)
 
-    for name, shape in PLANES.items():
+    for name, shape in cuda_headline.PLANES.items():
         yield f"bias+ReLU {name}", "conv_relu", "conv_relu", bare(*shape)
         yield f"bias+ReLU backward {name}", "conv_relu", "conv_relu_backward", (new(*shape), new(*shape), True)
     for name, (shape, pool) in POOLED.items():
@@ -82,14 +68,14 @@ def operators(dtype: torch.dtype, format: Any) -> Iterator[tuple[str, str, str, 
         yield f"max-pool {name}", "max_pool", "max_pool_codes", (new(*shape), pool)
         backward = (*pooled(shape, pool), size, size, pool)
         yield f"max-pool backward {name}", "max_pool", "max_pool_backward", backward
-    for name, shape in NORMED.items():
+    for name, shape in cuda_headline.NORMED.items():
         x = new(*shape)
         yield f"LRN {name}", "lrn", "lrn", (x, *NORM)
         yield f"LRN backward {name}", "lrn", "lrn_backward", (new(*shape), x, *NORM)
         yield f"LRN+pool {name}", "lrn_pool", "lrn_pool_codes", (x, *NORM, POOL3)
         backward = (*pooled(shape, POOL3), x, *NORM, POOL3)
         yield f"LRN+pool backward {name}", "lrn_pool", "lrn_pool_backward", backward
-    for name, shape in BATCH_NORMED.items():
+    for name, shape in cuda_headline.BATCH_NORMED.items():
         x, numbers = new(*shape), (*(torch.empty(shape[1], device="meta") for _ in range(4)), 1e-5)
         yield f"batch norm statistics {name}", "bn_statistics", "bn_relu_statistics", (x,)
         yield f"batch norm+ReLU {name}", "bn_relu", "bn_relu", (x, *numbers)
