@@ -37,8 +37,9 @@ class _Process:
 _process = _Process()
 _thread = threading.local()
 
-# Functions without arguments, called when a thread's choice has changed (in that thread) or when a table has.
-watchers: list[Callable[[], None]] = []
+# Functions without arguments: called in the thread whose choice has changed, and where a table of fastest backends has.
+choice_watchers: list[Callable[[], None]] = []
+table_watchers: list[Callable[[], None]] = []
 
 
 def choice() -> Choice:
@@ -62,8 +63,12 @@ def process_choice() -> Choice:
     return _process.choice
 
 
-def changed() -> None:
-    """Call the `watchers`, which keep plans: the plans may be out of date."""
+def tables_changed() -> None:
+    """Call the `table_watchers`: the plans that they keep may be out of date."""
+    _tell(table_watchers)
+
+
+def _tell(watchers: list[Callable[[], None]]) -> None:
     if torch.compiler.is_compiling():  # a compiled graph keeps no plans
         return
     for watch in watchers:
@@ -89,7 +94,7 @@ def _set(wanted: Choice | None) -> None:
         _process.choice, _thread.choice = wanted or Choice(), None
     else:
         _thread.choice = wanted
-    changed()
+    _tell(choice_watchers)
 
 
 @contextmanager
@@ -101,12 +106,12 @@ def only_here(name: str, algorithm: str | None = None) -> Iterator[None]:
     """
     _validate(name, algorithm)
     before, _thread.choice = own_choice(), Choice(name, algorithm)
-    changed()
+    _tell(choice_watchers)
     try:
         yield
     finally:
         _thread.choice = before
-        changed()
+        _tell(choice_watchers)
 
 
 class use_backend(_DecoratorContextManager):

@@ -33,16 +33,22 @@ def _number(choice: backend.Choice | None) -> int:
     return 0 if choice is None else _numbers.setdefault(choice, len(_numbers) + 1)
 
 
-def forget() -> None:
-    """Drop every plan, and tell the front this thread's choice of a backend."""
+def choose() -> None:
+    """Tell the front which backend this thread and the process have chosen: every choice has plans of its own."""
     if _front:
         _front.choose(_number(backend.own_choice()), _number(backend.process_choice()))
+
+
+def forget() -> None:
+    """Drop every plan."""
+    if _front:
         _front.forget()
 
 
 if _front:
-    backend.watchers.append(forget)
-    forget()
+    backend.choice_watchers.append(choose)
+    backend.table_watchers.append(forget)
+    choose()
     if _PLAYED:
         _front.watch_precision()
 

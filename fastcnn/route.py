@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcnn import front, overrides, tuning
 from fastcnn.available import BACKENDS, MISSING, RUNS_ON
-from fastcnn.backend import Choice, changed, choice, device_type, unusable
+from fastcnn.backend import Choice, choice, device_type, tables_changed, unusable
 from fastcnn.parameters import RECORDS, TENSORS
 from fastcnn.tuning import trial
 
@@ -142,7 +142,7 @@ def _having(op: str) -> tuple[str, ...]:
 def listening(listener: Listener) -> Iterator[None]:
     """While the block runs, call `listener` with every route; plans are dropped, so that all calls are routed anew."""
     _listeners.append(listener)
-    changed()
+    tables_changed()
     try:
         with front.aside():
             yield
@@ -203,7 +203,7 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
             return tuning.winner(op, arguments, _problem), ""
         why = trial.BUSY
     if why in (trial.BUSY, trial.CAPTURING):  # the next such call may be tried, so no plan may keep this route
-        changed()
+        tables_changed()
     return None, why
 
 

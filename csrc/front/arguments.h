@@ -55,7 +55,8 @@ bool forward_mode() {
   }
 }
 
-inline std::atomic<uint64_t> epoch{0};           // grows when what plans depend on has changed
+inline std::atomic<uint64_t> epoch{0};           // grows when plans are forgotten
+inline std::atomic<uint64_t> changes{0};         // grows with every choice too
 inline std::atomic<uint64_t> process_choice{0};  // the number of the backend and algorithm asked for,
 inline thread_local uint64_t own_choice = 0;     // or 0 where this thread follows the process
 inline std::atomic<bool> plays_cuda{false};      // whether kernels for CUDA run on the CPU, as in tests

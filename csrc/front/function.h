@@ -73,14 +73,14 @@ inline PyObject* run(const Function& function, const PlanPtr& plan, const Tensor
 
 // Ask Python for the plan of a call and keep it; null with an error set where the call is refused.
 inline PlanPtr ask(const Function& function, PyObject* const* objects, size_t count, const Arguments& call) {
-  const uint64_t before = epoch;
+  const uint64_t before = changes;
   THPObjectPtr answer(PyObject_Vectorcall(function.planner, objects, count, nullptr));
   if (!answer) {
     return nullptr;
   }
   try {
     PlanPtr plan = read_plan(answer, function.runners->names);
-    if (epoch == before) {  // nothing has changed while Python planned
+    if (changes == before) {  // nothing has changed while Python planned
       function.plans->keep(call, plan);
     }
     return plan;

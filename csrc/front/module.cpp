@@ -62,6 +62,7 @@ PyObject* new_function(PyObject*, PyObject* args) {
 
 PyObject* forget(PyObject*, PyObject*) {
   ++epoch;
+  ++changes;
   for (Function* each : functions()) {
     each->plans->forget();
   }
@@ -74,6 +75,7 @@ PyObject* choose(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "KK", &own, &process)) {
     return nullptr;
   }
+  ++changes;
   own_choice = own;
   process_choice = process;
   Py_RETURN_NONE;

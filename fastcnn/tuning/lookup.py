@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastcnn.backend import changed
+from fastcnn.backend import tables_changed
 from fastcnn.overrides import constant_while_compiling
 from fastcnn.tuning import telling
 from fastcnn.tuning.call import batch_of, call_of, describe, setting_of, text, without_batch
@@ -79,7 +79,7 @@ def forget() -> None:
     """Drop the tables from memory, so that they are read again: after tuning, and in tests."""
     _tables.clear()
     _found.clear()
-    changed()
+    tables_changed()
 
 
 def learn(device: torch.device, entry: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ def learn(device: torch.device, entry: dict[str, Any]) -> None:
         if other != device and device_name(other) == device_name(device):
             table.add(entry)
     _found.clear()
-    changed()
+    tables_changed()
 
 
 def entries_of(device: torch.device) -> Entries:
