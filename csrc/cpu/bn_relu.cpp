@@ -29,7 +29,7 @@ constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
 constexpr int64_t BLOCK = 1024;      // NCHW: elements that are summed in float32, before they are in float64
 
 template <class T, bool RELU>
-FASTCNN_CLONES void normalise_planes(const T* x, T* y, int64_t pixels, int64_t channels, int64_t first,
+FASTCNN_CLONES void normalize_planes(const T* x, T* y, int64_t pixels, int64_t channels, int64_t first,
     const Numbers& numbers, int64_t begin, int64_t end) {
   for (int64_t p = begin; p < end; ++p) {
     const int64_t c = (first + p) % channels;
@@ -37,14 +37,14 @@ FASTCNN_CLONES void normalise_planes(const T* x, T* y, int64_t pixels, int64_t c
     const T* __restrict from = x + p * pixels;
     T* __restrict to = y + p * pixels;
     for (int64_t i = 0; i < pixels; ++i) {
-      const float value = normalise(static_cast<float>(from[i]), mean, scale, bias);
+      const float value = normalize(static_cast<float>(from[i]), mean, scale, bias);
       to[i] = static_cast<T>(RELU ? relu(value) : value);
     }
   }
 }
 
 template <class T, bool RELU>
-FASTCNN_CLONES void normalise_pixels(
+FASTCNN_CLONES void normalize_pixels(
     const T* x, T* y, int64_t channels, const Numbers& numbers, int64_t begin, int64_t end) {
   const float* __restrict mean = numbers.mean.data();
   const float* __restrict scale = numbers.scale.data();
@@ -53,7 +53,7 @@ FASTCNN_CLONES void normalise_pixels(
     const T* __restrict from = x + p * channels;
     T* __restrict to = y + p * channels;
     for (int64_t c = 0; c < channels; ++c) {
-      const float value = normalise(static_cast<float>(from[c]), mean[c], scale[c], bias[c]);
+      const float value = normalize(static_cast<float>(from[c]), mean[c], scale[c], bias[c]);
       to[c] = static_cast<T>(RELU ? relu(value) : value);
     }
   }
@@ -64,7 +64,7 @@ template <class T, bool MASK>
 FASTCNN_HOST_DEVICE float flowing(T grad, float x, float mean, float scale, float bias) {
   const float value = static_cast<float>(grad);
   if constexpr (MASK) {
-    return relu_off(static_cast<float>(static_cast<T>(normalise(x, mean, scale, bias)))) ? 0.0f : value;
+    return relu_off(static_cast<float>(static_cast<T>(normalize(x, mean, scale, bias)))) ? 0.0f : value;
   }
   return value;
 }
@@ -174,14 +174,14 @@ FASTCNN_CLONES void write_pixels(const T* grad, const T* x, T* dx, int64_t chann
 }
 
 template <class T, bool RELU>
-void run_normalise(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers) {
+void run_normalize(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers) {
   const int64_t channels = static_cast<int64_t>(numbers.mean.size());
   if (layout.channels_last) {
     parallel(layout.images * layout.pixels, channels,
-        [&](int64_t begin, int64_t end) { normalise_pixels<T, RELU>(x, y, channels, numbers, begin, end); });
+        [&](int64_t begin, int64_t end) { normalize_pixels<T, RELU>(x, y, channels, numbers, begin, end); });
   } else {
     parallel(layout.images * layout.channels, layout.pixels, [&](int64_t begin, int64_t end) {
-      normalise_planes<T, RELU>(x, y, layout.pixels, channels, first, numbers, begin, end);
+      normalize_planes<T, RELU>(x, y, layout.pixels, channels, first, numbers, begin, end);
     });
   }
 }
@@ -240,17 +240,17 @@ void run_backward(const Tensor& grad, const Tensor& x, Tensor& dx, Tensor& grad_
 }  // namespace
 
 template <class T>
-void normalise_into(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers, bool relu) {
-  relu ? run_normalise<T, true>(x, y, layout, first, numbers) : run_normalise<T, false>(x, y, layout, first, numbers);
+void normalize_into(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers, bool relu) {
+  relu ? run_normalize<T, true>(x, y, layout, first, numbers) : run_normalize<T, false>(x, y, layout, first, numbers);
 }
 
-#define FASTCNN_NORMALISE(T) template void normalise_into(const T*, T*, const Layout&, int64_t, const Numbers&, bool)
-FASTCNN_NORMALISE(float);
-FASTCNN_NORMALISE(BFloat16);
-FASTCNN_NORMALISE(Half);
-#undef FASTCNN_NORMALISE
+#define FASTCNN_NORMALIZE(T) template void normalize_into(const T*, T*, const Layout&, int64_t, const Numbers&, bool)
+FASTCNN_NORMALIZE(float);
+FASTCNN_NORMALIZE(BFloat16);
+FASTCNN_NORMALIZE(Half);
+#undef FASTCNN_NORMALIZE
 
-std::tuple<Tensor, Tensor, Tensor> normalise_backward(
+std::tuple<Tensor, Tensor, Tensor> normalize_backward(
     const Tensor& grad, const Tensor& x, Tensor dx, const Numbers& numbers, bool training, bool masked) {
   const Layout shape = layout(x, is_channels_last(x));
   Tensor grad_weight = new_numbers(x, shape.channels), grad_bias = new_numbers(x, shape.channels);
@@ -270,7 +270,7 @@ Tensor bn_relu(const Tensor& input, const Tensor& mean, const Tensor& variance, 
   Tensor y = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
   with_type("batch_norm", x, [&](auto type) {
     using T = decltype(type);
-    normalise_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), 0, numbers, true);
+    normalize_into(data<T>(x), mutable_data<T>(y), layout(x, channels_last), 0, numbers, true);
   });
   return y;
 }
@@ -282,7 +282,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_backward(const Tensor& grad, const Te
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
-  return normalise_backward(dense(grad, channels_last), x, dx, numbers, training, false);
+  return normalize_backward(dense(grad, channels_last), x, dx, numbers, training, false);
 }
 
 }  // namespace fastcnn::cpu

@@ -35,11 +35,11 @@ std::pair<Tensor, Tensor> norm_pool(const Tensor& input, const Norm& norm, const
     T* to = mutable_data<T>(y);
     uint8_t* places = codes ? mutable_data<uint8_t>(code) : nullptr;
     each_image(shape, [&](int64_t first, int64_t images) {
-      const std::unique_ptr<T[]> normalised(new T[images * size]);
+      const std::unique_ptr<T[]> normalized(new T[images * size]);
       const Layout part{images, shape.channels, shape.pixels, channels_last};
-      normalise_into<T>(from + first * size, normalised.get(), part, first * shape.channels, numbers, false);
+      normalize_into<T>(from + first * size, normalized.get(), part, first * shape.channels, numbers, false);
       uint8_t* their_places = places ? places + first * pooled : nullptr;
-      pool_into<T>(normalised.get(), to + first * pooled, their_places, plane, part, window, true);
+      pool_into<T>(normalized.get(), to + first * pooled, their_places, plane, part, window, true);
     });
   });
   return {y, code};
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, con
   const Tensor x = dense(input, channels_last);
   const Tensor unpooled = pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, nullptr);
   const Tensor flow = dense(unpooled, channels_last);
-  return normalise_backward(flow, x, flow, numbers, training, true);
+  return normalize_backward(flow, x, flow, numbers, training, true);
 }
 
 }  // namespace fastcnn::cpu

@@ -146,7 +146,7 @@ bool needs_copy(const Layout& layout) {
 
 // y = x * factor, for one line.
 template <class T, Power POWER, class Sum>
-FASTCNN_HOST_DEVICE void normalise(
+FASTCNN_HOST_DEVICE void normalize(
     const float* __restrict x, const Sum& sum, int64_t count, const LRN& norm, T* __restrict y) {
   const bool multiplied = POWER == Power::THREE_QUARTERS && may_multiply(norm);
   if (multiplied) {
@@ -196,7 +196,7 @@ FASTCNN_CLONES void forward(const T* x, T* y, const Blocks& blocks, const LRN& n
       }
       T* __restrict to = y + blocks.begin(block) + blocks.line_begin(line);
       with_sums<Square>(near, count, total.data(),
-          [&](const auto& sum) __attribute__((always_inline)) { normalise<T, POWER>(own, sum, count, norm, to); });
+          [&](const auto& sum) __attribute__((always_inline)) { normalize<T, POWER>(own, sum, count, norm, to); });
     }
   }
 }

@@ -31,11 +31,11 @@ std::tuple<Tensor, Tensor> run_lrn_pool(const Tensor& input, const LRN& norm, co
     T* to = mutable_data<T>(y);
     uint8_t* places = codes ? mutable_data<uint8_t>(code) : nullptr;
     each_image(shape, [&](int64_t first, int64_t images) {
-      const std::unique_ptr<T[]> normalised(new T[images * size]);
+      const std::unique_ptr<T[]> normalized(new T[images * size]);
       const Layout part{images, shape.channels, shape.pixels, channels_last};
-      lrn_into(from + first * size, normalised.get(), part, norm);
+      lrn_into(from + first * size, normalized.get(), part, norm);
       uint8_t* their_places = places ? places + first * pooled : nullptr;
-      pool_into<T>(normalised.get(), to + first * pooled, their_places, plane, part, window, false);
+      pool_into<T>(normalized.get(), to + first * pooled, their_places, plane, part, window, false);
     });
   });
   return {y, code};

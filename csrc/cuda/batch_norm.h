@@ -81,13 +81,13 @@ struct ThreadNorm {
   }
 
   __device__ __forceinline__ float operator()(float x, int i) const {
-    return normalise(x, mean.at[i], scale.at[i], bias.at[i]);
+    return normalize(x, mean.at[i], scale.at[i], bias.at[i]);
   }
 };
 
 // Write the gradients of the input, which may be the memory of `grad`, of weight and of bias. Dense tensors. masked:
 // whether the ReLU's mask has been taken off `grad` already.
-std::tuple<Tensor, Tensor, Tensor> normalise_backward(
+std::tuple<Tensor, Tensor, Tensor> normalize_backward(
     const Tensor& grad, const Tensor& x, Tensor dx, const Norm& norm, bool training, bool masked);
 
 }  // namespace fastcnn::cuda

@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 3)  // without the 3 one spills
   }
 }
 
-// One call of normalise_backward, its tensors dense.
+// One call of normalize_backward, its tensors dense.
 struct Backward {
   const Device& device;
   const Tensor& grad;
@@ -212,7 +212,7 @@ void run_backward(Backward& call, const Walks& walks) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> normalise_backward(
+std::tuple<Tensor, Tensor, Tensor> normalize_backward(
     const Tensor& grad, const Tensor& x, Tensor dx, const Norm& norm, bool training, bool masked) {
   const Device device(x);
   const Layout shape = layout(x, is_channels_last(x));
@@ -258,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_backward(const Tensor& grad, const Te
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
   const Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
-  return normalise_backward(dense(grad, channels_last), x, dx, norm, training, false);
+  return normalize_backward(dense(grad, channels_last), x, dx, norm, training, false);
 }
 
 }  // namespace fastcnn::cuda

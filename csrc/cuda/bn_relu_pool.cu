@@ -13,7 +13,7 @@ namespace {
 
 // Normalized and rounded as values that were written would be, so that the same place wins.
 template <class T, int N>
-__device__ __forceinline__ Vector<T, N> normalised(const Vector<T, N>& x, const ThreadNorm<N>& norm) {
+__device__ __forceinline__ Vector<T, N> normalized(const Vector<T, N>& x, const ThreadNorm<N>& norm) {
   Vector<T, N> y;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2)
     return;
   }
   const ThreadNorm<N> norm(channels, walk.channel, true);
-  const auto prepare = [&](const Vector<T, N>& values) { return normalised(values, norm); };
+  const auto prepare = [&](const Vector<T, N>& values) { return normalized(values, norm); };
   pool_walk<SIDE, N>(x, y, codes, prepare, true, window, plane, strides, steps, walks, walk);
 }
 
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_pool_backward(const Tensor& grad, con
   const Tensor x = dense(input, channels_last);
   const Tensor unpooled = pool_backward(grad, dense(codes, channels_last), x.size(2), x.size(3), window, false).first;
   const Tensor flow = dense(unpooled, channels_last);
-  return normalise_backward(flow, x, flow, norm, training, true);
+  return normalize_backward(flow, x, flow, norm, training, true);
 }
 
 }  // namespace fastcnn::cuda

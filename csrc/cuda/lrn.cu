@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(LRN_THREADS)
   const auto i = static_cast<int32_t>(blockIdx.x * LRN_THREADS + threadIdx.x);
   if (i < runs.count) {
     const Run run = run_at<PATH, T>(runs, i);
-    store_run<PATH>(y, run, normalise_run<PATH>(x, run, norm));
+    store_run<PATH>(y, run, normalize_run<PATH>(x, run, norm));
   }
 }
 

@@ -214,7 +214,7 @@ __device__ __forceinline__ Factors usual_factors(float scale) {
 }
 
 template <Path PATH, class T>
-__device__ __forceinline__ Values<float, RUN<T>> normalise_run(const T* x, const Run& run, const LRN& norm) {
+__device__ __forceinline__ Values<float, RUN<T>> normalize_run(const T* x, const Run& run, const LRN& norm) {
   const auto values = load_run<PATH, T, REACH>(x, run);
   Values<float, RUN<T>> result = scales(norm, values);
 #pragma unroll

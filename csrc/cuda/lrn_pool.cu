@@ -107,7 +107,7 @@ __device__ __forceinline__ Task task_of(int32_t i, const Tile& tile, int32_t pla
 }
 
 template <class T, Path PATH>
-__device__ __forceinline__ void normalise_tile(
+__device__ __forceinline__ void normalize_tile(
     const T* x, T* shared, const Tile& tile, const Plane32& plane, const Layout& layout, const LRN& norm) {
   constexpr int32_t LENGTH = PATH == Path::ELEMENTS ? 1 : RUN<T>;
   const int32_t pixels = tile.pixels(), groups = (tile.channels.count + LENGTH - 1) / LENGTH;
@@ -127,7 +127,7 @@ __device__ __forceinline__ void normalise_tile(
       const float factor = factors_at(value, channel, channels, from.step, norm).factor;
       shared[to.begin + group.begin * to.step] = static_cast<T>(static_cast<float>(*value) * factor);
     } else {
-      store_run<PATH>(shared, to, normalise_run<PATH>(x, from, norm));
+      store_run<PATH>(shared, to, normalize_run<PATH>(x, from, norm));
     }
   }
 }
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(POOL_THREADS) lrn_pool_kernel(const T* __restr
     uint8_t* __restrict__ codes, Layout layout, LRN norm, Window32 window, Plane32 plane, Tiles tiles) {
   T* shared = reinterpret_cast<T*>(shared_memory());
   const Tile tile = tile_at<PATH>(blockIdx.x, tiles, window, plane, layout);
-  normalise_tile<T, PATH>(x, shared, tile, plane, layout, norm);
+  normalize_tile<T, PATH>(x, shared, tile, plane, layout, norm);
   __syncthreads();
   pool_tile<SIDE, PATH == Path::VECTORS ? WIDTH<T> : 1>(shared, y, codes, tile, tiles, window, plane, layout.channels);
 }

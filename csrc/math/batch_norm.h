@@ -18,7 +18,7 @@ FASTCNN_HOST_DEVICE float inverse_deviation(float variance, float eps) {
 
 // scale: the weight over the standard deviation. The mean comes off first: where values lie far from zero, a shift that
 // already holds the mean would cancel.
-FASTCNN_HOST_DEVICE float normalise(float x, float mean, float scale, float bias) {
+FASTCNN_HOST_DEVICE float normalize(float x, float mean, float scale, float bias) {
   return multiply_add(x - mean, scale, bias);
 }
 
