@@ -97,9 +97,11 @@ KERNEL_TESTS = {
     "test_tune_command.py": {"tuning"},
     "test_gpu_run.py": {"tuning"},
     "test_flops.py": {"front"},
-    "test_trial.py": {"backend", "front", "tuning"},
-    "test_trial_for_real.py": {"backend", "tuning"},
-    "test_trial_proof.py": {"backend", "tuning"},
+    "trials.py": {"backend", "tuning"},
+    "test_trial.py": {"front", "tuning"},
+    "test_trial_for_real.py": {"tuning"},
+    "test_trial_proof.py": {"tuning"},
+    "test_trial_telling.py": {"tuning"},
     "test_tuning.py": {"tuning"},
     "test_warp_specialized.py": {"triton", "shapes"},
 }
@@ -252,9 +254,9 @@ def test_operators_are_named_after_their_stem():
     assert set(STEMS) <= names
 
 
-@each_file
+@pytest.mark.parametrize("path", [*python_files(PACKAGE), *python_files(ROOT / "tests")], ids=name_of)
 def test_file_holds_one_idea(path):
-    assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text().splitlines()) <= (400 if PACKAGE in path.parents else 450)
 
 
 @pytest.mark.parametrize(

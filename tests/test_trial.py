@@ -1,98 +1,25 @@
 """The trial: what `auto` tries by itself, what it keeps, and which candidates never run in the user's process."""
 
 import contextlib
-import sys
 import threading
-import warnings
-import weakref
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from played_graphs import played
-from tables import CPU, NAME, cache, operators
+from tables import NAME, cache, operators
 from torch import nn
+from trials import SLOW, Player, entries, lookup_chosen, player, pool, runs_kernel
 
 import fastcnn
 import fastcnn.functional as FF
 from fastcnn import front
-from fastcnn.tuning import Winner, lookup, places, proof, stage, table, telling, timing, trial
+from fastcnn.tuning import Winner, lookup, stage, timing, trial
 
-__all__ = ["cache", "played"]
+__all__ = ["cache", "player"]
 pytestmark = [
     pytest.mark.usefixtures("cache"),
     pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension"),
 ]
-ROOT = Path(__file__).parents[1]
 KERNEL = Winner("cpu", None)
-FAST, SLOW = {"torch": 2.0, "cpu": 1.0}, {"torch": 1.0, "cpu": 2.0}
-
-
-class Player(places.Place):
-    """A device whose clock and child process are played; the candidates are the processor's."""
-
-    seconds = FAST
-    noise = 0.0
-    capturing = False
-
-    def __init__(self, device):
-        super().__init__(device)
-        self.timed = []
-        self.room = 0
-
-    def measure(self, run, times):
-        run(0)
-        backend = lookup_chosen()
-        self.timed.append(backend)
-        seconds = self.seconds[backend] * (1 + self.noise * (self.timed.count("torch") % 2 * (backend == "torch")))
-        return timing.Times(seconds, seconds)
-
-    def is_capturing(self):
-        return self.capturing
-
-    def make_room(self):
-        self.room += 1
-
-    def child(self):
-        code = "import sys\nfor line in sys.stdin: print('end ' + line.strip() + '\\t', flush=True)"
-        return [sys.executable, "-c", code]
-
-
-def lookup_chosen():
-    from fastcnn.backend import chosen
-
-    return chosen()
-
-
-@pytest.fixture
-def player(monkeypatch):
-    """Let a player stand for the processor, on which stages are tried now; nothing is deterministic."""
-    monkeypatch.setenv("FASTCNN_TRIAL", "1")
-    monkeypatch.setitem(places.PLACES, "cpu", Player)
-    places.place_of.cache_clear()
-    telling.forget()
-    monkeypatch.setattr(proof, "_unkept", {})
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
-    yield places.place_of(CPU)
-    torch.use_deterministic_algorithms(before, warn_only=True)
-    places.place_of.cache_clear()
-    telling.forget()
-
-
-def pool(batch=2, grad=False, **changes):
-    x = torch.randn(batch, 3, 8, 8, requires_grad=grad)
-    return FF.max_pool2d(x, 2, **changes)
-
-
-def runs_kernel(**arguments):
-    """Whether a pool runs by a kernel: one that is in the tables, as nothing is tried under a dispatch mode."""
-    return bool(operators(lambda: pool(**arguments)))
-
-
-def entries():
-    return list(table.read(table.user_path(NAME), NAME).values())
 
 
 def test_the_first_eager_call_tries_and_the_faster_one_runs_from_then_on(player):
@@ -376,102 +303,9 @@ def test_unbatched_images_have_no_batch(player, monkeypatch):
     assert not operators(lambda: FF.max_pool2d(torch.randn(5, 8, 8), 2))
 
 
-def test_one_visible_line_sums_up(player, capsys):
-    pool()
-    player.seconds = SLOW
-    pool(batch=7)
-    telling.sum_up()
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"fastcnn: tried 2 stages on {NAME} in ")
-    assert said[0].endswith(f" s, 1 runs faster than stock; kept in {table.user_path(NAME)}")
-    pool(batch=30)
-    telling.sum_up()
-    assert capsys.readouterr().err == ""
-
-
-def test_what_takes_long_says_so(player, capsys, monkeypatch):
-    said = threading.Event()
-    once = telling.once
-    monkeypatch.setattr(telling, "once", lambda message: (once(message), said.set()))
-    monkeypatch.setattr(telling, "PATIENCE", 0.0)
-    with telling.under_way("trying kernels"):
-        assert said.wait(60)
-    assert "fastcnn: trying kernels (FASTCNN_TRIAL=0 turns that off)" in capsys.readouterr().err
-
-
-def test_a_gpu_that_runs_stock_warns_once_with_the_command(player, monkeypatch):
-    monkeypatch.setenv("FASTCNN_TRIAL", "0")
-    monkeypatch.setattr(Player, "by_default", True)
-    with pytest.warns(UserWarning, match="fastcnn runs stock layers") as caught:
-        pool(batch=6)
-    message = str(caught[0].message)
-    assert message.startswith(f"fastcnn runs stock layers on {NAME}: no table has these shapes (FASTCNN_TRIAL=0)")
-    assert "To change that: fastcnn tune MODEL --batch-size 6 " in message
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pool(batch=7)
-
-
-@pytest.mark.parametrize(
-    "name", ["alexnet2012", "mnist_cnn", "resnet_cifar", "vgg11", "vgg13_bn", "vgg11_lrn", "vgg16_1x1"]
-)
-def test_the_command_names_the_only_model(name, monkeypatch):
-    monkeypatch.setattr("fastcnn.models.dropin._built", weakref.WeakSet())  # other tests' models may be alive
-    kwargs = {"cifar": True} if name.startswith("vgg") else {}
-    with torch.device("meta"):
-        model = fastcnn.models.MODELS[name].build(**kwargs)
-    assert telling.model_name() == name
-    others = fastcnn.MnistCNN(), fastcnn.ConvNet()
-    assert telling.model_name() == ""
-    del model, others
-
-
 def test_what_no_kernel_takes_is_not_tried(player):
     with torch.no_grad():
         FF.max_pool2d(torch.randn(2, 3, 8, 8).double(), 2)
         FF.max_pool2d(torch.randn(0, 3, 8, 8), 2)
         FF.max_pool2d(torch.randn(2, 3, 8, 8).to_mkldnn(), 2)
     assert not player.timed
-
-
-class Event:
-    """A CUDA event whose clock stands at the number of calls."""
-
-    calls = 0
-    said: list[object] = []
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        self.at = Event.calls
-
-    def synchronize(self):
-        Event.said.append("end")
-
-    def elapsed_time(self, end):
-        return 1e3 * (end.at - self.at)
-
-
-def test_a_gpu_times_the_launch_and_its_own_work(monkeypatch):
-    said = []
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    stream = SimpleNamespace(synchronize=lambda: said.append("wait"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: said.append(type(cycles)))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(Event, "said", said)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    gpu = places.Gpu(torch.device("cuda", 0))
-
-    def run(turn):
-        Event.calls += 1
-
-    times = gpu.measure(run, 3)
-    assert times.device == 1.0
-    assert times.call < 1.0
-    assert said == ["wait", "wait", int, "end"]
-    assert gpu.is_capturing()
-    assert gpu.by_default
-    assert isinstance(gpu._driver(), str)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from played_graphs import played
 from tables import NAME, cache
-from test_trial import ROOT, entries, player, pool
 from torch import nn
+from trials import ROOT, entries, player, pool
 
 import fastcnn
 from fastcnn.cli import main

@@ -4,20 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from played_graphs import played
 from tables import NAME, cache, operators
-from test_trial import Player, lookup_chosen, player, pool, runs_kernel
+from trials import ROOT, Player, lookup_chosen, player, pool, runs_kernel
 
 import fastcnn
 import fastcnn.functional as FF
 from fastcnn.tuning import lookup, places, proof, stage
 
-ROOT = Path(__file__).parents[1]
-__all__ = ["cache", "played", "player"]
+__all__ = ["cache", "player"]
 pytestmark = [
     pytest.mark.usefixtures("cache"),
     pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension"),
