@@ -16,7 +16,7 @@ void check_length(Sizes numbers, size_t length) {
   STD_TORCH_CHECK(numbers.size() == length, "fastcnn: expected ", length, " numbers, got ", numbers.size());
 }
 
-// A pool's window; torch's pools take its numbers as an int, so that sums and products of a few do not overflow.
+// A pool's window. Its numbers fit an int, as torch's pools require, so sums and products of a few do not overflow.
 Window pool_window(Sizes numbers) {
   check_length(numbers, 9);
   for (int64_t number : numbers) {

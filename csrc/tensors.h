@@ -80,7 +80,7 @@ inline bool is_dense(const Tensor& tensor, bool channels_last) {
   return true;
 }
 
-// The tensor without gaps, in the given layout. The dispatcher, slow from here, is asked only where there is work.
+// The tensor, dense in the given layout. Only a tensor that must be copied goes through the dispatcher, which is slow.
 inline Tensor dense(const Tensor& tensor, bool channels_last) {
   return is_dense(tensor, channels_last) ? tensor
                                          : torch::stable::contiguous(tensor, format(tensor.dim(), channels_last));
@@ -128,7 +128,7 @@ inline Layout layout(const Tensor& tensor, bool channels_last) {
   return {tensor.size(0), tensor.size(1), pixels, channels_last};
 }
 
-// Whether a gradient, or a second input, is like the tensor that it belongs to.
+// Check that a gradient, or a second input, has the shape and dtype of the tensor that it belongs to.
 inline void check_same_shape(const char* function, const Tensor& a, const Tensor& b) {
   STD_TORCH_CHECK(a.dim() == b.dim() && a.scalar_type() == b.scalar_type(), function, ": rank or dtype differ");
   for (int64_t axis = 0; axis < a.dim(); ++axis) {

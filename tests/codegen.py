@@ -3,7 +3,7 @@
     python tests/codegen.py            # a table: kernel, configuration, registers, spills, occupancy, least time
     python tests/codegen.py --json     # the same for the test
 
-Runs the launchers on tensors of the meta device, with Triton's own specialisation but a driver that only names its
+Runs the launchers on tensors of the meta device, with Triton's own specialization but a driver that only names its
 GPU. Must run without TRITON_INTERPRET.
 
 Every configuration is compiled, in bfloat16 and for sm_90 in float32: named after a colon, as one that is asked for.

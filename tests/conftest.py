@@ -24,7 +24,7 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/fastc
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Fill uninitialised memory with NaN (integers: their largest value), so that nothing unwritten passes.
+    """Fill uninitialized memory with NaN (integers: their largest value), so that nothing unwritten passes.
 
     FASTCNN_TEST_POISON=0 leaves that to compute-sanitizer's initcheck (make sanitize).
     """

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[1] / "fastcnn" / "triton"
 
 
 class Driver:
-    """Stands in for a GPU's driver, so that Triton specialises and compiles as it would for a launch there."""
+    """Stands in for a GPU's driver, so that Triton specializes and compiles as it would for a launch there."""
 
     architecture = 90
 

@@ -1,4 +1,4 @@
-"""The warp-specialised convolution in Gluon, played on the CPU from its own source; on a Hopper GPU, the real one.
+"""The warp-specialized convolution in Gluon, played on the CPU from its own source; on a Hopper GPU, the real one.
 
 No GPU has run it yet.
 """

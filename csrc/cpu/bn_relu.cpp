@@ -1,5 +1,5 @@
-// Batch norm + ReLU: one pass to normalize; backward: one for the gradients' sums, and in training one that writes. The
-// ReLU's mask is computed again from x, rounded as the output was.
+// Batch norm + ReLU. The forward is one pass. The backward sums the gradients in one pass, and in training writes the
+// input's gradient in a second. The ReLU's mask is computed again from x, rounded as the output was.
 
 #include "bn_relu.h"
 
@@ -119,12 +119,12 @@ FASTCNN_CLONES void sum_lines(const T* grad, const T* x, float* sums, int64_t pi
   }
 }
 
-// What the batch's own mean and variance take up of each channel's gradient.
+// The part of each channel's gradient that flows through the batch's own mean and variance.
 struct Taken {
   bool training;
   std::vector<float> average, slope;
 
-  // Nothing, outside training.
+  // None outside training.
   explicit Taken(int64_t channels) : training(false), average(channels), slope(channels) {}
 
   Taken(const Tensor& grad_weight, const Tensor& grad_bias, const Layout& layout, const Numbers& numbers)

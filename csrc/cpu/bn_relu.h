@@ -14,13 +14,13 @@ struct Numbers {
   explicit Numbers(const Norm& norm);
 };
 
-// Normalize the layout's images, with ReLU if asked. In NCHW the first plane is of the channel `first`, and the layout
-// may hold fewer channels than there are numbers.
+// Normalize the layout's images, with ReLU if asked. NCHW: the first plane belongs to channel `first`, and the layout
+// may hold fewer channels than `numbers`.
 template <class T>
 void normalize_into(const T* x, T* y, const Layout& layout, int64_t first, const Numbers& numbers, bool relu);
 
-// Write the gradients of the input, which may be the memory of `grad`, of weight and of bias. Dense tensors. masked:
-// whether the ReLU's mask has been taken off `grad` already.
+// Return the gradients of input, weight and bias; the input's is written to `dx`, which may share `grad`'s memory. All
+// are dense. masked: whether the ReLU's mask has been applied to `grad` already.
 std::tuple<Tensor, Tensor, Tensor> normalize_backward(
     const Tensor& grad, const Tensor& x, Tensor dx, const Numbers& numbers, bool training, bool masked);
 

@@ -1,4 +1,4 @@
-// Batch norm + ReLU + max-pool: what lies between norm and pool is one image, or one plane, in a thread's cache.
+// Batch norm + ReLU + max-pool. The values between norm and pool are one image, or one plane, in a thread's cache.
 
 #include <memory>
 

@@ -1,4 +1,4 @@
-// Mean and variance of each channel: one pass, in blocks that fit the first cache and are looked at twice there.
+// Mean and variance of each channel: one pass over memory, in blocks that fit the L1 cache and are read twice there.
 
 #include "../batch_norm.h"
 #include "../math/batch_norm.h"
@@ -9,7 +9,7 @@
 namespace fastcnn::cpu {
 namespace {
 
-constexpr int64_t BLOCK = 1024;        // NCHW: elements of a plane that are looked at twice
+constexpr int64_t BLOCK = 1024;        // NCHW: elements of a plane
 constexpr int64_t LINES_A_BLOCK = 64;  // NHWC: pixels
 
 using Partial = Moments<double>;

@@ -7,9 +7,9 @@
 namespace fastcnn::cpu {
 namespace {
 
-// torch's float32 convolution writes NCHW activations in a pass of their own, out of the blocks that it computes. Where
-// they are more than a cache holds it is cheaper to take them as channels_last, which a channels_last weight asks for,
-// and to turn the pooled ones.
+// torch's float32 convolution computes blocks, and copies them to NCHW in a pass of its own. Where the activations
+// exceed a cache it is cheaper to get them as channels_last, by a channels_last weight, and to turn the pooled values
+// to NCHW.
 bool is_cheaper_turned(const Tensor& input, const Tensor& weight, const Plane& plane) {
   constexpr int64_t LEAST = 1 << 21, LEAST_A_WEIGHT = 16;
   const int64_t activations = input.size(0) * weight.size(0) * plane.out_height * plane.out_width;

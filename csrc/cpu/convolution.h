@@ -1,6 +1,6 @@
 #pragma once
-// torch's own convolution on the CPU, called without the dispatcher's search by name, which costs a small one as much
-// again.
+// torch's own convolution on the CPU, called without the dispatcher's search by name, which would double the time of a
+// small one.
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 

@@ -1,12 +1,12 @@
 #pragma once
-// Stages of two steps, a thread doing both for one image after another, so that what lies between stays in its cache.
+// Stages of two steps: a thread does both for one image after another, so that the values between stay in its cache.
 
 #include "threads.h"
 
 namespace fastcnn::cpu {
 
-// Call run(first, images) for all images: several times with one where there are as many images as threads, or once
-// with all of them, whose steps then share the threads.
+// Call run(first, images) for all images: with one image at a time where there are at least as many as threads, else
+// once with all of them; then the threads share each step.
 template <class Run>
 void each_image(const Layout& layout, const Run& run) {
   if (layout.images < static_cast<int64_t>(torch::stable::get_num_threads())) {

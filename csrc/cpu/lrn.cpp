@@ -2,7 +2,7 @@
 //
 // A block of pixels of one image is brought to float32: NCHW as lines of pixels, one a channel; NHWC as lines of
 // channels, one a pixel. Zeros stand before and after the channels, so that a window needs no border. Windows are
-// summed anew for each channel: nothing that slides could carry a NaN or a rounding error on.
+// summed anew for each channel: a sliding sum would carry a NaN or a rounding error on to later channels.
 //
 // The usual backward, of NCHW in float32 and windows of five, needs no scratch memory.
 
@@ -89,8 +89,8 @@ struct Neighbours {
   int64_t step;
 };
 
-// The sum of term(value) over a window of five, as a function of the place in the line: it runs in the loop that takes
-// it, where the additions fill the time that quotients and roots leave.
+// The sum of term(value) over a window of five, as a function of the place in the line: the loop that uses the sum
+// computes it, so that the additions run while quotients and roots are under way.
 template <class Term>
 struct FiveSummed {
   const float* __restrict first;
@@ -102,7 +102,7 @@ struct FiveSummed {
   }
 };
 
-// A sum that has been taken.
+// A sum that was computed before.
 struct Summed {
   const float* __restrict total;
   FASTCNN_HOST_DEVICE float operator()(int64_t i) const { return total[i]; }
@@ -127,8 +127,8 @@ FASTCNN_HOST_DEVICE void with_sums(const Neighbours& near, int64_t count, float*
   use(Summed{scratch});
 }
 
-// Those of the i-th line of a block in scratch memory, or, if x needs no conversion, in the tensor itself, where there
-// is no padding.
+// The channels of a line's window: in scratch memory, or, if x needs no conversion (scratch is null), in the tensor
+// itself, where there is no padding.
 FASTCNN_HOST_DEVICE Neighbours neighbours(
     const Blocks& blocks, const LRN& norm, const float* x, const float* scratch, int64_t line) {
   const int64_t before = norm.size / 2, after = (norm.size - 1) / 2;
@@ -168,7 +168,7 @@ FASTCNN_HOST_DEVICE void normalize(
   }
 }
 
-// Ask for the next line of a tensor: what lies a plane further on no processor foresees.
+// Prefetch the next line of a tensor: processors do not foresee steps of a whole plane.
 template <class T>
 FASTCNN_HOST_DEVICE void prefetch(const T* line, int64_t count) {
   constexpr int64_t CACHE_LINE = 64 / sizeof(T);
@@ -212,7 +212,7 @@ FASTCNN_HOST_DEVICE void take_terms(const Sum& sum, const float* __restrict own,
   }
 }
 
-// For one line: dx, of the sums of terms over the windows that hold it.
+// For one line: dx, from the sums of terms over the windows that hold it.
 template <class T, class Sum>
 FASTCNN_HOST_DEVICE void give_gradient(const Sum& sum, const float* __restrict own, const T* __restrict grad,
     const float* __restrict factor, int64_t count, const LRN& norm, T* __restrict dx) {
@@ -267,7 +267,7 @@ FASTCNN_HOST_DEVICE void store(const Lanes& from, int64_t first, float* to) {
   }
 }
 
-// Move what a window has seen on by a channel; the last place becomes zero.
+// Shift a window by a channel; its last place becomes zero.
 template <int64_t COUNT>
 FASTCNN_HOST_DEVICE void move_on(Lanes (&window)[COUNT]) {
   for (int64_t i = 0; i + 1 < COUNT; ++i) {
@@ -276,8 +276,8 @@ FASTCNN_HOST_DEVICE void move_on(Lanes (&window)[COUNT]) {
   window[COUNT - 1] = Lanes{};
 }
 
-// An image has so many `columns`; the last one begins early enough to be whole, and writes those of its pixels alone
-// that are in no other: that one may be another thread's.
+// An image has `columns` columns of LANES pixels. The last one begins early enough to be whole, and writes only the
+// pixels that it does not share with the column before, which may be another thread's.
 template <Power POWER>
 FASTCNN_CLONES void backward_columns(const float* x, const float* grad, float* dx, const Layout& layout, LRN norm,
     int64_t columns, int64_t begin, int64_t end) {
@@ -285,8 +285,8 @@ FASTCNN_CLONES void backward_columns(const float* x, const float* grad, float* d
   for (int64_t column = begin; column < end; ++column) {
     const int64_t own_pixel = column % columns * LANES, pixel = std::min(own_pixel, plane - LANES);
     const int64_t start = column / columns * channels * plane + pixel;
-    // Of the channels that end two ahead of the one whose terms are taken: its own value is the third, and the
-    // channel whose gradient is ready is the first.
+    // Five channels, the last of them `ahead`: the terms are computed for the third, `own`; the gradient is ready for
+    // the first, `ready`.
     Lanes values[5] = {}, terms[5] = {}, scaled[3] = {};
     for (int64_t ahead = 0; ahead < channels + 4; ++ahead) {
       const int64_t own = ahead - 2, ready = ahead - 4;

@@ -1,5 +1,5 @@
-// LRN + max-pool. Where there are as many images as threads, a thread does one after the other, and what lies between
-// LRN and pool is one image in its cache; otherwise the threads share the images and it is a tensor.
+// LRN + max-pool. With at least as many images as threads, a thread runs both for one image after another, and the
+// normalized image stays in its cache; with fewer, the threads share each step, and the normalized images are a tensor.
 
 #include <memory>
 

@@ -10,8 +10,8 @@ namespace fastcnn::cpu {
 // Pool (N, C, H, W) to (N, C, OH, OW), with ReLU if asked; codes are uint8, or empty if not asked for.
 std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool relu, bool codes);
 
-// Send gradients (N, C, OH, OW) back to their winners: (N, C, height, width); bias, (C,) or null, gets their sums over
-// all else.
+// Add each gradient (N, C, OH, OW) to its winner's place in (N, C, height, width); bias, (C,) or null, gets their sums
+// over the other axes.
 Tensor pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, Tensor* bias);
 

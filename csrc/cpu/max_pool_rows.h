@@ -125,8 +125,8 @@ class Rows {
     }
   }
 
-  // Windows that reach into the padding, once more and over their places inside the image alone: padding never wins,
-  // not over -infinity either.
+  // Pool windows that reach into the padding again, over their places inside the image: padding never wins, not even
+  // over -infinity.
   FASTCNN_HOST_DEVICE void mend_border(float* best, int32_t* code) {
     const int64_t begin = first_inside(window_.columns, plane_.out_width);
     const int64_t end = std::max(begin, end_inside(window_.columns, plane_.out_width, plane_.width));
@@ -155,8 +155,8 @@ class Rows {
 
   const Window& window_;
   const Plane& plane_;
-  int64_t outside_;  // a column, counted from the padding's first, that is in no image, nor any behind it
-  int64_t stride_;   // at most that: a larger one leaves a single window
+  int64_t outside_;  // the columns from here on, counted from the padding's first, are outside the image
+  int64_t stride_;   // at most outside_: a larger stride leaves a single window
   int64_t count_;
   int64_t phase_;
   int64_t kept_;

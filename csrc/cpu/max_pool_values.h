@@ -1,7 +1,7 @@
 #pragma once
 // Max-pool of NCHW planes without codes, for windows of two or three neighbours along each axis: a plane is one long
-// vector. Each of its places takes the winner of the columns that begin there, each row of an output the winner of its
-// rows, all columns of it, and only then the windows' own columns are picked.
+// vector. Each place takes the largest of the columns that begin there; each output row the largest of its input rows,
+// at every column; last, the columns at which windows begin are picked.
 
 #include <algorithm>
 #include <vector>
@@ -44,7 +44,7 @@ class ValuePlane {
   }
 
  private:
-  // What crosses the end of a row is read by no window inside.
+  // No window inside the image reads the places where one row runs on into the next.
   template <int SIZE>
   FASTCNN_HOST_DEVICE void reduce_columns(const T* __restrict x) {
     float* __restrict along = along_.data();

@@ -10,7 +10,8 @@
 namespace fastcnn::cpu {
 
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
-// The code of a window that covers no pixel; more than RELU_OFF whatever row is added, and stored as RELU_OFF.
+// The code of a window that covers no pixel: above RELU_OFF whatever a row adds to it, so that it is stored as
+// RELU_OFF.
 constexpr int32_t NO_PLACE = 1 << 16;
 constexpr int64_t LANES = 16;
 

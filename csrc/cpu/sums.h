@@ -5,7 +5,7 @@
 
 namespace fastcnn::cpu {
 
-// The sum of values in float32: sixteen running sums, so that it vectorises without reassociation.
+// The sum of values in float32: sixteen running sums, so that it vectorizes without reassociation.
 template <class T>
 FASTCNN_HOST_DEVICE float sum(const T* __restrict values, int64_t count) {
   constexpr int64_t LANES = 16;

@@ -33,8 +33,8 @@ inline const uint64_t PLAIN_TENSOR =
         c10::autocast_dispatch_keyset)
         .raw_repr();
 
-// Whether the thread is in a state that plans know: as it starts, under autocast, or in inference mode. Every other one
-// (a dispatch mode, torch.func, tracing, another operator's kernel) shows in the dispatch keys too.
+// Whether the thread is in a state that plans know: as it starts, under autocast, or in inference mode. All other
+// states (a dispatch mode, torch.func, tracing, another operator's kernel) set other dispatch keys.
 inline bool is_plain(const c10::impl::LocalDispatchKeySet& keys) {
   const uint64_t in_inference = c10::autograd_dispatch_keyset.raw_repr(),
                  cast = c10::autocast_dispatch_keyset.raw_repr();

@@ -69,8 +69,8 @@ struct Node : torch::autograd::Node {
     }
   }
 
-  // What a differentiable backward computes depends in stock on the layers' outputs, through masks and winners. Here it
-  // depends on an output without elements, which is made when it is first wanted.
+  // In stock a differentiable backward depends on the layers' outputs, through masks and winners. Here it depends on
+  // the anchor: an output without elements, made when it is first needed.
   Tensor anchor() {
     const auto& output = input_metadata(0);
     const Tensor made = at::empty({output.shape_as_dim_vector()[0].expect_int(), 0}, output.options());
@@ -192,9 +192,9 @@ inline bool needs_grad(std::initializer_list<const Tensor*> tensors) {
                                            [](const Tensor* t) { return t->defined() && t->requires_grad(); });
 }
 
-// Run `forward`, which returns the output and what else of its making is to be saved, and note it in the graph.
+// Run `forward`, which returns the output and the codes that the backward needs, if any, and record it in the graph.
 //
-// inputs: the tensors that gradients may go to; kept: those of the saved tensors that are no output of the call.
+// inputs: the tensors that may get gradients; kept: the saved tensors that are not outputs of the call.
 template <class Op, class Forward>
 Tensor record(const PlanPtr& plan, std::initializer_list<Tensor> inputs, std::initializer_list<Tensor> kept,
     bool saves_output, const Forward& forward) {

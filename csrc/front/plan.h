@@ -39,7 +39,7 @@ struct Plan {
   std::vector<int64_t> window;           // size, stride, padding, dilation, ceil_mode
   IValue convolution_list, window_list;  // the same, as operators take them
   IValue algorithm;
-  int64_t size = 0, height = 0, width = 0;  // of an LRN's window; of what a pool has pooled
+  int64_t size = 0, height = 0, width = 0;  // channels in an LRN's window; rows and columns of a pool's input
   std::vector<double> constants;
   std::optional<OperatorHandle> values, recorded, backward, statistics;
   // Python's backward in differentiable operations: derive(saved tensors, needs, gradient).
@@ -57,7 +57,7 @@ inline OperatorHandle operator_of(const char* name, const std::string& backend) 
   return c10::Dispatcher::singleton().findSchemaOrThrow((std::string("fastcnn::") + name).c_str(), backend.c_str());
 }
 
-// Call an operator, which has nothing to do with autograd; its outputs come back in a row.
+// Call an operator below autograd; return its outputs.
 template <class... Args>
 std::vector<IValue> call(const OperatorHandle& op, Args&&... args) {
   const at::AutoDispatchBelowADInplaceOrView below;

@@ -16,13 +16,13 @@ FASTCNN_HOST_DEVICE float inverse_deviation(float variance, float eps) {
 #endif
 }
 
-// scale: the weight over the standard deviation. The mean comes off first: where values lie far from zero, a shift that
-// already holds the mean would cancel.
+// scale: the weight over the standard deviation. The mean is subtracted first: within the bias it would cancel digits
+// where values lie far from zero.
 FASTCNN_HOST_DEVICE float normalize(float x, float mean, float scale, float bias) {
   return multiply_add(x - mean, scale, bias);
 }
 
-// Where the sums of a channel start from: a value of its own, so that a mean far from zero costs no precision.
+// The origin of a channel's sums: one of its own values, so that a mean far from zero costs no precision.
 FASTCNN_HOST_DEVICE float origin_of(float first) { return first - first == 0.0f ? first : 0.0f; }
 
 // part / all, on the GPU to two units in the last place.
@@ -42,7 +42,7 @@ struct Moments {
   Real squares;
   Real count;
 
-  // Take in others (Chan, Golub, LeVeque, 1979).
+  // Merge others into these (Chan, Golub, LeVeque, 1979).
   FASTCNN_HOST_DEVICE void merge(const Moments& other) {
     if (other.count != 0) {
       merge(other, share_of(other.count, count + other.count));

@@ -16,8 +16,8 @@ struct LRN {
   float k;
 };
 
-// alpha as users give it, for the whole window. A window that reaches past all channels from each of them is no wider
-// than that needs: elsewhere it sees zeros.
+// alpha is the user's, for the whole window. A window that covers all channels wherever it stands is cut to the least
+// such size: beyond the channels are zeros.
 inline LRN make_norm(int64_t size, double alpha, double beta, double k, int64_t channels) {
   const int64_t reached = 2 * channels + 1;
   return {size < reached ? size : reached, static_cast<float>(alpha / static_cast<double>(size)),

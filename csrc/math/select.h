@@ -6,7 +6,7 @@
 namespace fastcnn {
 
 // Whether a later value of a window replaces the best so far: the first of equals stays, NaN beats everything before.
-// Without short circuits, so that loops over it vectorise.
+// Without short circuits, so that loops over it vectorize.
 FASTCNN_HOST_DEVICE bool wins(float value, float best) { return (value > best) | (value != value); }
 
 // ReLU keeps NaN, and so does its gradient: only what is not above zero for certain is off.
