@@ -89,7 +89,7 @@ def test_a_child_that_does_not_begin_says_nothing_of_kernels(player, monkeypatch
     assert len(count) == 1
     assert not player.timed
     assert not proof.path_of(NAME).exists()
-    words = "the process that checks kernels has not begun: RuntimeError: the device is busy"
+    words = "the process that checks kernels did not start: RuntimeError: the device is busy"
     assert capsys.readouterr().err.count(words) == 1
 
 
@@ -113,7 +113,7 @@ def test_where_nothing_can_be_kept_the_process_knows_for_itself(player, monkeypa
     assert runs_kernel()
     pool(batch=9)
     assert len(count) == 1
-    assert "trials cannot be kept for the next process" in capsys.readouterr().err
+    assert "results of trials cannot be stored" in capsys.readouterr().err
 
 
 def test_a_process_that_dies_in_a_trial_leaves_the_candidate_out_in_the_next(player, request):

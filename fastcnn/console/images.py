@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, of 1
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # each channel's mean and deviation, for values from 0 to 1
 # Mean and standard deviation by number of channels: ImageNet's for colours.
 STATISTICS: dict[int, Statistics] = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
 
-LONGEST = 16  # times the shorter side; longer images are cropped, as resizing would blow a line up to megapixels
+LONGEST = 16  # times the shorter side; longer images are cropped, as resizing would make megapixels of a line
 
 
 def open_image(file: str | PathLike[str], *, small: bool = False) -> Any:

@@ -47,7 +47,7 @@ def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor
 
 @contextmanager
 def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Ran]) -> Iterator[None]:
-    """Note each stage while the block runs: those of rows, and pools and norms by themselves."""
+    """Note each stage that runs during the block: stages of rows, and pools and norms by themselves."""
     names = names_of(model)
     routes: list[Route] = []
 

@@ -108,7 +108,7 @@ def _trained(path: Path, name: str | None) -> Classifier:
 
 
 def _held_out(dataset: str, input_size: tuple[int, int, int], statistics: Any) -> Callable[[Any], Tensor]:
-    """Return how training prepares the images that it tests with."""
+    """Return how training prepares its held-out images."""
     from torchvision.transforms.functional import pil_to_tensor
 
     if dataset == "imagefolder":

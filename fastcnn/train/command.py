@@ -104,9 +104,7 @@ def train(
         int | None,
         typer.Option(min=0, help="Processes that decode an imagefolder.", show_default="one a core, up to 16"),
     ] = None,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Train without the images that cannot be read.")
-    ] = False,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
     parallel: Annotated[
         ParallelName,
         typer.Option(help="Under torchrun. ddp: all data-parallel; owt: linear layers model-parallel."),
@@ -116,10 +114,10 @@ def train(
     ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write logs for TensorBoard too.")] = False,
     deterministic: Annotated[bool, typer.Option(help="On a GPU, choose convolutions that repeat bit for bit.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, image order and dropout.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     name: Annotated[
-        str | None, typer.Option(help="Folder of this run in it.", show_default="dataset-model-time")
+        str | None, typer.Option(help="Folder of this run in --out.", show_default="dataset-model-time")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from, or the folder of a run.")] = None,
     changed_data: Annotated[

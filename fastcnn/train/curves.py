@@ -21,7 +21,7 @@ STYLES: tuple[dict[str, Any], ...] = ({"color": "#f5b041", "linewidth": 4.0}, {"
 def write_curves(path: Path, lanes: list[Lane], title: str, num_classes: int = 0) -> None:
     """Draw the curves of one network or of two side by side, with their difference, as a PNG.
 
-    Of more than ten classes, also how often the right one is among the first five.
+    With more than ten classes, top-5 accuracy too.
 
     Example:
         >>> write_curves(Path("curves.png"), lanes, "mnist on cpu")  # doctest: +SKIP
@@ -92,7 +92,7 @@ def _draw_accuracy(axes: Axes, lanes: list[Lane], styles: tuple[dict[str, Any], 
         axes.plot(_steps(accuracy), accuracy, marker="o", markersize=4, label=lane.title, **style)
         if num_classes > FEW_CLASSES:
             five = np.asarray([epoch.test_top5 for epoch in lane.epochs])
-            axes.plot(_steps(five), five, linestyle="--", label="among the first five", **style)
+            axes.plot(_steps(five), five, linestyle="--", label="top-5 accuracy", **style)
             axes.legend(frameon=False)
     axes.set_xlim(0.5, max(1, *(len(lane.epochs) for lane in lanes)) + 0.5)  # a single epoch is a point
     axes.set_ylim(*_share_limits(axes))

@@ -23,7 +23,7 @@ from fastcnn.train.idx import Labelled, read_pair
 # Images (N, C, H, W), normalized in float32 or as bytes, and labels (N,) int64; of several processes, each has its
 # share of the images, and all labels.
 Batch = tuple[Tensor, Tensor]
-Draws = tuple[Tensor, ...]  # what makes the batches of several steps; each tensor's first axis is the step
+Draws = tuple[Tensor, ...]  # what batches are made from, for several steps; each tensor's first axis is the step
 
 CLASSES = {
     "mnist": tuple("0123456789"),
@@ -67,14 +67,14 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
-        """Yield what makes the batches of a training epoch from ``first_step`` on, at most ``steps`` at a time.
+        """Yield the draws of a training epoch from ``first_step`` on, at most ``steps`` at a time.
 
         Seed and epoch decide the order. Batches of one size come together, a smaller last one by itself.
         """
 
     @abc.abstractmethod
     def test_draws(self, steps: int = 1) -> Iterator[Draws]:
-        """Yield what makes the batches of held-out images, each image once, at most ``steps`` batches at a time."""
+        """Yield the draws of held-out images, each image once, at most ``steps`` batches at a time."""
 
     @abc.abstractmethod
     def batch(self, *draw: Tensor) -> Batch:

@@ -75,7 +75,7 @@ def joined() -> Iterator[World]:
     except BaseException as error:
         if store.add("fastcnn failed", 1) == 1:
             raise
-        with contextlib.suppress(RuntimeError):  # if this process left first, torchrun would stop the reporting one
+        with contextlib.suppress(RuntimeError):  # if this process ended first, torchrun would stop the one that reports
             store.wait(["never"], STOPPED_BY_TORCHRUN)
         raise Silenced from error
     finally:
@@ -83,7 +83,7 @@ def joined() -> Iterator[World]:
 
 
 class OneProcess:
-    """The whole network and the whole batch are here. The other layouts say where they differ.
+    """The layout of one process, which has the whole network and the whole batch; the base of the other layouts.
 
     Args:
         model: the network, on its device.
@@ -108,7 +108,7 @@ class OneProcess:
         return labels
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return what to call ``backward`` on: its gradients become those of the mean over the global batch."""
+        """Return the loss to call ``backward`` on, whose gradients become those of the global batch's mean loss."""
         return F.cross_entropy(scores, labels)
 
     def mean_loss(self, loss: Tensor) -> Tensor:
@@ -128,11 +128,11 @@ class OneProcess:
         return streams[0]
 
     def whole(self, state: Any) -> Any:
-        """Return nested state with every tensor that is split made whole; all processes must call it."""
+        """Return nested state with the tensors that are split put together; all processes must call it."""
         return state
 
     def split_like(self, whole: Any, own: Any) -> Any:
-        """Return a whole tensor split as ``own`` of the same shape is; anything else as it is."""
+        """Split a whole tensor as ``own`` is, which has the same shape; return anything else as it is."""
         return whole
 
     def gather(self, value: Any) -> list[Any]:

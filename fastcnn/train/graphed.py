@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 logger = logging.getLogger("fastcnn")
 
 WARM_UP_CALLS = 3  # as torch's documentation on CUDA graphs advises
-MAX_GRAPHS = 16  # each holds memory of its own; a loop with more kinds of calls hardly repeats any
+MAX_GRAPHS = 16  # each holds memory of its own; a loop with more kinds of calls rarely repeats one
 
 
 class GraphedStep:
@@ -90,7 +90,7 @@ class GraphedStep:
             make_capturable(self._optimizer)
 
     def _key(self, inputs: tuple[Tensor, ...]) -> Hashable:
-        """Return what a graph depends on: shapes, dtypes, settings; a tensor among these counts by identity."""
+        """Return what a graph depends on: shapes, dtypes, settings; tensors among the settings by identity."""
         groups = self._optimizer.param_groups if self._optimizer else []
         settings = (value for group in groups for name, value in group.items() if name != "params")
         return (

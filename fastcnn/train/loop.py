@@ -113,7 +113,7 @@ def _add_time(lane: Lane, started: float) -> None:
 
 
 def score(lane: Lane, data: Dataset, *draws: Tensor) -> Tensor:
-    """Return (batches, 3): the sum of the losses, and how many labels are the first and among the first five guesses.
+    """Return (batches, 3): the sum of the losses, and the numbers of images that are right by top-1 and by top-5.
 
     Each row is of one draw, over this process's share of the images.
     """
@@ -186,7 +186,7 @@ def step_memory(lane: Lane, data: Dataset) -> int | None:
         with _step_of_copy(lane, data) as step:
             step()  # the first one creates the optimizer's state and whatever else stays
             return peak_memory(step, lane.device)
-    except torch.OutOfMemoryError:  # the copy was too much; the training itself went well
+    except torch.OutOfMemoryError:  # there was no room for the copy; the training itself had enough
         return None
 
 

@@ -38,4 +38,4 @@ def load_pretrained(model: nn.Module, name: str, weights: str, progress: bool = 
     model.load_state_dict(state)
     if starts_anew:
         return f"weights: {chosen!r}; {head} starts anew, for {layer.out_features} classes instead of {classes}"
-    return f"weights: {chosen!r}; {head} is kept, whose {classes} classes are taken to be the data's"
+    return f"weights: {chosen!r}; {head} is kept: the data are taken to have its {classes} classes"

@@ -15,7 +15,7 @@ from fastcnn.train.memory import METHOD
 from fastcnn.train.settings import Settings
 
 MAX_LOSS_ROWS = 10
-FEW_CLASSES = 10  # of so few, the right one is nearly always among the first five
+FEW_CLASSES = 10  # with so few, top-5 accuracy says little
 
 
 def images_per_second(lane: Lane) -> float:
@@ -33,7 +33,7 @@ def largest_loss_difference(lanes: list[Lane]) -> float:
 def table(lanes: list[Lane], num_classes: int = 0) -> Table:
     """Build the table of one run: a column per network, and a column of ratios where there are two.
 
-    Of more than ten classes, it also tells how often the right one is among the first five.
+    With more than ten classes it has top-5 accuracy too.
 
     Example:
         >>> rich.print(table(lanes, 1000))  # doctest: +SKIP
@@ -51,7 +51,7 @@ def table(lanes: list[Lane], num_classes: int = 0) -> Table:
     result.add_section()
     result.add_row("test accuracy", *(f"{lane.epochs[-1].test_accuracy:.2%}" for lane in lanes))
     if num_classes > FEW_CLASSES:
-        result.add_row("among the first five", *(f"{lane.epochs[-1].test_top5:.2%}" for lane in lanes))
+        result.add_row("top-5 accuracy", *(f"{lane.epochs[-1].test_top5:.2%}" for lane in lanes))
     speeds = [images_per_second(lane) for lane in lanes]
     result.add_row("images/s (median epoch)", *(f"{speed:,.0f}" for speed in speeds), *_ratio(speeds))
     peaks = [lane.peak_memory_bytes for lane in lanes]

@@ -33,13 +33,15 @@ class DtypeName(enum.StrEnum):
 
 def tune(
     model: Annotated[str, typer.Argument(help="mnist_cnn, alexnet, alexnet2012, vgg16, …")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step; winners hold for this size.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step; winners serve half to double that.")],
     input_size: InputSize = None,
     option: Options = None,
-    dtype: Annotated[DtypeName, typer.Option(help="Of layers and images, or that of autocast.")] = DtypeName.float32,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Lay out layers and images so.")] = False,
+    dtype: Annotated[
+        DtypeName, typer.Option(help="Dtype of layers and images; for autocast, its dtype.")
+    ] = DtypeName.float32,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Layers and images in channels_last.")] = False,
     bytes: Annotated[bool, typer.Option("--bytes", help="Images are bytes, which the network normalizes.")] = False,
-    backend: Annotated[str | None, typer.Option(help="Time this one alone against stock torch.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Time only this backend against stock torch.")] = None,
     train: Annotated[
         bool | None, typer.Option("--train/--inference", help="Forward and backward, or forward.", show_default="both")
     ] = None,
@@ -49,7 +51,7 @@ def tune(
     output: Annotated[
         Path | None, typer.Option(help="Table to add to.", show_default="the user's, which auto reads")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Leave stages alone that the table has.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip stages that the table has already.")] = False,
     debug: Debug = False,
 ) -> None:
     """Time every algorithm for each stage, and store the winners.

@@ -76,8 +76,8 @@ def tune(
         modes: ``inference`` (forward without gradient) and ``training`` (forward and backward).
         only: the one backend to time against stock; by default all that are available.
         path: the table to write to; by default the user's.
-        resume: leave stages alone that the table has.
-        left_alone: told of how many modes of a stage that is so.
+        resume: skip stages that the table has already.
+        left_alone: called with the number of modes skipped of each stage.
 
     Yields:
         What was measured, stage by stage.

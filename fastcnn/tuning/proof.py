@@ -190,7 +190,7 @@ def _in_a_child(place: Place, names: list[str]) -> dict[str, str]:
             errors.seek(0)
             last = errors.read().strip().splitlines()[-1:]
             if not begun:
-                raise NotStarted(": ".join(["the process that checks kernels has not begun", *last]))
+                raise NotStarted(": ".join(["the process that checks kernels did not start", *last]))
             said = last if not found and under_way == left else []
             found[left] = ": ".join([problem, *said])
     return found

@@ -173,7 +173,7 @@ def _keep(path: Path, name: str, entry: dict[str, Any]) -> None:
     try:
         merge(path, name, [entry])
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        telling.once(f"trials cannot be kept for the next process: {path}: {error}")
+        telling.once(f"results of trials cannot be stored: {path}: {error}")
 
 
 def _measured(
