@@ -149,7 +149,8 @@ def test_parity_and_benchmarks_need_no_more_than_torch_and_pytest(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "FASTCNN_BACKEND": "auto"}
     collect = ["-q", "--collect-only", "-p", "no:cacheprovider"]
     runs = [[*collect, *(f"tests/test_{name}.py" for name in run.FILES)], [*collect, "benchmarks", "--device", "cpu"]]
-    code = f"import sys, pytest; found = [pytest.main(each) for each in {runs}]; import tests.gpu.tuning; sys.exit(any(found))"
+    code = f"import sys, pytest\nfailed = [pytest.main(each) for each in {runs}]\nimport tests.gpu.tuning\n"
+    code += "sys.exit(any(failed))"
     finished = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
