@@ -61,8 +61,8 @@ def test_processes_that_try_at_once_share_the_files(tmp_path):
     """As the ranks of a training do: none takes the other's attempt for one that ended its process."""
     environment = os.environ | {"FASTCNN_CACHE": str(tmp_path), "FASTCNN_TRIAL": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WORKER]
-    ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [rank.communicate()[0] for rank in ranks] == ["['', '']\n"] * 3
+    ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [rank.communicate()[0] for rank in ranks] == ["['', '']\n"] * 2
     assert all(rank.returncode == 0 for rank in ranks)
     folder = tmp_path / "tuning"
     assert len(table.read(folder / table.user_path(NAME).name, NAME)) == 2
