@@ -1,5 +1,6 @@
 """SGD with momentum for models in bfloat16 or float16, with float32 master weights in the optimizer."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -25,9 +26,9 @@ class SGD(torch.optim.Optimizer):
     The parameter decides: wherever an element of it is no longer its master rounded (`load_state_dict`, `clamp_`, a
     re-initialization between two steps), the master first takes the parameter's value.
 
-    Under `fastcnn.use_backend("triton")` each parameter is updated by one kernel, which reads gradient, parameter,
-    master and momentum and writes the last three; it has not been timed on a GPU yet. Under the other backends, and
-    for parameters that are not dense, torch's foreach operations run.
+    Under `fastcnn.use_backend("triton")` one kernel updates all parameters of a group that have the same dtypes: it
+    reads gradient, parameter, master and momentum and writes the last three; it has not been timed on a GPU yet. Under
+    the other backends, and for parameters that are not dense, torch's foreach operations run.
 
     Args:
         params: parameters or groups of them, in float32, bfloat16 or float16.
@@ -81,8 +82,7 @@ class SGD(torch.optim.Optimizer):
             for weight in updated:
                 _check(weight)
             fused = [weight for weight in updated if chosen() == "triton" and _is_dense(weight)]
-            for weight in fused:
-                self._step_fused(weight, settings)
+            self._step_fused(fused, settings)
             in_one = {id(weight) for weight in fused}
             self._step_foreach([weight for weight in updated if id(weight) not in in_one], **settings)
         return loss
@@ -103,20 +103,26 @@ class SGD(torch.optim.Optimizer):
             master.copy_(torch.where(kept, master, weight.float()))
         return master
 
-    def _step_fused(self, weight: Tensor, settings: dict[str, Any]) -> None:
-        choose("sgd", _NAME, (weight,), lambda *arguments: arguments, lambda _: "")  # raises where it cannot run
-        grad = weight.grad
-        assert grad is not None
-        if grad.stride() != weight.stride():
-            grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
-        master, state, lr = self._master(weight), self.state[weight], settings["lr"]
-        first = "momentum_buffer" not in state
-        if first and settings["momentum"]:
-            state["momentum_buffer"] = torch.empty_like(master)
-        if isinstance(lr, Tensor) and lr.device != weight.device:
-            settings = {**settings, "lr": lr.item()}
-        buffer = state.get("momentum_buffer") if settings["momentum"] else None
-        kernel("triton", "sgd", "sgd")(weight, grad, master, buffer, first=first, **settings)
+    def _step_fused(self, weights: list[Tensor], settings: dict[str, Any]) -> None:
+        """Launch one kernel for all weights that are alike in device, dtypes, and whether it is their first step."""
+        for weight in {(type(each), each.device, each.dtype): each for each in weights}.values():
+            choose("sgd", _NAME, (weight,), lambda *arguments: arguments, lambda _: "")  # raises where it cannot run
+        kinds = defaultdict(list)
+        for weight in weights:
+            grad, master, state = weight.grad, self._master(weight), self.state[weight]
+            assert grad is not None
+            if grad.stride() != weight.stride():
+                grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
+            first = "momentum_buffer" not in state
+            if first and settings["momentum"]:
+                state["momentum_buffer"] = torch.empty_like(master)
+            buffer = state.get("momentum_buffer") if settings["momentum"] else None
+            kinds[weight.device, weight.dtype, grad.dtype, first].append((weight, grad, master, buffer))
+        for (device, *_, first), alike in kinds.items():
+            lr = settings["lr"]
+            if isinstance(lr, Tensor) and lr.device != device:
+                lr = lr.item()
+            kernel("triton", "sgd", "sgd")(alike, first=first, **{**settings, "lr": lr})
 
     def _step_foreach(
         self,
@@ -164,7 +170,7 @@ class SGD(torch.optim.Optimizer):
 
 def _is_dense(weight: Tensor) -> bool:
     """Whether a tensor fills its memory without gaps, in whatever order of axes."""
-    return torch.empty_like(weight, device="meta").stride() == weight.stride()
+    return weight.is_contiguous() or torch.empty_like(weight, device="meta").stride() == weight.stride()
 
 
 def _check(weight: Tensor) -> None:

@@ -8,6 +8,7 @@ GPU. Must run without TRITON_INTERPRET.
 
 Every configuration is compiled, in bfloat16 and for sm_90 in float32: named after a colon, as one that is asked for.
 sm_120, whose programs have least shared memory, gets those that are picked; float16 is compiled for sm_90 alone.
+Float32 is multiplied in TF32, and without it in the cases that are named exact.
 """
 
 import functools
@@ -96,6 +97,10 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         yield f"{name} 3x3, no bias", "conv_relu", "conv_relu_backward", (vgg, vgg, False)
         yield f"{name} 3x3", "conv_relu", "conv_relu", (vgg, weight, bias, *same, "implicit_gemm")
         yield f"{name} 11x11/4", "conv_relu", "conv_relu", (new(128, 3, 224, 224), first, bias, *valid, "implicit_gemm")
+        if dtype == torch.float32:
+            yield f"{name} 3x3, exact", "conv_relu", "conv_relu", (vgg, weight, bias, *same, "implicit_gemm")
+            yield f"{name} 3x3, exact", "dgrad", "dgrad", (vgg, vgg, vgg, weight, True, True, None, *same, None)
+            yield f"{name} 3x3, exact", "wgrad", "wgrad", (vgg, vgg, vgg, weight, True, None, *same, None)
         yield (
             f"{name} 3x3, 1 channel",
             "conv_relu",
@@ -234,8 +239,10 @@ def first_layers(
     yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout", (rows, matrix, None, seed, 0.5)
     yield f"{name} 9216 to 4096", "linear_relu_dropout", "linear_relu_dropout_backward", (y, y, 0.5, True)
     kinds = (bias.dtype, bias.dtype, torch.float32, torch.float32)
-    tensors = [torch.empty(4096, 9216, dtype=each, device="meta") for each in kinds]
-    yield f"{name} momentum", "sgd", "sgd", (*tensors, 0.1, 0.9, 0.0, 5e-4, False, False, False)
+    parameters = [
+        tuple(torch.empty(shape, dtype=each, device="meta") for each in kinds) for shape in ((4096, 9216), (4096,))
+    ]
+    yield f"{name} momentum", "sgd", "sgd", (parameters, 0.1, 0.9, 0.0, 5e-4, False, False, False)
 
 
 def compile_all() -> Iterator[dict[str, Any]]:
@@ -263,6 +270,7 @@ def _run(number: int) -> list[dict[str, Any]]:
 def _compile(case: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
     _case[:] = [case]
     _rows.clear()
+    torch.backends.cudnn.conv.fp32_precision = "ieee" if "exact" in case else "tf32"
     operator(*arguments)
     return list(_rows)
 
@@ -275,7 +283,8 @@ def _take(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: dic
         binary = kernel.warmup(*args, grid=grid, **kwargs)
         row = {"kernel": name, "case": _case[0], "architecture": architecture, **resources(binary)}
         needs = (row["warps"], row["registers"], row["shared"])
-        row |= {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": limits.least_seconds(name, given)}
+        least = limits.least_seconds(name, given, grid[0])
+        row |= {"occupancy": limits.occupancy(architecture, *needs), "least_seconds": least}
         _rows.append(row)
 
 

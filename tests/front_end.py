@@ -137,7 +137,9 @@ def launches(images: int, channels: int, height: int, width: int, format: Any) -
     for master in (False, True):
         weight = new(channels, height, dtype=torch.bfloat16 if master else torch.float32)
         copy = new(channels, height) if master else weight
-        yield "sgd", "sgd", (weight, weight, copy, new(channels, height), 0.1, 0.9, 0.0, 5e-4, False, False, False)
+        for count in (1, 3):
+            parameters = [(weight, weight, copy, new(channels, height))] * count
+            yield "sgd", "sgd", (parameters, 0.1, 0.9, 0.0, 5e-4, False, False, False)
 
 
 def failures(shares: list[str]) -> Iterator[str]:

@@ -64,9 +64,10 @@ FLOPS = {
     "implicit_gemm_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
     "tma_kernel": _boxed_flops,
     "warp_specialized_kernel": _boxed_flops,
-    "packed_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"],
     "dgrad_kernel": lambda given: 2 * given["w_ptr"].numel() * given["M"] // _strides(given),
-    "wgrad_kernel": lambda given: 2 * given["OUT_C"] * given["GROUP_IN"] * _places(given) * given["P"],
+    "wgrad_kernel": lambda given: (
+        2 * given["sizes"].out_channels * given["sizes"].group_in * _places(given) * given["P"]
+    ),
 }
 
 
@@ -83,20 +84,24 @@ IN_PLACE = {  # read and written
     "bias_relu_kernel": ("y_ptr",),
     "bias_relu_planes_kernel": ("y_ptr",),
     "dropout_kernel": ("y_ptr",),
-    "sgd_kernel": ("shadow_ptr", "master_ptr", "buffer_ptr"),
 }
 
 
-def least_seconds(kernel: str, given: Mapping[str, Any]) -> float:
+def least_seconds(kernel: str, given: Mapping[str, Any], programs: int) -> float:
     """Return the roofline's time of a launch on an H200: each tensor moved once, products at the GPU's highest rate."""
-    tensors = {id(each): each for each in map(_tensor, given.values()) if each is not None}
+    tensors = {id(each): each for value in given.values() for each in _tensors(value)}
     moved = sum(each.nbytes for each in tensors.values())
     moved += sum(given[name].nbytes for name in IN_PLACE.get(kernel, ()))
+    if kernel == "sgd_kernel":  # reads its tensors' places from a table; master and momentum are read and written
+        weight, grad = (given[name].primitive_bitwidth // 8 for name in ("weight_type", "grad_type"))
+        moved += programs * given["BLOCK"] * (grad + 2 * 4 * (1 + given["MOMENTUM"]) + 2 * weight * (weight < 4))
     flops = FLOPS[kernel](given) if kernel in FLOPS else 0
     widest = max((each.element_size() for each in tensors.values() if each.dim() == 4), default=2) if flops else 2
     return max(moved / COPY, flops / PRODUCTS[max(widest, 2)])
 
 
-def _tensor(argument: Any) -> Tensor | None:
+def _tensors(argument: Any) -> list[Tensor]:
     argument = getattr(argument, "base", argument)  # of a descriptor
-    return argument if isinstance(argument, Tensor) else None
+    if isinstance(argument, tuple):
+        return [each for part in argument for each in _tensors(part)]
+    return [argument] if isinstance(argument, Tensor) else []

@@ -94,7 +94,7 @@ def test_no_spills(rows: list[dict[str, Any]]) -> None:
 
 
 def test_matrix_products_run_on_tensor_cores(rows: list[dict[str, Any]]) -> None:
-    kernels = ("implicit_gemm_kernel", "packed_kernel", "dgrad_kernel", "wgrad_kernel")
+    kernels = ("implicit_gemm_kernel", "dgrad_kernel", "wgrad_kernel")
     products = [row for row in rows if row["kernel"] in kernels]
     assert [where(row) for row in products if not row["tensor_cores"]] == []
     assert [where(row) for row in products if row["architecture"] == 90 and not row["wgmma"]] == []
@@ -122,6 +122,12 @@ def test_channels_last_gradients_load_vectors(rows: list[dict[str, Any]]) -> Non
     wide = [row for row in rows if row["kernel"] in ("dgrad_kernel", "wgrad_kernel") and "bf16 NHWC 3x3" in row["case"]]
     assert wide
     assert [where(row) for row in wide if row["load_bytes"] < 8] == []  # 16 where a thread has so much of a tile
+
+
+def test_the_optimizer_s_table_hides_no_alignment(rows: list[dict[str, Any]]) -> None:
+    steps = [row for row in rows if row["kernel"] == "sgd_kernel"]
+    assert steps
+    assert [where(row) for row in steps if row["load_bytes"] < 16] == []
 
 
 def test_channels_last_passes_load_sixteen_bytes_a_thread(rows: list[dict[str, Any]]) -> None:

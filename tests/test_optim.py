@@ -8,7 +8,7 @@ import torch
 from parity import DEVICE, DTYPES, each_case
 
 import fastcnn
-from fastcnn.triton import sgd, tiles
+from fastcnn.triton import sgd
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"lr": 0.1},
@@ -195,13 +195,95 @@ def test_gradient_in_another_memory_format() -> None:
     assert weight.equal(-weight.grad)
 
 
-def test_offsets_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "WIDE_FROM", 1)
-    weight = torch.zeros(sgd.BLOCK + 5, device=DEVICE, requires_grad=True)
-    weight.grad = torch.randn_like(weight)
+class Counted:
+    """Stands in for the kernel: notes of each launch whether it loads vectors, and how many programs it has."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[bool, int]] = []
+        self.kernel = sgd.sgd_kernel
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        def launch(*args: Any, **constants: Any) -> None:
+            self.launches.append((constants["ALIGNED"], grid[0]))
+            self.kernel[grid](*args, **constants)
+
+        return launch
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    kernel = Counted()
+    monkeypatch.setattr(sgd, "sgd_kernel", kernel)
+    return kernel
+
+
+def shifted(values: torch.Tensor) -> torch.Tensor:
+    """Return the values behind one element, as gradients in a bucket may be."""
+    flat = torch.cat([values.new_zeros(1), values.flatten()])
+    return flat[1:].view(values.shape)
+
+
+def test_one_launch_updates_all_parameters_of_a_kind(counted: Counted) -> None:
+    sizes = [*range(1, 36), sgd.BLOCK - 1, sgd.BLOCK, 2 * sgd.BLOCK + 1]
+    draw = torch.Generator().manual_seed(0)
+    params = [
+        torch.randn(size, generator=draw).to(DEVICE, dtype).requires_grad_()
+        for size in sizes
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    masters = [p.detach().float().requires_grad_() for p in params]
+    settings = SETTINGS["AlexNet's"]
+    ours, stock = fastcnn.optim.SGD(params, **settings), torch.optim.SGD(masters, **settings)
     with fastcnn.use_backend("triton"):
-        fastcnn.optim.SGD([weight], lr=1.0).step()
-    assert weight.equal(-weight.grad)
+        for step in range(2):
+            for p, m, g in zip(params, masters, gradients(step, params, torch.bfloat16), strict=True):
+                p.grad, m.grad = g.to(p.dtype), g.float()
+            ours.step()
+            stock.step()
+            assert_as_stock(params, masters, ours)
+    # by vectors those of 8, 16, 24, 32 and BLOCK elements, in float32 and in bfloat16, twice
+    assert counted.launches == 4 * [(True, 5), (False, 31 + 1 + 3)]
+
+
+def test_gradients_without_alignment_are_read_by_value(counted: Counted) -> None:
+    params = [torch.ones(6, 4, device=DEVICE, requires_grad=True) for _ in range(3)]
+    params[2].grad = torch.randn(6, 4, device=DEVICE)
+    for p in params[:2]:
+        p.grad = shifted(torch.randn(6, 4, device=DEVICE))
+    with fastcnn.use_backend("triton"):
+        fastcnn.optim.SGD(params, lr=1.0).step()
+    for p in params:
+        assert p.grad is not None
+        assert p.equal(1 - p.grad)
+    assert sorted(counted.launches) == [(False, 2), (True, 1)]
+
+
+def test_the_table_of_pointers_is_kept_between_steps() -> None:
+    params = weights(torch.bfloat16)[:2]
+    for p, g in zip(params, gradients(0, params, torch.bfloat16), strict=True):
+        p.grad = torch.empty_like(p).copy_(g)
+    optimizer = fastcnn.optim.SGD(params, lr=0.1)
+    with fastcnn.use_backend("triton"):
+        optimizer.step()
+        before = sgd._kept_table.cache_info()
+        optimizer.step()
+        assert sgd._kept_table.cache_info().misses == before.misses
+        assert sgd._kept_table.cache_info().hits == before.hits + 1
+        params[0].grad = params[0].grad.clone()
+        optimizer.step()
+        assert sgd._kept_table.cache_info().misses == before.misses + 1
+
+
+def test_a_step_that_is_refused_leaves_no_state() -> None:
+    class Wrapped(torch.Tensor):
+        pass
+
+    weight = torch.ones(3, device=DEVICE).as_subclass(Wrapped).requires_grad_()
+    weight.grad = torch.ones_like(weight)
+    optimizer = fastcnn.optim.SGD([weight], lr=1.0, momentum=0.9)
+    with fastcnn.use_backend("triton"), pytest.raises(RuntimeError, match="SGD: backend 'triton'"):
+        optimizer.step()
+    assert not optimizer.state
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastcnn.triton.tiles import ceil_div
+
 BLOCK = 1024
 
 
@@ -34,7 +36,7 @@ def add_relu_backward_kernel(grad_ptr, y_ptr, dx_ptr, elements, BLOCK: tl.conste
 def _launch(kernel: Any, first: Tensor, second: Tensor, like: Tensor) -> Tensor:
     out = torch.empty_like(like)
     if out.numel():
-        kernel[(triton.cdiv(out.numel(), BLOCK),)](
+        kernel[(ceil_div(out.numel(), BLOCK),)](
             _as_dense(first, out), _as_dense(second, out), out, out.numel(), BLOCK=BLOCK
         )
     return out

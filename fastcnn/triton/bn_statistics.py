@@ -5,6 +5,7 @@ summed in float64 at the end: a batch norm's error is then that of its elementwi
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,61 +15,93 @@ from torch import Tensor
 from fastcnn.triton.tiles import (
     Tiling,
     ceil_div,
-    dense,
     first_tile,
     indices,
-    is_channels_last,
     is_wide,
+    laid_out,
     next_tile,
-    offset,
     rows_of,
+    tile_at,
     tiling,
+    vector,
 )
 
 PROGRAMS = 1056  # of a kernel that sums: enough for every GPU, few enough rows to be merged quickly
 MERGED_ROWS = 64  # of them that the merging kernel holds at once
 
 
+class Norm(NamedTuple):
+    """A channel's numbers as kernels read them: mean, variance, weight and bias, (C,) each, or None."""
+
+    mean: Tensor | None
+    variance: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    @classmethod
+    def of(cls, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> "Norm":
+        """Return the numbers of an operator's arguments without gaps."""
+        return cls(vector(mean), vector(variance), vector(weight), vector(bias), eps)
+
+    @classmethod
+    def of_bias(cls, bias: Tensor | None) -> "Norm":
+        """Return what adds a bias alone."""
+        return cls(None, None, None, vector(bias), 0.0)
+
+
+@triton.jit
+def channel_numbers(norm, c, C, AXIS: tl.constexpr):
+    """Return mean, 1 / standard deviation, weight and bias of channels c: [C], each with a further axis."""
+    mask = c < C
+    mean = tl.zeros(c.shape, tl.float32)
+    inverse = tl.full(c.shape, 1.0, tl.float32)
+    weight = tl.full(c.shape, 1.0, tl.float32)
+    bias = tl.zeros(c.shape, tl.float32)
+    if norm.mean is not None:
+        mean = tl.load(norm.mean + c, mask=mask, other=0.0)
+        inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.load(norm.variance + c, mask=mask, other=1.0) + norm.eps))
+    if norm.weight is not None:
+        weight = tl.load(norm.weight + c, mask=mask, other=1.0)
+    if norm.bias is not None:
+        bias = tl.load(norm.bias + c, mask=mask, other=0.0).to(tl.float32)
+    return (
+        tl.expand_dims(mean, AXIS),
+        tl.expand_dims(inverse, AXIS),
+        tl.expand_dims(weight, AXIS),
+        tl.expand_dims(bias, AXIS),
+    )
+
+
+@triton.jit
+def normalized(x, numbers):
+    """Return x in float32, shifted and scaled by `channel_numbers`."""
+    mean, inverse, weight, bias = numbers
+    return (x - mean) * (inverse * weight) + bias
+
+
 @triton.jit(do_not_specialize=["TILES", "ROWS", "REPEAT"])
-def statistics_kernel(
-    x_ptr,
-    partial_ptr,
-    C,
-    P,
-    TILES,
-    BLOCKS_P,
-    BLOCKS_C,
-    ROWS,
-    REPEAT,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+def statistics_kernel(x_ptr, partial_ptr, C, P, TILES, BLOCKS_P, BLOCKS_C, ROWS, REPEAT, TILE: tl.constexpr):
     """Write count, mean and sum of squared deviations of REPEAT tiles of x: (N, C, P) to partial: (3, ROWS, C).
 
     Sums start from the mean of the program's first tile: a mean far from zero then costs no precision.
     """
     row, image, block_p, block_c = first_tile(BLOCKS_P, BLOCKS_C, REPEAT)
-    c = indices(block_c, BLOCK_C, WIDE)
-    p = indices(block_p, BLOCK_P, WIDE)
-    mask = (p < P)[:, None] & (c < C)[None, :]
-    at = image * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+    c = indices(block_c, TILE.channels, TILE.wide)
+    _, mask, at = tile_at(image, block_p, c, C, P, TILE)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    origin = tl.sum(x, axis=0) / tl.minimum(P - block_p * BLOCK_P, BLOCK_P).to(tl.float32)
+    origin = tl.sum(x, axis=0) / tl.minimum(P - block_p * TILE.pixels, TILE.pixels).to(tl.float32)
     origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)
-    sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    sums = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
+    squares = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
     count = tl.zeros((), tl.int64)
     for _ in range(tl.minimum(REPEAT, TILES - row * REPEAT)):
-        p = indices(block_p, BLOCK_P, WIDE)
-        mask = (p < P)[:, None] & (c < C)[None, :]
-        at = image * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+        _, mask, at = tile_at(image, block_p, c, C, P, TILE)
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
         off = tl.where(mask, x - origin[None, :], 0.0)
         sums += off
         squares += off * off
-        count += tl.minimum(P - block_p * BLOCK_P, BLOCK_P)
+        count += tl.minimum(P - block_p * TILE.pixels, TILE.pixels)
         image, block_p = next_tile(image, block_p, BLOCKS_P)
     number = count.to(tl.float64)
     off = tl.sum(sums.to(tl.float64), axis=0) / number
@@ -115,25 +148,24 @@ def planes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
-def summing(images: int, pixels: int, channels: int, channels_last: bool) -> tuple[Tiling, int, int]:
+def summing(images: int, pixels: int, channels: int, channels_last: bool, wide: bool) -> tuple[Tiling, int, int]:
     """Return the tiles of a kernel that sums, how many rows they make, and how many of them a row is."""
-    tiles = tiling(pixels, channels, channels_last, elements=1024)
+    tiles = tiling(pixels, channels, channels_last, wide, elements=1024)
     return tiles, *rows_of(tiles, images, tiles.blocks_p * images, PROGRAMS)
 
 
 def bn_relu_statistics(input: Tensor) -> Tensor:
     """Operator ``fastcnn::bn_relu_statistics.triton``: mean, biased and unbiased variance, (3, C)."""
-    x = dense(input)
+    x, _, channels_last = laid_out(input)
     images, channels, pixels = planes(x)
     out = x.new_empty((3, channels), dtype=torch.float32)
     if x.numel() == 0:
         return out.fill_(float("nan"))
-    channels_last = is_channels_last(input)
-    tiles, rows, repeat = summing(images, pixels, channels, channels_last)
+    tiles, rows, repeat = summing(images, pixels, channels, channels_last, is_wide(x))
     partial = x.new_empty((3, rows, channels), dtype=torch.float64)
     statistics_kernel[(rows * tiles.blocks_c,)](
         x, partial, channels, pixels, tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, rows, repeat,
-        CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
+        TILE=tiles.tile,
     )  # fmt: skip
     merge_kernel[(ceil_div(channels, 8),)](partial, out, channels, rows, BLOCK_R=MERGED_ROWS, BLOCK_C=8)
     return out

@@ -16,19 +16,21 @@ from fastcnn.triton.convolution import first_layers
 from fastcnn.triton.convolution.implicit_gemm import asked, conv_window, implicit_gemm
 from fastcnn.triton.tiles import (
     REPEAT,
+    added,
     ceil_div,
-    dense,
     fits_int32,
     indices,
-    is_channels_last,
     is_wide,
+    laid_out,
     new_partial,
     offset,
     repeated,
     sum_pixels,
+    this_tile,
     tile_position,
     tiling,
     vector,
+    vector_blocks,
 )
 
 EPILOGUE = ("", "epilogue")  # names of the algorithm whose convolution is torch's
@@ -37,42 +39,19 @@ ALGORITHMS = {"implicit_gemm": implicit_gemm, **first_layers.ALGORITHMS}
 
 
 @triton.jit
-def bias_relu_kernel(
-    y_ptr,
-    bias_ptr,
-    C,
-    P,
-    BLOCKS_P,
-    BLOCKS_C,
-    HAS_BIAS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+def bias_relu_kernel(y_ptr, bias_ptr, C, P, BLOCKS_P, BLOCKS_C, TILE: tl.constexpr):
     """Add the bias to y: (N, C, P) and apply ReLU, in place; one program does one tile."""
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    p = indices(block_p, BLOCK_P, WIDE)
-    c = indices(block_c, BLOCK_C, WIDE)
-    mask = (p < P)[:, None] & (c < C)[None, :]
-    at = y_ptr + n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+    n, p, c, mask = this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE)
+    at = y_ptr + n * C * P + offset(c[None, :], p[:, None], C, P, TILE.channels_last)
     value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    if HAS_BIAS:
+    if bias_ptr is not None:
         value += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     tl.store(at, tl.where(value <= 0.0, 0.0, value).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def bias_relu_planes_kernel(
-    y_ptr,
-    bias_ptr,
-    ELEMENTS,
-    C,
-    P,
-    HAS_BIAS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
+    y_ptr, bias_ptr, ELEMENTS, C, P, WHOLE: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Add the bias to y: (N, C, P) in NCHW and apply ReLU, in place; one program does BLOCK vectors in memory order.
 
@@ -82,7 +61,7 @@ def bias_relu_planes_kernel(
     inside = (first < ELEMENTS)[:, None]
     at = y_ptr + (first[:, None] + tl.arange(0, VECTOR)[None, :])
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    if HAS_BIAS:
+    if bias_ptr is not None:
         plane = first // P
         channel = plane % C
         bias = tl.load(bias_ptr + channel).to(tl.float32)[:, None]
@@ -96,20 +75,9 @@ def bias_relu_planes_kernel(
 
 @triton.jit(do_not_specialize=["REPEAT"])
 def relu_backward_planes_kernel(
-    grad_ptr,
-    y_ptr,
-    dx_ptr,
-    partial_ptr,
-    scale,
-    C,
-    P,
-    BLOCKS,
-    REPEAT,
-    BIAS_GRAD: tl.constexpr,
-    WHOLE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    grad_ptr, y_ptr, dx_ptr, partial_ptr, scale, C, P, BLOCKS, REPEAT,
+    WHOLE: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Do what relu_backward_kernel does, in NCHW by vectors; one program does REPEAT blocks of a plane's vectors.
 
     Unless WHOLE, a plane begins and ends within a vector: its neighbours' programs write the same values there.
@@ -129,75 +97,48 @@ def relu_backward_planes_kernel(
         grad = tl.load(grad_ptr + base + element, mask=inside, other=0.0)
         grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32) * scale)
         tl.store(dx_ptr + base + element, grad.to(dx_ptr.dtype.element_ty), mask=inside)
-        if BIAS_GRAD:
+        if partial_ptr is not None:
             partial += grad if WHOLE else tl.where((element >= skip) & (element < skip + P), grad, 0.0)
-    if BIAS_GRAD:
+    if partial_ptr is not None:
         total = tl.sum(tl.sum(partial, axis=1), axis=0)
         tl.store(partial_ptr + (plane // C * BLOCKS + block) * C + plane % C, total)
 
 
 @triton.jit(do_not_specialize=["REPEAT"])
 def relu_backward_kernel(
-    grad_ptr,
-    y_ptr,
-    dx_ptr,
-    partial_ptr,
-    scale,
-    C,
-    P,
-    BLOCKS_P,
-    BLOCKS_C,
-    REPEAT,
-    BIAS_GRAD: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    grad_ptr, y_ptr, dx_ptr, partial_ptr, scale, C, P, BLOCKS_P, BLOCKS_C, REPEAT, TILE: tl.constexpr
 ):
     """Mask grad: (N, C, P) by the sign of y, times scale, into dx; one program does REPEAT tiles of pixels.
 
-    With BIAS_GRAD each program also leaves its sum over pixels in one row of partial: (N * BLOCKS_P, C).
+    Each program also leaves its sum over pixels in one row of partial: (N * BLOCKS_P, C), if that is wanted.
     """
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    c = indices(block_c, BLOCK_C, WIDE)
+    c = indices(block_c, TILE.channels, TILE.wide)
     image = n * C * P
     grad_ptr, y_ptr, dx_ptr = grad_ptr + image, y_ptr + image, dx_ptr + image
-    partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    partial = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
     for i in range(REPEAT):
-        p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
+        p = indices(block_p * REPEAT + i, TILE.pixels, TILE.wide)
         mask = (p < P)[:, None] & (c < C)[None, :]
-        at = offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+        at = offset(c[None, :], p[:, None], C, P, TILE.channels_last)
         y = tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
         grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32) * scale)
         tl.store(dx_ptr + at, grad.to(dx_ptr.dtype.element_ty), mask=mask)
-        if BIAS_GRAD:
+        if partial_ptr is not None:
             partial += grad
-    if BIAS_GRAD:
-        total = sum_pixels(partial, BLOCK_P, BLOCK_C)
+    if partial_ptr is not None:
+        total = sum_pixels(partial, TILE.pixels, TILE.channels)
         tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
 
 
-def own_convolution(name: str, *arguments) -> Tensor:
-    """Run a convolution by an algorithm of our own; see `implicit_gemm` for the arguments."""
-    return ALGORITHMS[name](*arguments)
-
-
 def asked_hopper(algorithm: str | None) -> Any:
-    """Return the module of a Hopper convolution if one is asked for; imported then, as Gluon's interface may change."""
+    """Return a Hopper convolution if one is asked for; imported then, as Gluon's interface may change."""
     name = (algorithm or "").partition(":")[0]
-    return import_module(f"fastcnn.triton.convolution.{name}") if name in HOPPER else None
+    return import_module(f"fastcnn.triton.convolution.{name}").convolution if name in HOPPER else None
 
 
-def bare_convolution(
-    input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
-) -> Tensor:
-    """Run torch's convolution without bias, with the output in the memory format of the operators' fake kernels."""
-    y = torch.ops.aten.conv2d(input, weight, None, stride, padding, dilation, groups)
-    return y.contiguous(memory_format=conv_memory_format(input, weight))
-
-
-def conv_relu(
+def convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -206,17 +147,24 @@ def conv_relu(
     dilation: list[int],
     groups: int,
     algorithm: str | None,
-) -> Tensor:
-    """Operator ``fastcnn::conv_relu.triton``; `epilogue` serves every shape, so it is the default."""
+    relu: bool,
+) -> tuple[Tensor, bool]:
+    """Return a convolution with bias and, if asked, ReLU; or torch's without them, and that they are left to do."""
+    window = conv_window(weight, stride, padding, dilation)
     if hopper := asked_hopper(algorithm):
-        window = conv_window(weight, stride, padding, dilation)
-        return hopper.convolution(input, weight, bias, window, groups, algorithm, relu=True)[0]
+        return hopper(input, weight, bias, window, groups, algorithm, relu=relu)[0], False
     name, config = asked(algorithm)
     if name not in EPILOGUE:
-        window = conv_window(weight, stride, padding, dilation)
-        return own_convolution(name, input, weight, bias, window, groups, True, config)
-    y = bare_convolution(input, weight, stride, padding, dilation, groups)
-    bias_relu_(y, bias)
+        return ALGORITHMS[name](input, weight, bias, window, groups, relu, config), False
+    y = torch.ops.aten.conv2d(input, weight, None, stride, padding, dilation, groups)
+    return y.contiguous(memory_format=conv_memory_format(input, weight)), True
+
+
+def conv_relu(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Tensor:
+    """Operator ``fastcnn::conv_relu.triton``; `epilogue` serves every shape, so it is the default."""
+    y, left = convolution(input, weight, bias, *settings, relu=True)
+    if left:
+        bias_relu_(y, bias)
     return y
 
 
@@ -226,21 +174,16 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
         return
     images, channels = y.shape[:2]
     pixels = y.numel() // images // channels
-    channels_last = is_channels_last(y)
-    size = plane_vector(y, pixels)
+    channels_last, size = memory_format(y) != torch.contiguous_format, plane_vector(y, pixels)
     if not channels_last and size > 1 and fits_int32(y):
         block = 1024 // size
         bias_relu_planes_kernel[(ceil_div(y.numel(), block * size),)](
-            y, vector(bias), y.numel(), channels, pixels,
-            HAS_BIAS=bias is not None, WHOLE=pixels % size == 0, VECTOR=size, BLOCK=block,
-        )  # fmt: skip
+            y, vector(bias), y.numel(), channels, pixels, WHOLE=pixels % size == 0, VECTOR=size, BLOCK=block
+        )
         return
-    tiles = tiling(pixels, channels, channels_last, elements=1024)
-    bias_relu_kernel[tiles.grid(images)](
-        y, vector(bias), channels, pixels, tiles.blocks_p, tiles.blocks_c,
-        HAS_BIAS=bias is not None, CHANNELS_LAST=channels_last, WIDE=is_wide(y),
-        BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
-    )  # fmt: skip
+    tiles = tiling(pixels, channels, channels_last, is_wide(y), elements=1024)
+    blocks = tiles.blocks_p, tiles.blocks_c
+    bias_relu_kernel[tiles.grid(images)](y, vector(bias), channels, pixels, *blocks, TILE=tiles.tile)
 
 
 def plane_vector(tensor: Tensor, pixels: int) -> int:
@@ -251,37 +194,31 @@ def plane_vector(tensor: Tensor, pixels: int) -> int:
 
 def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::conv_relu_backward.triton``: the masked gradient and the bias gradient, in one pass."""
-    output, format = dense(output), memory_format(output)
+    output, format, channels_last = laid_out(output)
     dx = torch.empty_like(output)
     images, channels = output.shape[:2]
     pixels = output.shape[2] * output.shape[3]
-    channels_last = is_channels_last(output)
-    grad, size = grad.contiguous(memory_format=format), plane_vector(dx, pixels)
-    if not channels_last and size > 1 and not is_wide(dx):
+    grad, size, wide = grad.contiguous(memory_format=format), plane_vector(dx, pixels), is_wide(dx)
+    if not channels_last and size > 1 and not wide:
         return dx, relu_backward_planes(grad, output, dx, bias_grad, scale, size)
-    tiles, repeat = repeated(tiling(pixels, channels, channels_last, elements=1024), REPEAT)
+    tiles, repeat = repeated(tiling(pixels, channels, channels_last, wide, elements=1024), REPEAT)
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
         relu_backward_kernel[tiles.grid(images)](
-            grad, output, dx, partial, scale, channels, pixels, tiles.blocks_p, tiles.blocks_c, repeat,
-            BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=is_wide(dx),
-            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
-        )  # fmt: skip
-    return dx, partial.sum(0).to(output.dtype)
+            grad, output, dx, partial, scale, channels, pixels, tiles.blocks_p, tiles.blocks_c, repeat, TILE=tiles.tile
+        )
+    return dx, added(partial, dx)
 
 
 def relu_backward_planes(grad: Tensor, output: Tensor, dx: Tensor, bias_grad: bool, scale: float, size: int) -> Tensor:
     """Launch the backward kernel by vectors of NCHW's planes into dx; return the bias gradient."""
     images, channels, height, width = dx.shape
     pixels = height * width
-    vectors = ceil_div(pixels + (size - 1 if pixels % size else 0), size)
-    warps = 4 if vectors >= 512 else 1
-    tiles = ceil_div(vectors, 32 * warps)
-    repeat = min(tiles, REPEAT)
-    blocks = ceil_div(tiles, repeat)
+    whole = pixels % size == 0
+    warps, blocks, repeat = vector_blocks(ceil_div(pixels + (0 if whole else size - 1), size))
     partial = new_partial(dx, images * blocks, bias_grad)
     relu_backward_planes_kernel[(images * channels * blocks,)](
         grad, output, dx, partial, scale, channels, pixels, blocks, repeat,
-        BIAS_GRAD=bias_grad, WHOLE=pixels % size == 0, VECTOR=size, BLOCK=32 * warps, num_warps=warps,
+        WHOLE=whole, VECTOR=size, BLOCK=32 * warps, num_warps=warps,
     )  # fmt: skip
-    return partial.sum(0).to(output.dtype)
+    return added(partial, dx)

@@ -5,46 +5,25 @@ from typing import Any
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.conv_relu import EPILOGUE, asked_hopper, bare_convolution, own_convolution
+from fastcnn.triton.bn_statistics import Norm
+from fastcnn.triton.conv_relu import asked_hopper, convolution
 from fastcnn.triton.convolution.hopper import pools_pairs
-from fastcnn.triton.convolution.implicit_gemm import asked, conv_window
+from fastcnn.triton.convolution.implicit_gemm import conv_window
 from fastcnn.triton.max_pool import pool
 from fastcnn.triton.max_pool_backward import pool_backward
-
-
-def _convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    algorithm: str | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the convolution, and the bias if the pooling pass must still add it."""
-    if hopper := asked_hopper(algorithm):
-        window = conv_window(weight, stride, padding, dilation)
-        return hopper.convolution(input, weight, bias, window, groups, algorithm)[0], None
-    name, config = asked(algorithm)
-    if name not in EPILOGUE:
-        window = conv_window(weight, stride, padding, dilation)
-        return own_convolution(name, input, weight, bias, window, groups, False, config), None
-    return bare_convolution(input, weight, stride, padding, dilation, groups), bias
 
 
 def _run(
     input: Tensor, weight: Tensor, bias: Tensor | None, settings: Any, codes: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return pooled values, and codes if asked: in the convolution's own kernel, or by a pass over its output."""
-    *convolution, window = settings
-    *kernel_window, groups, algorithm = convolution
+    *kernel, groups, algorithm, window = settings
     if hopper := asked_hopper(algorithm):
-        kernel = conv_window(weight, *kernel_window)
-        if pools_pairs(window, *kernel.output_size(*input.shape[2:])):
-            return hopper.convolution(input, weight, bias, kernel, groups, algorithm, pool=True, codes=codes)
-    conv, bias = _convolution(input, weight, bias, *convolution)
-    return pool(conv, bias, window, relu=True, codes=codes)
+        taps = conv_window(weight, *kernel)
+        if pools_pairs(window, *taps.output_size(*input.shape[2:])):
+            return hopper(input, weight, bias, taps, groups, algorithm, pool=True, codes=codes)
+    y, left = convolution(input, weight, bias, *kernel, groups, algorithm, relu=False)
+    return pool(y, Norm.of_bias(bias if left else None), window, relu=True, codes=codes)
 
 
 def conv_relu_pool(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Tensor:

@@ -6,28 +6,18 @@ from torch import Tensor
 
 from fastcnn.triton.linear_relu import linear_relu, masked_gradient
 from fastcnn.triton.normalize import is_wide_as_a_whole
+from fastcnn.triton.tiles import ceil_div, indices
 
 BLOCK = 1024
 
 
 @triton.jit
-def dropout_kernel(
-    y_ptr,
-    seed_ptr,
-    p,
-    scale,
-    ELEMENTS,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def dropout_kernel(y_ptr, seed_ptr, p, scale, ELEMENTS, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """Multiply each element of y by 0 with probability p, else by scale; one program does BLOCK of them.
 
     The random numbers are Philox's by the seed and the element's index.
     """
-    block = tl.program_id(0)
-    if WIDE:
-        block = block.to(tl.int64)
-    at = block * BLOCK + tl.arange(0, BLOCK)
+    at = indices(tl.program_id(0), BLOCK, WIDE)
     mask = at < ELEMENTS
     kept = tl.where(tl.rand(tl.load(seed_ptr), at) < p, 0.0, scale)
     y = tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -38,7 +28,7 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, seed
     """Operator ``fastcnn::linear_relu_dropout.triton``: (N, features) -> (N, out_features)."""
     y = linear_relu(input, weight, bias)
     if y.numel():
-        dropout_kernel[(triton.cdiv(y.numel(), BLOCK),)](
+        dropout_kernel[(ceil_div(y.numel(), BLOCK),)](
             y, seed, p, 1 / (1 - p), y.numel(), WIDE=is_wide_as_a_whole(y), BLOCK=BLOCK
         )
     return y

@@ -10,9 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.shapes import LRN, memory_format
-from fastcnn.triton.lrn_columns import NCHW_COLUMNS, lrn_columns_backward_kernel, lrn_columns_kernel, power
-from fastcnn.triton.tiles import ceil_div, dense, indices, is_channels_last, is_wide, offset, tile_position, tiling
+from fastcnn.shapes import LRN
+from fastcnn.triton.lrn_columns import (
+    NCHW_COLUMNS,
+    Columns,
+    Formula,
+    lrn_columns_backward_kernel,
+    lrn_columns_kernel,
+    power,
+)
+from fastcnn.triton.tiles import ceil_div, is_wide, laid_out, offset, this_tile, tiling
 
 BLOCK = 128  # pixels, or vectors, of a program that goes by columns
 COLUMNS_SIZE = 8  # the largest window that goes by columns
@@ -38,79 +45,42 @@ def window_scale(x_ptr, c, p, mask, C, P, SIZE: tl.constexpr, alpha, k, CHANNELS
 
 @triton.jit
 def lrn_kernel(
-    x_ptr,
-    y_ptr,
-    C,
-    P,
-    BLOCKS_P,
-    BLOCKS_C,
-    alpha,
-    beta,
-    k,
-    SIZE: tl.constexpr,
-    KIND: tl.constexpr,
-    REFINE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    x_ptr, y_ptr, C, P, BLOCKS_P, BLOCKS_C, alpha, beta, k, NORM: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
     """Normalize x: (N, C, P) into y; one program computes one tile."""
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    p = indices(block_p, BLOCK_P, WIDE)
-    c = indices(block_c, BLOCK_C, WIDE)
-    mask = (p < P)[:, None] & (c < C)[None, :]
-    x = load_channel(x_ptr + n * C * P, c, p, mask, C, P, CHANNELS_LAST)
-    scale = window_scale(x_ptr + n * C * P, c, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
-    y = x * power(scale, beta, KIND, REFINE)[0]
-    at = n * C * P + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+    n, p, c, mask = this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE)
+    x = load_channel(x_ptr + n * C * P, c, p, mask, C, P, TILE.channels_last)
+    scale = window_scale(x_ptr + n * C * P, c, p, mask, C, P, NORM.size, alpha, k, TILE.channels_last)
+    y = x * power(scale, beta, NORM)[0]
+    at = n * C * P + offset(c[None, :], p[:, None], C, P, TILE.channels_last)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def lrn_backward_kernel(
-    x_ptr,
-    grad_ptr,
-    dx_ptr,
-    C,
-    P,
-    BLOCKS_P,
-    BLOCKS_C,
-    alpha,
-    beta,
-    k,
-    SIZE: tl.constexpr,
-    KIND: tl.constexpr,
-    REFINE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    x_ptr, grad_ptr, dx_ptr, C, P, BLOCKS_P, BLOCKS_C, alpha, beta, k, NORM: tl.constexpr, TILE: tl.constexpr
 ):
     """Dx = grad * s ** -beta - 2 alpha beta / size * x * sum of grad * x * s ** (-beta - 1) over windows that hold c.
 
     x, grad, dx: (N, C, P); one program computes one tile.
     """
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    p = indices(block_p, BLOCK_P, WIDE)
-    c = indices(block_c, BLOCK_C, WIDE)
-    mask = (p < P)[:, None] & (c < C)[None, :]
+    n, p, c, mask = this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE)
     image = n * C * P
     x_ptr += image
     grad_ptr += image
     through = tl.zeros(mask.shape, tl.float32)
-    for j in range(SIZE):
-        other = c + (j - (SIZE - 1) // 2)  # the channels whose windows hold c
-        scale = window_scale(x_ptr, other, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
-        grad = load_channel(grad_ptr, other, p, mask, C, P, CHANNELS_LAST)
-        x = load_channel(x_ptr, other, p, mask, C, P, CHANNELS_LAST)
-        term = grad * x * power(scale, beta, KIND, REFINE)[1]
+    for j in range(NORM.size):
+        other = c + (j - (NORM.size - 1) // 2)  # the channels whose windows hold c
+        scale = window_scale(x_ptr, other, p, mask, C, P, NORM.size, alpha, k, TILE.channels_last)
+        grad = load_channel(grad_ptr, other, p, mask, C, P, TILE.channels_last)
+        x = load_channel(x_ptr, other, p, mask, C, P, TILE.channels_last)
+        term = grad * x * power(scale, beta, NORM)[1]
         through += tl.where(((other >= 0) & (other < C))[None, :], term, 0.0)
-    x = load_channel(x_ptr, c, p, mask, C, P, CHANNELS_LAST)
-    grad = load_channel(grad_ptr, c, p, mask, C, P, CHANNELS_LAST)
-    scale = window_scale(x_ptr, c, p, mask, C, P, SIZE, alpha, k, CHANNELS_LAST)
-    dx = grad * power(scale, beta, KIND, REFINE)[0] - 2.0 * alpha * beta / SIZE * x * through
-    at = image + offset(c[None, :], p[:, None], C, P, CHANNELS_LAST)
+    x = load_channel(x_ptr, c, p, mask, C, P, TILE.channels_last)
+    grad = load_channel(grad_ptr, c, p, mask, C, P, TILE.channels_last)
+    scale = window_scale(x_ptr, c, p, mask, C, P, NORM.size, alpha, k, TILE.channels_last)
+    dx = grad * power(scale, beta, NORM)[0] - 2.0 * alpha * beta / NORM.size * x * through
+    at = image + offset(c[None, :], p[:, None], C, P, TILE.channels_last)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -125,7 +95,7 @@ def reaching(norm: LRN, channels: int) -> LRN:
     return norm._replace(size=size, alpha=norm.alpha * (size / norm.size))
 
 
-def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], norm: LRN) -> None:
+def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], channels_last: bool, norm: LRN) -> None:
     """Launch one of two kernels over dense tensors of the same (N, C, *) and layout."""
     x = tensors[0]
     if x.numel() == 0:
@@ -133,8 +103,8 @@ def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], norm: LRN) -> None
     images, channels = x.shape[:2]
     norm = reaching(norm, channels)
     pixels = x[0, 0].numel()
-    channels_last = is_channels_last(x)
-    numbers = {"SIZE": norm.size, "KIND": power_kind(norm.beta), "REFINE": x.dtype == torch.float32}
+    formula = Formula(norm.size, power_kind(norm.beta), x.dtype == torch.float32)
+    numbers = norm.alpha, norm.beta, norm.k
     vector = 16 // x.element_size()
     count = (vector if channels % (2 * vector) else 2 * vector) if channels_last else NCHW_COLUMNS
     whole, parts = channels % count == 0, ceil_div(channels, count)
@@ -144,29 +114,27 @@ def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], norm: LRN) -> None
         programs = ceil_div(images * pixels, BLOCK // parts) if channels_last else images * blocks_p * parts
         by_columns[(programs,)](
             *tensors, channels, pixels, images * pixels, parts, BLOCK // parts, ceil_div(1 << 16, parts), blocks_p,
-            norm.alpha, norm.beta, norm.k, **numbers,
-            WHOLE=whole, CHANNELS_LAST=channels_last, COUNT=count, VECTOR=vector, BLOCK=BLOCK,
+            *numbers, NORM=formula, COLUMNS=Columns(count, vector, whole, channels_last, BLOCK),
         )  # fmt: skip
         return
-    tiles = tiling(pixels, channels, channels_last, elements=512)
+    tiles = tiling(pixels, channels, channels_last, is_wide(x), elements=512)
     by_tiles[tiles.grid(images)](
-        *tensors, channels, pixels, tiles.blocks_p, tiles.blocks_c, norm.alpha, norm.beta, norm.k, **numbers,
-        CHANNELS_LAST=channels_last, WIDE=is_wide(x), BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
-    )  # fmt: skip
+        *tensors, channels, pixels, tiles.blocks_p, tiles.blocks_c, *numbers, NORM=formula, TILE=tiles.tile
+    )
 
 
 def lrn(input: Tensor, *norm) -> Tensor:
     """Operator ``fastcnn::lrn.triton``."""
-    x = dense(input)
-    y = torch.empty_like(x, memory_format=memory_format(input))
-    launch(lrn_columns_kernel, lrn_kernel, (x, y), LRN(*norm))
+    x, format, channels_last = laid_out(input)
+    y = torch.empty_like(x, memory_format=format)
+    launch(lrn_columns_kernel, lrn_kernel, (x, y), channels_last, LRN(*norm))
     return y
 
 
 def lrn_backward(grad: Tensor, input: Tensor, *norm) -> Tensor:
     """Operator ``fastcnn::lrn_backward.triton``."""
-    format = memory_format(input)
-    dx = torch.empty_like(input, memory_format=format)
-    tensors = (dense(input), grad.contiguous(memory_format=format), dx)
-    launch(lrn_columns_backward_kernel, lrn_backward_kernel, tensors, LRN(*norm))
+    x, format, channels_last = laid_out(input)
+    dx = torch.empty_like(x, memory_format=format)
+    tensors = (x, grad.contiguous(memory_format=format), dx)
+    launch(lrn_columns_backward_kernel, lrn_backward_kernel, tensors, channels_last, LRN(*norm))
     return dx

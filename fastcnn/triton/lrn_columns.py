@@ -5,12 +5,32 @@ their neighbours'. NCHW: one channel after another. Each scale and root is compu
 it is in.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from fastcnn.triton.tiles import widened
 
 NCHW_COLUMNS = 16  # channels of a program
+
+
+class Formula(NamedTuple):
+    """A kernel's constants: the window's channels, which formula serves beta, and whether float32 is exact."""
+
+    size: int
+    kind: str
+    refine: bool
+
+
+class Columns(NamedTuple):
+    """A kernel's constants: a thread's channels, how many a load has, whether `count` divides all, and its threads."""
+
+    count: int
+    vector: int
+    whole: bool
+    channels_last: bool
+    block: int
 
 
 @triton.jit
@@ -41,48 +61,35 @@ def to_rows(columns, START: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexp
 
 
 @triton.jit
-def load_columns(
-    ptr,
-    at,
-    inside,
-    c,
-    C,
-    P,
-    BEFORE: tl.constexpr,
-    AFTER: tl.constexpr,
-    COUNT: tl.constexpr,
-    VECTOR: tl.constexpr,
-    WHOLE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
-    """Load COUNT channels from c on, BEFORE channels before them and AFTER after them: float32, zero outside the image.
+def load_columns(ptr, at, inside, c, C, P, BEFORE: tl.constexpr, AFTER: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load a thread's channels from c on, BEFORE more before and AFTER after them: float32, zero outside the image.
 
     at: [V] offsets of channel c; c: [V], or one for all in NCHW.
     """
+    COUNT: tl.constexpr = COLUMNS.count
+    VECTOR: tl.constexpr = COLUMNS.vector
     found = ()
-    if CHANNELS_LAST:
+    if COLUMNS.channels_last:
         rows = at[:, None] + tl.arange(0, VECTOR)[None, :]
-        if BEFORE > 0:
-            there = (inside & (c > 0))[:, None]
-            columns = to_columns(widened(tl.load(ptr + (rows - VECTOR), mask=there, other=0.0)), VECTOR)
-            for i in tl.static_range(BEFORE):
-                found = found + (columns[VECTOR - BEFORE + i],)
-        for part in tl.static_range(COUNT // VECTOR):
-            x = widened(tl.load(ptr + (rows + part * VECTOR), mask=inside[:, None], other=0.0))
-            found = found + to_columns(x, VECTOR)
-        if AFTER > 0:
-            there = (inside & (c + COUNT < C))[:, None]
-            columns = to_columns(widened(tl.load(ptr + (rows + COUNT), mask=there, other=0.0)), VECTOR)
-            for i in tl.static_range(AFTER):
-                found = found + (columns[i],)
+        for start in tl.static_range(-VECTOR, COUNT + VECTOR, VECTOR):
+            if start + VECTOR > -BEFORE and start < COUNT + AFTER:
+                there = inside
+                if start < 0:
+                    there = inside & (c > 0)
+                elif start >= COUNT:
+                    there = inside & (c + COUNT < C)
+                columns = to_columns(widened(tl.load(ptr + (rows + start), mask=there[:, None], other=0.0)), VECTOR)
+                for i in tl.static_range(VECTOR):
+                    if start + i >= -BEFORE and start + i < COUNT + AFTER:
+                        found = found + (columns[i],)
     else:
-        for i in tl.static_range(BEFORE + COUNT + AFTER):
+        for i in tl.static_range(-BEFORE, COUNT + AFTER):
             there = inside
-            if i < BEFORE:
-                there = inside & (c + (i - BEFORE) >= 0)
-            elif i >= BEFORE + COUNT or not WHOLE:
-                there = inside & (c + (i - BEFORE) < C)
-            found = found + (tl.load(ptr + (at + (i - BEFORE) * P), mask=there, other=0.0).to(tl.float32),)
+            if i < 0:
+                there = inside & (c + i >= 0)
+            elif i >= COUNT or not COLUMNS.whole:
+                there = inside & (c + i < C)
+            found = found + (tl.load(ptr + (at + i * P), mask=there, other=0.0).to(tl.float32),)
     return found
 
 
@@ -115,19 +122,19 @@ def refined(y, scale):
 
 
 @triton.jit
-def power(scale, beta, KIND: tl.constexpr, REFINE: tl.constexpr):
+def power(scale, beta, NORM: tl.constexpr):
     """Return scale ** -beta and scale ** (-beta - 1).
 
-    KIND "3/4" is beta = 0.75 without a logarithm; "0" is beta = 0, which takes the second times zero, and a scale may
+    Kind "3/4" is beta = 0.75 without a logarithm; "0" is beta = 0, which takes the second times zero, and a scale may
     be zero.
     """
-    if KIND == "3/4":
+    if NORM.kind == "3/4":
         root = tl.rsqrt(scale)
         y = root * tl.sqrt(root)
-        if REFINE:
+        if NORM.refine:
             y = refined(y, scale)
         factor = y * (root * root)
-    elif KIND == "0":
+    elif NORM.kind == "0":
         y, factor = tl.full(scale.shape, 1.0, tl.float32), tl.zeros(scale.shape, tl.float32)
     else:
         y = tl.exp2(-beta * tl.log2(scale))
@@ -136,129 +143,83 @@ def power(scale, beta, KIND: tl.constexpr, REFINE: tl.constexpr):
 
 
 @triton.jit
-def place(
-    BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COUNT: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def place(BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COLUMNS: tl.constexpr):
     """Return a program's base offset, its columns' offsets from there, which are inside, and their first channel.
 
-    An image's channels are PARTS times COUNT. NHWC: EACH whole pixels of all PIXELS, as many as BLOCK threads hold;
-    INVERSE = 2**16 / PARTS, rounded up. NCHW: COUNT channels of BLOCK pixels of an image.
+    An image's channels are PARTS times COLUMNS.count. NHWC: EACH whole pixels of all PIXELS, as many as a block of
+    threads holds; INVERSE = 2**16 / PARTS, rounded up. NCHW: `count` channels of a block of pixels of an image.
     """
-    i = tl.arange(0, BLOCK)
+    i = tl.arange(0, COLUMNS.block)
     pid = tl.program_id(0)
-    if CHANNELS_LAST:
+    if COLUMNS.channels_last:
         pixel = (i * INVERSE) >> 16
-        channel = (i - pixel * PARTS) * COUNT
+        channel = (i - pixel * PARTS) * COLUMNS.count
         first = pid.to(tl.int64) * EACH
-        base, at = first * C, i * COUNT
+        base, at = first * C, i * COLUMNS.count
         inside = pixel < tl.minimum(PIXELS - first, EACH).to(tl.int32)
     else:
-        channel = pid % PARTS * COUNT
-        at = pid // PARTS % BLOCKS_P * BLOCK + i
+        channel = pid % PARTS * COLUMNS.count
+        at = pid // PARTS % BLOCKS_P * COLUMNS.block + i
         base = (pid // PARTS // BLOCKS_P).to(tl.int64) * C * P + channel.to(tl.int64) * P
         inside = at < P
     return base, at, inside, channel
 
 
 @triton.jit
-def store_columns(
-    ptr, at, inside, c, C, P, columns,
-    COUNT: tl.constexpr, VECTOR: tl.constexpr, WHOLE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """Store COUNT channels."""
-    if CHANNELS_LAST:
+def store_columns(ptr, at, inside, c, C, P, columns, COLUMNS: tl.constexpr):
+    """Store a thread's channels."""
+    COUNT: tl.constexpr = COLUMNS.count
+    VECTOR: tl.constexpr = COLUMNS.vector
+    if COLUMNS.channels_last:
         rows = at[:, None] + tl.arange(0, VECTOR)[None, :]
-        for part in tl.static_range(COUNT // VECTOR):
-            y = to_rows(columns, part * VECTOR, 1, VECTOR).to(ptr.dtype.element_ty)
-            tl.store(ptr + (rows + part * VECTOR), y, mask=inside[:, None])
+        for start in tl.static_range(0, COUNT, VECTOR):
+            y = to_rows(columns, start, 1, VECTOR).to(ptr.dtype.element_ty)
+            tl.store(ptr + (rows + start), y, mask=inside[:, None])
     else:
         for i in tl.static_range(COUNT):
-            there = inside if WHOLE else inside & (c + i < C)
+            there = inside if COLUMNS.whole else inside & (c + i < C)
             tl.store(ptr + (at + i * P), columns[i].to(ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def lrn_columns_kernel(
-    x_ptr,
-    y_ptr,
-    C,
-    P,
-    PIXELS,
-    PARTS,
-    EACH,
-    INVERSE,
-    BLOCKS_P,
-    alpha,
-    beta,
-    k,
-    SIZE: tl.constexpr,
-    KIND: tl.constexpr,
-    REFINE: tl.constexpr,
-    WHOLE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    COUNT: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Normalize x: (N, C, P) into y; one program computes COUNT channels of BLOCK pixels."""
-    base, at, inside, c = place(
-        BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COUNT, CHANNELS_LAST, BLOCK
-    )  # fmt: skip
+    x_ptr, y_ptr, C, P, PIXELS, PARTS, EACH, INVERSE, BLOCKS_P, alpha, beta, k,
+    NORM: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Normalize x: (N, C, P) into y; one program computes the channels of a thread of a block of pixels."""
+    COUNT: tl.constexpr = COLUMNS.count
+    SIZE: tl.constexpr = NORM.size
     BEFORE: tl.constexpr = SIZE // 2
-    x = load_columns(
-        x_ptr + base, at, inside, c, C, P, BEFORE, SIZE - 1 - BEFORE, COUNT, VECTOR, WHOLE, CHANNELS_LAST
-    )  # fmt: skip
+    base, at, inside, c = place(BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COLUMNS)
+    x = load_columns(x_ptr + base, at, inside, c, C, P, BEFORE, SIZE - 1 - BEFORE, COLUMNS)
     squares = ()
     for i in tl.static_range(COUNT + SIZE - 1):
         squares = squares + (x[i] * x[i],)
     sums = window_sums(squares, SIZE, COUNT)
     y = ()
     for i in tl.static_range(COUNT):
-        y = y + (x[BEFORE + i] * power(k + alpha / SIZE * sums[i], beta, KIND, REFINE)[0],)
-    store_columns(y_ptr + base, at, inside, c, C, P, y, COUNT, VECTOR, WHOLE, CHANNELS_LAST)
+        y = y + (x[BEFORE + i] * power(k + alpha / SIZE * sums[i], beta, NORM)[0],)
+    store_columns(y_ptr + base, at, inside, c, C, P, y, COLUMNS)
 
 
 @triton.jit
 def lrn_columns_backward_kernel(
-    x_ptr,
-    grad_ptr,
-    dx_ptr,
-    C,
-    P,
-    PIXELS,
-    PARTS,
-    EACH,
-    INVERSE,
-    BLOCKS_P,
-    alpha,
-    beta,
-    k,
-    SIZE: tl.constexpr,
-    KIND: tl.constexpr,
-    REFINE: tl.constexpr,
-    WHOLE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    COUNT: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, grad_ptr, dx_ptr, C, P, PIXELS, PARTS, EACH, INVERSE, BLOCKS_P, alpha, beta, k,
+    NORM: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Dx = grad * s ** -beta - 2 alpha beta / size * x * sum of grad * x * s ** (-beta - 1) over windows that hold c.
 
-    x, grad, dx: (N, C, P); one program computes COUNT channels of BLOCK pixels.
+    x, grad, dx: (N, C, P); one program computes the channels of a thread of a block of pixels.
     """
-    base, at, inside, c = place(
-        BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COUNT, CHANNELS_LAST, BLOCK
-    )  # fmt: skip
+    COUNT: tl.constexpr = COLUMNS.count
+    SIZE: tl.constexpr = NORM.size
     # Of a window's channels so many are before and after its own; of the windows that hold a channel as many centres
     # are after and before it.
     AFTER: tl.constexpr = (SIZE - 1) // 2
     BEFORE: tl.constexpr = SIZE // 2
-    x = load_columns(
-        x_ptr + base, at, inside, c, C, P, SIZE - 1, SIZE - 1, COUNT, VECTOR, WHOLE, CHANNELS_LAST
-    )  # fmt: skip
-    grad = load_columns(
-        grad_ptr + base, at, inside, c, C, P, AFTER, BEFORE, COUNT, VECTOR, WHOLE, CHANNELS_LAST
-    )  # fmt: skip
+    base, at, inside, c = place(BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COLUMNS)
+    x = load_columns(x_ptr + base, at, inside, c, C, P, SIZE - 1, SIZE - 1, COLUMNS)
+    grad = load_columns(grad_ptr + base, at, inside, c, C, P, AFTER, BEFORE, COLUMNS)
     squares = ()
     for i in tl.static_range(COUNT + 2 * (SIZE - 1)):
         squares = squares + (x[i] * x[i],)
@@ -266,13 +227,13 @@ def lrn_columns_backward_kernel(
     powers, terms = (), ()
     for i in tl.static_range(COUNT + SIZE - 1):
         scale = k + alpha / SIZE * sums[i]
-        y, factor = power(scale, beta, KIND, REFINE)
+        y, factor = power(scale, beta, NORM)
         powers = powers + (y,)
         term = grad[i] * x[BEFORE + i] * factor
         channel = c + (i - AFTER)
         if i < AFTER:  # a scale outside the image may be zero
             term = tl.where(channel >= 0, term, 0.0)
-        elif i >= AFTER + COUNT or not WHOLE:
+        elif i >= AFTER + COUNT or not COLUMNS.whole:
             term = tl.where(channel < C, term, 0.0)
         terms = terms + (term,)
     through = window_sums(terms, SIZE, COUNT)
@@ -280,4 +241,4 @@ def lrn_columns_backward_kernel(
     for i in tl.static_range(COUNT):
         slope = 2.0 * alpha * beta / SIZE * x[SIZE - 1 + i] * through[i]
         dx = dx + (grad[AFTER + i] * powers[AFTER + i] - slope,)
-    store_columns(dx_ptr + base, at, inside, c, C, P, dx, COUNT, VECTOR, WHOLE, CHANNELS_LAST)
+    store_columns(dx_ptr + base, at, inside, c, C, P, dx, COLUMNS)

@@ -7,6 +7,7 @@ instructions than the second kernel takes. The normalized values are freed after
 from torch import Tensor
 
 from fastcnn.shapes import Window
+from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.lrn import lrn, lrn_backward
 from fastcnn.triton.max_pool import pool
 from fastcnn.triton.max_pool_backward import pool_backward
@@ -14,14 +15,14 @@ from fastcnn.triton.max_pool_backward import pool_backward
 
 def lrn_pool(input: Tensor, size: int, alpha: float, beta: float, k: float, window: Window) -> Tensor:
     """Operator ``fastcnn::lrn_pool.triton``."""
-    return pool(lrn(input, size, alpha, beta, k), None, window, relu=False, codes=False)[0]
+    return pool(lrn(input, size, alpha, beta, k), Norm.of_bias(None), window, relu=False, codes=False)[0]
 
 
 def lrn_pool_codes(
     input: Tensor, size: int, alpha: float, beta: float, k: float, window: Window
 ) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::lrn_pool_codes.triton``."""
-    return pool(lrn(input, size, alpha, beta, k), None, window, relu=False, codes=True)
+    return pool(lrn(input, size, alpha, beta, k), Norm.of_bias(None), window, relu=False, codes=True)
 
 
 def lrn_pool_backward(

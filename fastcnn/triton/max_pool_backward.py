@@ -9,14 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.shapes import RELU_OFF, Window, memory_format
+from fastcnn.shapes import RELU_OFF, Window
 from fastcnn.triton.tiles import (
     REPEAT,
-    ceil_div,
-    dense,
+    added,
     indices,
-    is_channels_last,
     is_wide,
+    laid_out,
     new_partial,
     offset,
     pairs_up,
@@ -25,6 +24,7 @@ from fastcnn.triton.tiles import (
     sum_pixels,
     tile_position,
     tiling,
+    vector_blocks,
     widened,
 )
 
@@ -32,19 +32,7 @@ OFF = tl.constexpr(RELU_OFF)
 
 
 @triton.jit
-def unpool(
-    grad_ptr,
-    code_ptr,
-    h,
-    w,
-    c,
-    mask,
-    C,
-    OH,
-    OW,
-    WINDOW: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
+def unpool(grad_ptr, code_ptr, h, w, c, mask, C, OH, OW, WINDOW: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Gather the pooled gradients whose windows chose input pixel (h, w): h, w: [P], c: [C], mask: [P, C].
 
     Looks at each window that covers the pixel, the last one first; returns float32 [P, C]. Pointers are the image's.
@@ -74,46 +62,30 @@ def unpool(
 
 @triton.jit(do_not_specialize=["REPEAT"])
 def max_pool_backward_kernel(
-    grad_ptr,
-    code_ptr,
-    dx_ptr,
-    partial_ptr,
-    C,
-    H,
-    W,
-    OH,
-    OW,
-    BLOCKS_P,
-    BLOCKS_C,
-    REPEAT,
-    WINDOW: tl.constexpr,
-    BIAS_GRAD: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Unpool grad: (N, C, OH, OW) to dx: (N, C, H, W); one program computes REPEAT blocks of BLOCK_P pixels.
+    grad_ptr, code_ptr, dx_ptr, partial_ptr, C, H, W, OH, OW, BLOCKS_P, BLOCKS_C, REPEAT,
+    WINDOW: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Unpool grad: (N, C, OH, OW) to dx: (N, C, H, W); one program computes REPEAT tiles of pixels.
 
-    With BIAS_GRAD each program also leaves its sum over pixels in one row of partial: (programs a channel, C).
+    Each program also leaves its sum over pixels in one row of partial: (programs a channel, C), if that is wanted.
     """
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    c = indices(block_c, BLOCK_C, WIDE)
+    c = indices(block_c, TILE.channels, TILE.wide)
     grad_ptr += n * C * OH * OW
     code_ptr += n * C * OH * OW
     dx_ptr += n * C * H * W
-    partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    partial = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
     for i in range(REPEAT):
-        p = indices(block_p * REPEAT + i, BLOCK_P, WIDE)
+        p = indices(block_p * REPEAT + i, TILE.pixels, TILE.wide)
         mask = (p < H * W)[:, None] & (c < C)[None, :]
-        dx = unpool(grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, CHANNELS_LAST).to(
+        dx = unpool(grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, TILE.channels_last).to(
             dx_ptr.dtype.element_ty
         )
-        tl.store(dx_ptr + offset(c[None, :], p[:, None], C, H * W, CHANNELS_LAST), dx, mask=mask)
-        if BIAS_GRAD:
+        tl.store(dx_ptr + offset(c[None, :], p[:, None], C, H * W, TILE.channels_last), dx, mask=mask)
+        if partial_ptr is not None:
             partial += dx.to(tl.float32)
-    if BIAS_GRAD:
-        total = sum_pixels(partial, BLOCK_P, BLOCK_C)
+    if partial_ptr is not None:
+        total = sum_pixels(partial, TILE.pixels, TILE.channels)
         tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
 
 
@@ -132,27 +104,10 @@ def load_window(
 
 @triton.jit(do_not_specialize=["REPEAT"])
 def unpool_quads_kernel(
-    grad_ptr,
-    code_ptr,
-    dx_ptr,
-    partial_ptr,
-    C,
-    H,
-    W,
-    OH,
-    OW,
-    QUAD_ROWS,
-    QUAD_COLUMNS,
-    BLOCKS_P,
-    BLOCKS_C,
-    REPEAT,
-    WINDOW: tl.constexpr,
-    BIAS_GRAD: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Unpool grad: (N, C, OH, OW) to dx: (N, C, H, W); one program computes REPEAT blocks of BLOCK_P quads.
+    grad_ptr, code_ptr, dx_ptr, partial_ptr, C, H, W, OH, OW, BLOCKS_P, BLOCKS_C, REPEAT, QUAD_ROWS, QUAD_COLUMNS,
+    WINDOW: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Unpool grad: (N, C, OH, OW) to dx: (N, C, H, W); one program computes REPEAT tiles of quads.
 
     Quad (q, r) starts at the first pixel of window (q, r) and holds the pixels up to the next window's. Windows that
     reach into it are its own and those before it, which no stride may leave more of than two along an axis.
@@ -162,24 +117,21 @@ def unpool_quads_kernel(
     ROWS: tl.constexpr = WINDOW.size[0]
     COLUMNS: tl.constexpr = WINDOW.size[1]
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    c = indices(block_c, BLOCK_C, False)
+    c = indices(block_c, TILE.channels, False)
     grad_ptr += n * C * OH * OW
     code_ptr += n * C * OH * OW
     dx_ptr += n * C * H * W
-    partial = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    partial = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
     for i in range(REPEAT):
-        quad = indices(block_p * REPEAT + i, BLOCK_P, False)
+        quad = indices(block_p * REPEAT + i, TILE.pixels, False)
         mask = (quad < QUAD_ROWS * QUAD_COLUMNS)[:, None] & (c < C)[None, :]
         row, column = quad // QUAD_COLUMNS, quad % QUAD_COLUMNS
-        windows = (
-            load_window(grad_ptr, code_ptr, row, column, c, mask, C, OH, OW, 0, 0, CHANNELS_LAST),
-            load_window(grad_ptr, code_ptr, row, column, c, mask & (COLUMNS > RIGHT), C, OH, OW, 0, 1, CHANNELS_LAST),
-            load_window(grad_ptr, code_ptr, row, column, c, mask & (ROWS > DOWN), C, OH, OW, 1, 0, CHANNELS_LAST),
-            load_window(
-                grad_ptr, code_ptr, row, column, c, mask & ((ROWS > DOWN) & (COLUMNS > RIGHT)), C, OH, OW, 1, 1,
-                CHANNELS_LAST,
-            ),
-        )  # fmt: skip
+        windows = ()
+        for k in tl.static_range(4):  # its own, the one before, those of the row before
+            here = mask & ((k < 2 or ROWS > DOWN) and (k % 2 == 0 or COLUMNS > RIGHT))
+            windows = windows + (
+                load_window(grad_ptr, code_ptr, row, column, c, here, C, OH, OW, k // 2, k % 2, TILE.channels_last),
+            )
         for a in tl.static_range(DOWN):
             for b in tl.static_range(RIGHT):
                 total = tl.where(windows[0][1] == a * COLUMNS + b, windows[0][0], 0.0)
@@ -191,28 +143,17 @@ def unpool_quads_kernel(
                 w = column * RIGHT + (b - WINDOW.padding[1])
                 here = mask & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
                 dx = total.to(dx_ptr.dtype.element_ty)
-                tl.store(dx_ptr + offset(c[None, :], (h * W + w)[:, None], C, H * W, CHANNELS_LAST), dx, mask=here)
-                if BIAS_GRAD:
+                tl.store(dx_ptr + offset(c[None, :], (h * W + w)[:, None], C, H * W, TILE.channels_last), dx, mask=here)
+                if partial_ptr is not None:
                     partial += total  # zero outside the image, where no window's winner is
-    if BIAS_GRAD:
-        total = sum_pixels(partial, BLOCK_P, BLOCK_C)
+    if partial_ptr is not None:
+        total = sum_pixels(partial, TILE.pixels, TILE.channels)
         tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
 
 
 @triton.jit(do_not_specialize=["REPEAT"])
 def unpool_pairs_kernel(
-    grad_ptr,
-    code_ptr,
-    dx_ptr,
-    partial_ptr,
-    C,
-    VECTORS,
-    OW,
-    BLOCKS,
-    REPEAT,
-    BIAS_GRAD: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
+    grad_ptr, code_ptr, dx_ptr, partial_ptr, C, VECTORS, OW, BLOCKS, REPEAT, VECTOR: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Unpool 2x2 windows side by side, grad: (N, C, OH, OW) to dx: (N, C, 2 OH, 2 OW), NCHW.
 
@@ -238,9 +179,9 @@ def unpool_pairs_kernel(
         bottom = tl.join(tl.where(code == 2, grad, zero), tl.where(code == 3, grad, zero))
         tl.store(dx_ptr + first, tl.reshape(top, (BLOCK, 2 * VECTOR)), mask=inside)
         tl.store(dx_ptr + (first + 2 * OW), tl.reshape(bottom, (BLOCK, 2 * VECTOR)), mask=inside)
-        if BIAS_GRAD:
+        if partial_ptr is not None:
             partial += tl.sum(tl.where(code < 4, grad.to(tl.float32), 0.0), axis=1)
-    if BIAS_GRAD:
+    if partial_ptr is not None:
         image = plane // C
         tl.store(partial_ptr + (image * BLOCKS + block) * C + plane % C, tl.sum(partial, axis=0))
 
@@ -249,27 +190,27 @@ def pool_backward(
     grad: Tensor, codes: Tensor, height: int, width: int, window: Window, bias_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Launch the backward kernel: the gradients of the pool's input and of the bias (without elements if not asked)."""
-    codes, format = dense(codes), memory_format(codes)
+    codes, format, channels_last = laid_out(codes)
     images, channels, out_height, out_width = codes.shape
-    channels_last = is_channels_last(codes)
     dx = torch.empty((images, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=format)
     grad = grad.contiguous(memory_format=format)
     wide = is_wide(dx, codes)
     if not channels_last and pairs_up(window, height, width) and not wide:
         return dx, unpool_pairs(grad, codes, dx, bias_grad)
-    if reads_four(window) and not wide:
-        return dx, unpool_quads(grad, codes, dx, window, bias_grad)
-    tiles = tiling(height * width, channels, channels_last, elements=1024 if channels_last else 512)
+    by_quads = reads_four(window) and not wide
+    kernel = unpool_quads_kernel if by_quads else max_pool_backward_kernel
+    rows, columns = quads(window, height, width) if by_quads else (height, width)
+    elements = 1024 if channels_last else 128 if by_quads else 512
+    tiles = tiling(rows * columns, channels, channels_last, wide, elements)
     tiles, repeat = repeated(tiles, REPEAT if bias_grad else 1)
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
-        max_pool_backward_kernel[tiles.grid(images)](
-            grad, codes, dx, partial,
-            channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c, repeat,
-            WINDOW=window, BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last, WIDE=wide,
-            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
+        kernel[tiles.grid(images)](
+            grad, codes, dx, partial, channels, height, width, out_height, out_width,
+            tiles.blocks_p, tiles.blocks_c, repeat, *((rows, columns) if by_quads else ()),
+            WINDOW=window, TILE=tiles.tile,
         )  # fmt: skip
-    return dx, partial.sum(0).to(dx.dtype)
+    return dx, added(partial, dx)
 
 
 def reads_four(window: Window) -> bool:
@@ -278,25 +219,11 @@ def reads_four(window: Window) -> bool:
     return window.dilation == (1, 1) and all(size <= 2 * stride and stride <= 2 for size, stride in sizes)
 
 
-def unpool_quads(grad: Tensor, codes: Tensor, dx: Tensor, window: Window, bias_grad: bool) -> Tensor:
-    """Launch the backward kernel by quads; return the bias gradient."""
-    images, channels, height, width = dx.shape
-    channels_last = is_channels_last(codes)
-    rows, columns = (
-        (size - 1 + padding) // stride + 1
-        for size, padding, stride in zip((height, width), window.padding, window.stride, strict=True)
-    )
-    tiles = tiling(rows * columns, channels, channels_last, elements=1024 if channels_last else 128)
-    tiles, repeat = repeated(tiles, REPEAT if bias_grad else 1)
-    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
-    if dx.numel():
-        unpool_quads_kernel[tiles.grid(images)](
-            grad, codes, dx, partial, channels, height, width, *codes.shape[2:], rows, columns,
-            tiles.blocks_p, tiles.blocks_c, repeat,
-            WINDOW=window, BIAS_GRAD=bias_grad, CHANNELS_LAST=channels_last,
-            BLOCK_P=tiles.block_p, BLOCK_C=tiles.block_c,
-        )  # fmt: skip
-    return partial.sum(0).to(dx.dtype)
+def quads(window: Window, height: int, width: int) -> tuple[int, int]:
+    """Return how many quads an image has along each axis."""
+    axes = zip((height, width), window.padding, window.stride, strict=True)
+    rows, columns = ((size - 1 + padding) // stride + 1 for size, padding, stride in axes)
+    return rows, columns
 
 
 def unpool_pairs(grad: Tensor, codes: Tensor, dx: Tensor, bias_grad: bool) -> Tensor:
@@ -304,17 +231,14 @@ def unpool_pairs(grad: Tensor, codes: Tensor, dx: Tensor, bias_grad: bool) -> Te
     images, channels, out_height, out_width = codes.shape
     size = row_vector(out_width, max(8 // grad.element_size(), 2))
     vectors = out_height * out_width // size
-    warps = 4 if vectors >= 512 else 1
-    blocks = ceil_div(vectors, 32 * warps)
-    repeat = min(blocks, REPEAT)
-    blocks = ceil_div(blocks, repeat)
+    warps, blocks, repeat = vector_blocks(vectors)
     partial = new_partial(dx, images * blocks, bias_grad)
     if dx.numel():
         unpool_pairs_kernel[(images * channels * blocks,)](
             grad, codes, dx, partial, channels, vectors, out_width, blocks, repeat,
-            BIAS_GRAD=bias_grad, VECTOR=size, BLOCK=32 * warps, num_warps=warps,
+            VECTOR=size, BLOCK=32 * warps, num_warps=warps,
         )  # fmt: skip
-    return partial.sum(0).to(dx.dtype)
+    return added(partial, dx)
 
 
 def max_pool_backward(grad: Tensor, codes: Tensor, height: int, width: int, window: Window) -> Tensor:

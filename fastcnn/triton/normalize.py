@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.triton import tiles
-from fastcnn.triton.tiles import dense, is_channels_last
+from fastcnn.triton.tiles import ceil_div, indices, laid_out
 
 BLOCK = 1024
 
@@ -27,26 +27,14 @@ def shift_and_scale(mean_ptr, std_ptr, channel, mask, BYTES: tl.constexpr):
 
 @triton.jit
 def normalize_kernel(
-    x_ptr,
-    mean_ptr,
-    std_ptr,
-    y_ptr,
-    ELEMENTS,
-    C,
-    P,
-    BYTES: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, mean_ptr, std_ptr, y_ptr, ELEMENTS, C, P,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Normalize x: (N, C, P) to y, element by element in memory order; one program does BLOCK of them."""
-    block = tl.program_id(0)
-    if WIDE:
-        block = block.to(tl.int64)
-    at = block * BLOCK + tl.arange(0, BLOCK)
+    at = indices(tl.program_id(0), BLOCK, WIDE)
     mask = at < ELEMENTS
     channel = at % C if CHANNELS_LAST else at // P % C
-    shift, scale = shift_and_scale(mean_ptr, std_ptr, channel, mask, BYTES)
+    shift, scale = shift_and_scale(mean_ptr, std_ptr, channel, mask, x_ptr.dtype.element_ty == tl.uint8)
     x = tl.load(x_ptr + at, mask=mask, other=0).to(tl.float32)
     tl.store(y_ptr + at, ((x - shift) * scale).to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -63,13 +51,13 @@ def is_wide_as_a_whole(*tensors: Tensor) -> bool:
 
 def normalize(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     """Operator ``fastcnn::normalize.triton``: (N, C, H, W) to the same shape and layout in another dtype."""
-    x = dense(input)
+    x, _, channels_last = laid_out(input)
     y = torch.empty_like(x, dtype=dtype)
     channels, height, width = x.shape[1:]
     if y.numel() == 0:
         return y
-    normalize_kernel[(triton.cdiv(x.numel(), BLOCK),)](
+    normalize_kernel[(ceil_div(x.numel(), BLOCK),)](
         x, per_channel(mean, channels), per_channel(std, channels), y, x.numel(), channels, height * width,
-        BYTES=x.dtype == torch.uint8, CHANNELS_LAST=is_channels_last(x), WIDE=is_wide_as_a_whole(x), BLOCK=BLOCK,
+        CHANNELS_LAST=channels_last, WIDE=is_wide_as_a_whole(x), BLOCK=BLOCK,
     )  # fmt: skip
     return y

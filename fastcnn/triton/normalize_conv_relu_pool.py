@@ -4,13 +4,14 @@ from typing import Any
 
 from torch import Tensor
 
+from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.max_pool import pool
 from fastcnn.triton.normalize_conv_relu import normalized_convolution
 
 
 def _pooled(arguments: tuple[Any, ...], codes: bool) -> tuple[Tensor, Tensor | None]:
     *convolution, window = arguments
-    return pool(normalized_convolution(*convolution, relu=False), None, window, relu=True, codes=codes)
+    return pool(normalized_convolution(*convolution, relu=False), Norm.of_bias(None), window, relu=True, codes=codes)
 
 
 def normalize_conv_relu_pool(*arguments: Any) -> Tensor:

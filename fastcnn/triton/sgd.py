@@ -1,73 +1,88 @@
-"""One step of SGD with momentum in Triton: reads the gradient; updates parameter, float32 master and momentum."""
+"""One step of SGD with momentum in Triton, over all parameters at once: reads a table of where their tensors are."""
+
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.triton.normalize import is_wide_as_a_whole
+from fastcnn.triton.tiles import ceil_div, power_of_2
 
 BLOCK = 2048
+VECTOR = tl.constexpr(8)  # elements: where a parameter has a multiple of them at 16-byte addresses, vectors are loaded
+
+
+@triton.jit
+def pointer(table_ptr, row, which, COUNT: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return a parameter's pointer from one row of the table."""
+    address = tl.load(table_ptr + row * COUNT + which)
+    if ALIGNED:
+        address = tl.multiple_of(address, 16)
+    return address.to(tl.pointer_type(DTYPE))
 
 
 @triton.jit
 def sgd_kernel(
-    shadow_ptr,
-    grad_ptr,
-    master_ptr,
-    buffer_ptr,
+    table_ptr,
     lr_ptr,
     lr,
     momentum,
     dampening,
     weight_decay,
-    ELEMENTS,
-    LR_TENSOR: tl.constexpr,
+    COUNT: tl.constexpr,
+    weight_type: tl.constexpr,
+    grad_type: tl.constexpr,
     MOMENTUM: tl.constexpr,
     FIRST: tl.constexpr,
     NESTEROV: tl.constexpr,
     MAXIMIZE: tl.constexpr,
-    SHADOW: tl.constexpr,
-    WIDE: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Update master and buffer in float32, and shadow, the weight that the model computes with; BLOCK a program.
+    """Update master and buffer in float32, and the weight of type weight_type that the model computes with.
 
-    Where the shadow is not the rounded master, it was set since the last step: the master takes its value.
-    On the FIRST step the buffer is the gradient. Without a SHADOW the master is the model's weight itself.
+    table: (6, COUNT), a column a parameter: its first program, its elements, and where weight, gradient, master and
+    buffer are. One program does BLOCK elements of one parameter. Where the weight is not the rounded master, it was set
+    since the last step: the master takes its value. On the FIRST step the buffer is the gradient. A float32 weight is
+    its own master.
     """
-    block = tl.program_id(0)
-    if WIDE:
-        block = block.to(tl.int64)
-    at = block * BLOCK + tl.arange(0, BLOCK)
-    mask = at < ELEMENTS
-    rate = tl.load(lr_ptr).to(tl.float32) if LR_TENSOR else lr
+    program = tl.program_id(0)
+    which = tl.sum((tl.load(table_ptr + tl.arange(0, COUNT)) <= program).to(tl.int32), axis=0) - 1
+    first = (program - tl.load(table_ptr + which)) * BLOCK
+    at = tl.arange(0, BLOCK)
+    elements = tl.load(table_ptr + COUNT + which)
+    if ALIGNED:
+        elements = tl.multiple_of(elements, VECTOR)
+    mask = at < tl.minimum(elements - first, BLOCK).to(tl.int32)
+    grad_ptr = pointer(table_ptr, 3, which, COUNT, grad_type, ALIGNED) + first
+    master_ptr = pointer(table_ptr, 4, which, COUNT, tl.float32, ALIGNED) + first
+    rate = lr if lr_ptr is None else tl.load(lr_ptr).to(tl.float32)
     grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    weight = tl.load(master_ptr + at, mask=mask, other=0.0)
-    if SHADOW:
-        shadow = tl.load(shadow_ptr + at, mask=mask, other=0.0)
-        weight = tl.where(shadow == weight.to(shadow.dtype), weight, shadow.to(tl.float32))
+    master = tl.load(master_ptr + at, mask=mask, other=0.0)
+    if weight_type != tl.float32:
+        weight_ptr = pointer(table_ptr, 2, which, COUNT, weight_type, ALIGNED) + first
+        weight = tl.load(weight_ptr + at, mask=mask, other=0.0)
+        master = tl.where(weight == master.to(weight_type), master, weight.to(tl.float32))
     if MAXIMIZE:
         grad = -grad
-    grad += weight * weight_decay
+    grad += master * weight_decay
     if MOMENTUM:
+        buffer_ptr = pointer(table_ptr, 5, which, COUNT, tl.float32, ALIGNED) + first
         if FIRST:
             velocity = grad
         else:
             velocity = tl.load(buffer_ptr + at, mask=mask, other=0.0) * momentum + grad * (1.0 - dampening)
         tl.store(buffer_ptr + at, velocity, mask=mask)
         grad = grad + velocity * momentum if NESTEROV else velocity
-    weight -= grad * rate
-    tl.store(master_ptr + at, weight, mask=mask)
-    if SHADOW:
-        tl.store(shadow_ptr + at, weight.to(shadow_ptr.dtype.element_ty), mask=mask)
+    master -= grad * rate
+    tl.store(master_ptr + at, master, mask=mask)
+    if weight_type != tl.float32:
+        tl.store(weight_ptr + at, master.to(weight_type), mask=mask)
 
 
 def sgd(
-    weight: Tensor,
-    grad: Tensor,
-    master: Tensor,
-    buffer: Tensor | None,
+    parameters: list[tuple[Tensor, Tensor, Tensor, Tensor | None]],
     lr: float | Tensor,
     momentum: float,
     dampening: float,
@@ -76,23 +91,60 @@ def sgd(
     maximize: bool,
     first: bool,
 ) -> None:
-    """Launch a step over one parameter; all tensors are dense, in the same memory order.
+    """Launch a step over parameters on one device, with the same dtypes.
 
     Args:
-        weight: the model's, a shadow of `master` or `master` itself.
-        grad: its gradient.
-        master, buffer: float32; without momentum there is no buffer.
+        parameters: (weight, gradient, master, buffer) each, dense in the same memory order. Master and buffer are
+            float32; a float32 weight is its own master; without momentum there are no buffers.
         lr: a number, or a tensor on the device, which a CUDA graph reads anew at each replay.
         momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD's.
-        first: the buffer holds nothing yet.
+        first: the buffers hold nothing yet.
     """
-    if weight.numel() == 0:
-        return
+    weight, grad, _, buffer = parameters[0]
     tensor = isinstance(lr, Tensor)
+    rows = [
+        (each[0].numel(), *(0 if one is None else one.data_ptr() for one in each))
+        for each in parameters
+        if each[0].numel()
+    ]
+    aligned = [row[0] % VECTOR.value == 0 and all(address % 16 == 0 for address in row[1:]) for row in rows]
     with torch.cuda.device_of(weight):
-        sgd_kernel[(triton.cdiv(weight.numel(), BLOCK),)](
-            weight, grad, master, buffer, lr if tensor else None, 0.0 if tensor else lr,
-            momentum, dampening, weight_decay, weight.numel(),
-            LR_TENSOR=tensor, MOMENTUM=buffer is not None, FIRST=first, NESTEROV=nesterov, MAXIMIZE=maximize,
-            SHADOW=master is not weight, WIDE=is_wide_as_a_whole(weight), BLOCK=BLOCK,
-        )  # fmt: skip
+        for wide in (True, False):
+            alike = tuple(row for row, fits in zip(rows, aligned, strict=True) if fits == wide)
+            if alike:
+                sgd_kernel[(sum(ceil_div(row[0], BLOCK) for row in alike),)](
+                    _table(alike, weight), lr if tensor else None, 0.0 if tensor else lr,
+                    momentum, dampening, weight_decay, COUNT=power_of_2(len(alike)),
+                    weight_type=_type(weight), grad_type=_type(grad), MOMENTUM=buffer is not None,
+                    FIRST=first, NESTEROV=nesterov, MAXIMIZE=maximize, ALIGNED=wide, BLOCK=BLOCK,
+                )  # fmt: skip
+
+
+def _type(tensor: Tensor) -> tl.dtype:
+    return getattr(tl, str(tensor.dtype).removeprefix("torch."))
+
+
+def _table(rows: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:
+    """Return the kernel's table on the device of `like`: kept between steps, but for the one that a graph captures."""
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        return _new_table(rows, like.device)  # whose memory and filling belong to the graph
+    return _kept_table(rows, like.device, torch.cuda.current_stream().cuda_stream if like.is_cuda else 0)
+
+
+@lru_cache(maxsize=16)
+def _kept_table(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
+    return _new_table(rows, device)
+
+
+def _new_table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Fill a table by kernels that have its numbers as arguments, which a graph may capture, unlike a copy."""
+    programs, numbers = 0, []
+    for row in rows:
+        numbers.append((programs, *row))
+        programs += ceil_div(row[0], BLOCK)
+    rest = power_of_2(len(rows)) - len(rows)
+    columns = [*numbers, *[(programs, 0, 0, 0, 0, 0)] * rest]  # `programs`: no program is theirs
+    flat = [number for row in zip(*columns, strict=True) for number in row]
+    table = torch.zeros(len(flat), dtype=torch.int64, device=device)
+    torch._foreach_add_(list(table.unbind()), flat)
+    return table

@@ -1,7 +1,8 @@
 """Tiles of one image: how every memory-bound kernel splits (N, C, H, W) into programs.
 
-A program handles BLOCK_P pixels by BLOCK_C channels of one image. Offsets inside an image are int32 unless WIDE;
-the image itself is found with int64, so tensors may exceed 2**31 elements.
+A program handles TILE.pixels by TILE.channels of one image. Offsets inside an image are int32 unless TILE.wide; the
+image itself is found with int64, so tensors may exceed 2**31 elements. An operand that is None (a bias, the codes, the
+partial sums of a bias gradient) is one of a kernel's constants, so that code without it is compiled.
 """
 
 from typing import NamedTuple
@@ -27,6 +28,15 @@ def tile_position(BLOCKS_P, BLOCKS_C):
     block_c = pid % BLOCKS_C
     block_p = pid // BLOCKS_C % BLOCKS_P
     return (pid // BLOCKS_C // BLOCKS_P).to(tl.int64), block_p, block_c
+
+
+@triton.jit
+def this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE: tl.constexpr):
+    """Return this program's image, its pixels: [P], its channels: [C], and which of them the image has: [P, C]."""
+    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
+    p = indices(block_p, TILE.pixels, TILE.wide)
+    c = indices(block_c, TILE.channels, TILE.wide)
+    return n, p, c, (p < P)[:, None] & (c < C)[None, :]
 
 
 @triton.jit
@@ -59,6 +69,14 @@ def indices(block, BLOCK: tl.constexpr, WIDE: tl.constexpr):
 def offset(channel, pixel, C, P, CHANNELS_LAST: tl.constexpr):
     """Return the offset inside an image of C channels and P pixels."""
     return pixel * C + channel if CHANNELS_LAST else channel * P + pixel
+
+
+@triton.jit
+def tile_at(image, block_p, c, C, P, TILE: tl.constexpr):
+    """Return a tile's pixels: [P], which of its elements the image has, and their offsets in the tensor: [P, C]."""
+    p = indices(block_p, TILE.pixels, TILE.wide)
+    mask = (p < P)[:, None] & (c < C)[None, :]
+    return p, mask, image * C * P + offset(c[None, :], p[:, None], C, P, TILE.channels_last)
 
 
 @triton.jit
@@ -105,24 +123,31 @@ def power_of_2(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
+class Tile(NamedTuple):
+    """A kernel's constants: layout, whether offsets inside an image are int64, and how much a program does at once."""
+
+    channels_last: bool
+    wide: bool
+    pixels: int
+    channels: int
+
+
 class Tiling(NamedTuple):
-    """How many blocks an image has and how large each is."""
+    """How many blocks of pixels and of channels an image has, and what their tiles are."""
 
     blocks_p: int
     blocks_c: int
-    block_p: int
-    block_c: int
+    tile: Tile
 
     def grid(self, images: int) -> tuple[int]:
         """Return the launch grid."""
         return (images * self.blocks_p * self.blocks_c,)
 
 
-def tiling(pixels: int, channels: int, channels_last: bool, elements: int, repeat: int = 1) -> Tiling:
+def tiling(pixels: int, channels: int, channels_last: bool, wide: bool, elements: int) -> Tiling:
     """Split an image into tiles of about `elements`, long in the axis that is contiguous.
 
-    A program goes over `repeat` tiles of pixels, one after another. In channels_last a tile's channels divide the
-    image's where that leaves enough of them, so that no lane idles.
+    In channels_last a tile's channels divide the image's where that leaves enough of them, so that no lane idles.
     """
     pixels, channels = max(pixels, 1), max(channels, 1)
     if channels_last:
@@ -132,7 +157,8 @@ def tiling(pixels: int, channels: int, channels_last: bool, elements: int, repea
     else:
         block_p = min(power_of_2(pixels), elements)
         block_c = min(power_of_2(channels), elements // block_p)
-    return Tiling(ceil_div(pixels, block_p * repeat), ceil_div(channels, block_c), block_p, block_c)
+    tile = Tile(channels_last, wide, block_p, block_c)
+    return Tiling(ceil_div(pixels, block_p), ceil_div(channels, block_c), tile)
 
 
 def rows_of(tiles: Tiling, images: int, most: int, programs: int) -> tuple[int, int]:
@@ -155,6 +181,14 @@ def repeated(tiles: Tiling, most: int) -> tuple[Tiling, int]:
     return tiles._replace(blocks_p=ceil_div(tiles.blocks_p, repeat)), repeat
 
 
+def vector_blocks(vectors: int) -> tuple[int, int, int]:
+    """Split a plane's vectors, one a thread: return warps of a program, programs of a plane, and blocks of each."""
+    warps = 4 if vectors >= 512 else 1
+    blocks = ceil_div(vectors, 32 * warps)
+    repeat = min(blocks, REPEAT)
+    return warps, ceil_div(blocks, repeat), repeat
+
+
 def pairs_up(window: Window, height: int, width: int) -> bool:
     """Whether 2x2 windows side by side cover the image, with an even number of them in a row."""
     return window[:4] == ((2, 2), (2, 2), (0, 0), (1, 1)) and height % 2 == 0 and width % 4 == 0
@@ -165,14 +199,10 @@ def row_vector(width: int, most: int) -> int:
     return min(width & -width, most)
 
 
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether channels are the fastest axis of a dense tensor from `dense`."""
-    return memory_format(tensor) != torch.contiguous_format
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """Return the tensor without gaps, in its own memory format."""
-    return tensor.contiguous(memory_format=memory_format(tensor))
+def laid_out(tensor: Tensor) -> tuple[Tensor, torch.memory_format, bool]:
+    """Return the tensor without gaps, its memory format, and whether channels are the fastest axis in it."""
+    format = memory_format(tensor)  # microseconds of Python: once a tensor
+    return tensor.contiguous(memory_format=format), format, format != torch.contiguous_format
 
 
 def vector(values: Tensor | None) -> Tensor | None:
@@ -190,6 +220,11 @@ def fits_int32(tensor: Tensor) -> bool:
     return tensor.numel() <= WIDE_FROM - 2**14
 
 
-def new_partial(grad: Tensor, programs: int, wanted: bool) -> Tensor:
+def new_partial(grad: Tensor, programs: int, wanted: bool) -> Tensor | None:
     """Return room for the bias gradient's partial sums, one row a program; they are added in a fixed order."""
-    return grad.new_empty((programs if grad.numel() else 0, grad.shape[1] if wanted else 0), dtype=torch.float32)
+    return grad.new_empty((programs if grad.numel() else 0, grad.shape[1]), dtype=torch.float32) if wanted else None
+
+
+def added(partial: Tensor | None, grad: Tensor) -> Tensor:
+    """Return the bias gradient, in the gradient's dtype; without elements where it is not wanted."""
+    return grad.new_empty(0) if partial is None else partial.sum(0).to(grad.dtype)

@@ -5,7 +5,6 @@ The last two never exist in memory: each program masks or expands the tile that 
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,7 +13,7 @@ from fastcnn.shapes import Window
 from fastcnn.triton import tiles
 from fastcnn.triton.convolution.implicit_gemm import Config
 from fastcnn.triton.max_pool_backward import unpool
-from fastcnn.triton.tiles import dense, is_channels_last, is_wide, offset
+from fastcnn.triton.tiles import is_wide, laid_out, offset, power_of_2
 
 SHARED_MEMORY = 99 * 1024  # of a program, in bytes, on the GPU that has least: sm_120
 # Let ptxas use as many registers as there are: left to itself, for sm_100 it spills to leave more of them unused.
@@ -23,31 +22,21 @@ REGISTERS = 255
 
 @triton.jit
 def load_gradient(
-    grad,
-    mask,
-    h,
-    w,
-    c,
-    inside,
-    C,
-    GRAD_H,
-    GRAD_W,
-    SOURCE: tl.constexpr,
-    POOL: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
-    """Load the gradient at pixels (h, w) of a convolution's output: h, w: [P], c: [C]; returns [P, C] in its dtype.
+    grad_ptr, mask_ptr, image, h, w, c, inside, C, size, POOL: tl.constexpr, LAST: tl.constexpr
+):  # fmt: skip
+    """Load the gradient at pixels (h, w) of images of a convolution's output: image, h, w: [P], c: [C].
 
-    `grad` and `mask` are [P, 1] pointers to the pixels' images: (C, GRAD_H, GRAD_W), pooled where SOURCE says so.
-    Where `inside`: [P, C] is false, h and w are inside the image all the same, and the result is zero.
+    Returns [P, C] in its dtype. Gradient and mask: (N, C, *size), pooled where there is a POOL. Where `inside`: [P, C]
+    is false, h and w are inside the image all the same, and the result is zero.
     """
-    if SOURCE == "pooled":
-        total = unpool(grad, mask, h, w, c, inside, C, GRAD_H, GRAD_W, POOL, CHANNELS_LAST)
-        return total.to(grad.dtype.element_ty)
-    at = offset(c[None, :], (h * GRAD_W + w)[:, None], C, GRAD_H * GRAD_W, CHANNELS_LAST)
-    value = tl.load(grad + at, mask=inside, other=0.0)
-    if SOURCE == "masked":
-        y = tl.load(mask + at, mask=inside, other=0.0).to(tl.float32)
+    rows = (image * C * size[0] * size[1])[:, None]
+    if POOL is not None:
+        total = unpool(grad_ptr + rows, mask_ptr + rows, h, w, c, inside, C, size[0], size[1], POOL, LAST.grad)
+        return total.to(grad_ptr.dtype.element_ty)
+    at = offset(c[None, :], (h * size[1] + w)[:, None], C, size[0] * size[1], LAST.grad)
+    value = tl.load(grad_ptr + rows + at, mask=inside, other=0.0)
+    if mask_ptr is not None:
+        y = tl.load(mask_ptr + rows + at, mask=inside, other=0.0).to(tl.float32)
         value = tl.where(y <= 0.0, 0.0, value)
     return value
 
@@ -63,15 +52,13 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, grad: Tensor, mask: Tensor | None, pool: Window | None) -> "Source":
         """Bring gradient and mask to one layout, which is the mask's."""
-        like = dense(grad if mask is None else mask)
-        channels_last = is_channels_last(like)
-        format = torch.channels_last if channels_last else torch.contiguous_format
+        like, format, channels_last = laid_out(grad if mask is None else mask)
         return cls(grad.contiguous(memory_format=format), None if mask is None else like, pool, channels_last)
 
     @property
-    def kind(self) -> str:
-        """Return which of the three masks it has, as the kernels' constant."""
-        return "dense" if self.mask is None else "masked" if self.pool is None else "pooled"
+    def size(self) -> tuple[int, int]:
+        """Return rows and columns of what is stored."""
+        return self.grad.shape[2], self.grad.shape[3]
 
 
 def is_wide_convolution(source: Source, input: Tensor, output_pixels: int) -> bool:
@@ -99,7 +86,7 @@ def pick(
                 f"backend 'triton' takes argument 'algorithm' {expected} (NCHW, few channels), got {name!r}"
             )
         return named[name]
-    most_rows, most_columns = triton.next_power_of_2(rows), triton.next_power_of_2(columns)
+    most_rows, most_columns = power_of_2(rows), power_of_2(columns)
     for config in able:
         if config.block_m <= max(most_rows, 64) and config.block_n <= most_columns:
             buffers = config.num_stages * config.block_k * (2 * config.block_m + config.block_n) * item_size

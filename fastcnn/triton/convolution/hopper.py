@@ -5,8 +5,9 @@ engine (TMA) brings boxes of the input, shifted by a tap; what lies outside the 
 padding. The weights are the product's left operand: a 2x2 window's four pixels then lie in one thread's registers.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import RELU_OFF, Window, conv_memory_format
+from fastcnn.triton.tiles import ceil_div, vector
 
 OFF = tl.constexpr(RELU_OFF)
 CHANNELS_IN = 8  # a multiple of it: strides of 16 bytes
@@ -121,8 +123,8 @@ def make_plan(
         channels, pixels, chunk = plan.config[:3]
         products = channels * pixels * chunk / PRODUCTS
         copies = (channels + pixels) * chunk * 2 / BYTES_IN
-        tile = taps * triton.cdiv(depth, chunk) * max(products, copies) + channels * pixels * 2 / BYTES_OUT
-        return triton.cdiv(plan.tiles, multiprocessors) * tile
+        tile = taps * ceil_div(depth, chunk) * max(products, copies) + channels * pixels * 2 / BYTES_OUT
+        return ceil_div(plan.tiles, multiprocessors) * tile
 
     def best_box(config: Config) -> Plan:
         boxes = [box for box in BOXES[config.pixels] if box.fits_pairs() or not pooled]
@@ -136,10 +138,10 @@ def cut(config: Config, box: Box, output: Output) -> Plan:
     return Plan(
         config,
         box,
-        triton.cdiv(output.rows, box.rows),
-        triton.cdiv(output.columns, box.columns),
-        triton.cdiv(output.images, box.images),
-        triton.cdiv(output.channels, config.block_co),
+        ceil_div(output.rows, box.rows),
+        ceil_div(output.columns, box.columns),
+        ceil_div(output.images, box.images),
+        ceil_div(output.channels, config.block_co),
     )
 
 
@@ -283,6 +285,48 @@ def make_call(
     )
 
 
+class Algorithm(NamedTuple):
+    """A Hopper convolution: the configurations that it has, the major compute capabilities that it is made for."""
+
+    name: str
+    configs: tuple[Config, ...]
+    capabilities: tuple[int, ...]  # 0 is Triton's interpreter
+    launch: Callable[[Call, Tensor | None, dict[str, Any]], None]  # of a call, with a bias and constants
+
+    def __call__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        window: Window,
+        groups: int,
+        algorithm: str | None,
+        *,
+        relu: bool = False,
+        pool: bool = False,
+        codes: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Launch the kernel; return output and codes.
+
+        Args:
+            input: (N, C, H, W).
+            weight: (C_out, C, R, S).
+            bias: (C_out,).
+            window: the convolution's kernel.
+            groups: of channels.
+            algorithm: names a configuration after a colon; without, the one whose tiles fit best is taken.
+            relu: apply ReLU; a pool does so anyway.
+            pool: also pool over 2x2 windows.
+            codes: return the argmax codes too.
+        """
+        refuse(self.name, self.capabilities, input, weight, window, groups)
+        call = make_call(self.configs, algorithm, input, weight, window, pool, codes)
+        if call.plan.tiles:
+            flags = {"WINDOW": window, "RELU": relu, "POOL": pool, "BOX": call.plan.box, "CONFIG": call.plan.config}
+            self.launch(call, vector(bias), flags)
+        return call.results()
+
+
 @triton.jit
 def inside(start, BOX: tl.constexpr, LENGTH, KERNEL: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr):
     """Return the first tap that reads inside the image anywhere in a box of an axis, and how many from there on do."""
@@ -292,21 +336,12 @@ def inside(start, BOX: tl.constexpr, LENGTH, KERNEL: tl.constexpr, PADDING: tl.c
 
 
 @triton.jit
-def tile_start(
-    tile,
-    TILES_H,
-    TILES_W,
-    BLOCKS_CO,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    IMAGES: tl.constexpr,
-    BLOCK_CO: tl.constexpr,
-):
+def tile_start(tile, TILES_H, TILES_W, BLOCKS_CO, BOX: tl.constexpr, BLOCK_CO: tl.constexpr):
     """Return row, column, image and output channel at which a tile begins; neighbours share their pixels."""
     box = tile // BLOCKS_CO
-    w = box % TILES_W * COLUMNS
-    h = box // TILES_W % TILES_H * ROWS
-    return h, w, box // TILES_W // TILES_H * IMAGES, tile % BLOCKS_CO * BLOCK_CO
+    w = box % TILES_W * BOX.columns
+    h = box // TILES_W % TILES_H * BOX.rows
+    return h, w, box // TILES_W // TILES_H * BOX.images, tile % BLOCKS_CO * BLOCK_CO
 
 
 @triton.jit
@@ -316,12 +351,10 @@ def later_wins(earlier, later):
 
 
 @triton.jit
-def finish_pool(
-    acc, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_CO: tl.constexpr
-):
+def finish_pool(acc, DTYPE: tl.constexpr, BOX: tl.constexpr, BLOCK_CO: tl.constexpr):
     """Apply ReLU to a tile [BLOCK_CO, PIXELS] and pool it; return values and codes [BLOCK_CO, PIXELS / 4]."""
     value = acc.to(DTYPE).to(tl.float32)  # rounded as the stock convolution rounds, so that the same pixel wins
-    window = tl.reshape(value, (BLOCK_CO, ROWS // 2, 2, COLUMNS // 2, 2, IMAGES))
+    window = tl.reshape(value, (BLOCK_CO, BOX.rows // 2, 2, BOX.columns // 2, 2, BOX.images))
     top, bottom = tl.split(tl.permute(window, (0, 1, 3, 5, 4, 2)))
     v0, v1 = tl.split(top)
     v2, v3 = tl.split(bottom)
@@ -332,5 +365,5 @@ def finish_pool(
     off = best <= 0.0
     code = tl.where(off, OFF, tl.where(lower, tl.where(below, 3, 2), tl.where(right, 1, 0)))
     y = tl.where(off, 0.0, best).to(DTYPE)
-    shape: tl.constexpr = (BLOCK_CO, ROWS * COLUMNS * IMAGES // 4)
+    shape: tl.constexpr = (BLOCK_CO, BOX.rows * BOX.columns * BOX.images // 4)
     return tl.reshape(y, shape), tl.reshape(code.to(tl.uint8), shape)

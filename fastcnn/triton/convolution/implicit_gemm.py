@@ -1,18 +1,27 @@
-"""Convolution in Triton as one implicit GEMM, with bias and ReLU at its end; tiles that every convolution names alike.
+"""Convolution in Triton as one implicit GEMM, with bias and ReLU at its end, and what other convolutions share with it.
 
 Layout: NCHW or NHWC for input and output, OIHW or OHWI for the weight.
 """
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.tiles import dense, is_channels_last, is_wide, multiply_add, offset, vector
+from fastcnn.shapes import Window
+from fastcnn.triton.normalize import shift_and_scale
+from fastcnn.triton.tiles import (
+    ceil_div,
+    is_wide,
+    laid_out,
+    multiply_add,
+    offset,
+    power_of_2,
+    vector,
+)
 
 
 class Config(NamedTuple):
@@ -38,94 +47,131 @@ CONFIGS = (
 )
 
 
+class Sizes(NamedTuple):
+    """A convolution's sizes, as kernels read them."""
+
+    channels: int
+    height: int
+    width: int
+    out_channels: int
+    out_height: int
+    out_width: int
+    group_in: int
+    group_out: int
+    groups: int
+
+    @classmethod
+    def of(cls, input: Tensor, weight: Tensor, window: Window, groups: int) -> "Sizes":
+        """Return the sizes of a call."""
+        image, out_channels = input.shape[1:], weight.shape[0]
+        out = window.output_size(*input.shape[2:])
+        return cls(*image, out_channels, *out, image[0] // groups, out_channels // groups, groups)
+
+
+class ChannelsLast(NamedTuple):
+    """A kernel's constants: of which tensors channels are the fastest axis."""
+
+    x: bool
+    weight: bool
+    out: bool
+    grad: bool = False
+
+
+@triton.jit
+def split_rows(m, mask, HEIGHT, WIDTH, WIDE: tl.constexpr):
+    """Return the images of the product's rows m, and the pixels in them; the first row's where `mask` is false."""
+    m = tl.where(mask, m, 0)
+    pixel = m % (HEIGHT * WIDTH)
+    if not WIDE:
+        pixel = pixel.to(tl.int32)
+    return m // (HEIGHT * WIDTH), pixel
+
+
+@triton.jit
+def split_columns(k, group, GROUP_IN, WINDOW: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr):
+    """Return channel, and rows and columns from a window's first place, of a weight's columns k in memory order."""
+    PLACES: tl.constexpr = WINDOW.size[0] * WINDOW.size[1]
+    if LAST.weight:
+        channel = k % GROUP_IN
+        place = k // GROUP_IN
+    else:
+        channel = tl.where(k < GROUP_IN * PLACES, k // PLACES, 0)
+        place = k % PLACES
+    channel += group * GROUP_IN
+    if WIDE:
+        channel = channel.to(tl.int64)
+    return channel, place // WINDOW.size[1] * WINDOW.dilation[0], place % WINDOW.size[1] * WINDOW.dilation[1]
+
+
+@triton.jit
+def load_places(x_ptr, image, top, left, channel, down, right, mask, C, H, W, LAST: tl.constexpr):
+    """Load an input's places (down, right) of the windows that start at top, left: [P, K]; and which are inside it.
+
+    Args: image, top, left: [P]; channel, down, right: [K]; mask: [P, K].
+    """
+    h = top[:, None] + down[None, :]
+    w = left[:, None] + right[None, :]
+    inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & mask
+    # a place outside the image reads nothing, at an offset inside it
+    if LAST.x:
+        at = ((top * W + left) * C)[:, None] + ((down * W + right) * C + channel)[None, :]
+        at = tl.where(inside, at, channel[None, :])
+    else:
+        at = (top * W + left)[:, None] + (channel * H * W + down * W + right)[None, :]
+        at = tl.where(inside, at, 0)
+    return tl.load((x_ptr + image * C * H * W)[:, None] + at, mask=inside, other=0), inside
+
+
 @triton.jit
 def implicit_gemm_kernel(
-    x_ptr,
-    w_ptr,
-    bias_ptr,
-    y_ptr,
-    M,
-    C,
-    H,
-    W,
-    OUT_C,
-    OH,
-    OW,
-    GROUP_IN,
-    GROUP_OUT,
-    BLOCKS_N,
-    GROUPS,
-    WINDOW: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    X_CHANNELS_LAST: tl.constexpr,
-    W_CHANNELS_LAST: tl.constexpr,
-    Y_CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x_ptr, mean_ptr, std_ptr, w_ptr, bias_ptr, y_ptr, M, BLOCKS_N, sizes, CHANNELS: tl.constexpr,
+    WINDOW: tl.constexpr, RELU: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    CONFIG: tl.constexpr,
+):  # fmt: skip
     """Convolve x: (N, C, H, W) with w: (OUT_C, C / groups, KH, KW) as a matrix product; bias and ReLU at its end.
 
     M = N * OH * OW output pixels; K runs over the kernel's places and input channels, in the weight's memory order.
-    One program computes BLOCK_M pixels of BLOCK_N channels of one group.
+    One program computes block_m pixels of block_n channels of one group. CHANNELS: of the input, where they are few and
+    the compiler should know them. With a mean, images are normalized between their load and the product, zero around.
     """
+    GROUP_IN = sizes.group_in if CHANNELS is None else CHANNELS
+    C = sizes.channels if CHANNELS is None else CHANNELS
+    OH, OW = sizes.out_height, sizes.out_width
     pid = tl.program_id(0)
     block_n = pid % BLOCKS_N
-    group = pid // BLOCKS_N % GROUPS
-    m = (pid // BLOCKS_N // GROUPS).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    group = pid // BLOCKS_N % sizes.groups
+    m = (pid // BLOCKS_N // sizes.groups).to(tl.int64) * CONFIG.block_m + tl.arange(0, CONFIG.block_m)
     m_mask = m < M
-    m = tl.where(m_mask, m, 0)
-    image = m // (OH * OW)
-    pixel = m % (OH * OW)
-    if not WIDE:
-        pixel = pixel.to(tl.int32)
+    image, pixel = split_rows(m, m_mask, OH, OW, WIDE)
     top = pixel // OW * WINDOW.stride[0] - WINDOW.padding[0]
     left = pixel % OW * WINDOW.stride[1] - WINDOW.padding[1]
-    x_rows = x_ptr + image * C * H * W
-    out = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    out_mask = out < GROUP_OUT
-    out = group * GROUP_OUT + out % GROUP_OUT  # in range, and still in runs that one store can take
-    K = GROUP_IN * WINDOW.size[0] * WINDOW.size[1]
+    out = block_n * CONFIG.block_n + tl.arange(0, CONFIG.block_n)
+    out_mask = out < sizes.group_out
+    out = group * sizes.group_out + out % sizes.group_out  # in range, and still in runs that one store can take
+    K = GROUP_IN * (WINDOW.size[0] * WINDOW.size[1])
     w_rows = w_ptr + out.to(tl.int64) * K
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k0 in range(0, K, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        if W_CHANNELS_LAST:
-            channel = k % GROUP_IN
-            place = k // GROUP_IN
-        else:
-            channel = tl.where(k < K, k // (WINDOW.size[0] * WINDOW.size[1]), 0)
-            place = k % (WINDOW.size[0] * WINDOW.size[1])
-        channel += group * GROUP_IN
-        down = place // WINDOW.size[1] * WINDOW.dilation[0]
-        right = place % WINDOW.size[1] * WINDOW.dilation[1]
-        if WIDE:
-            channel = channel.to(tl.int64)
-        h = top[:, None] + down[None, :]
-        w = left[:, None] + right[None, :]
-        inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & m_mask[:, None] & (k < K)[None, :]
-        # a place outside the image reads nothing, at an offset inside it
-        if X_CHANNELS_LAST:
-            at = ((top * W + left) * C)[:, None] + ((down * W + right) * C + channel)[None, :]
-            at = tl.where(inside, at, channel[None, :])
-        else:
-            at = (top * W + left)[:, None] + (channel * H * W + down * W + right)[None, :]
-            at = tl.where(inside, at, 0)
-        x = tl.load(x_rows[:, None] + at, mask=inside, other=0.0)
+    acc = tl.full((CONFIG.block_m, CONFIG.block_n), 0.0, tl.float32)
+    for k0 in range(0, K, CONFIG.block_k):
+        k = k0 + tl.arange(0, CONFIG.block_k)
+        channel, down, right = split_columns(k, group, GROUP_IN, WINDOW, LAST, WIDE)
+        mask = m_mask[:, None] & (k < K)[None, :]
+        x, inside = load_places(
+            x_ptr, image, top, left, channel, down, right, mask, C, sizes.height, sizes.width, LAST
+        )  # fmt: skip
+        if mean_ptr is not None:
+            shift, scale = shift_and_scale(mean_ptr, std_ptr, channel, k < K, x_ptr.dtype.element_ty == tl.uint8)
+            x = tl.where(inside, (x.to(tl.float32) - shift[None, :]) * scale[None, :], 0.0).to(w_ptr.dtype.element_ty)
         w_mask = (k < K)[:, None] & out_mask[None, :]
         weight = tl.load(w_rows[None, :] + k[:, None], mask=w_mask, other=0.0)
         acc = multiply_add(x, weight, acc, PRECISION)
-    if HAS_BIAS:
+    if bias_ptr is not None:
         acc += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)[None, :]
     if RELU:
         acc = tl.where(acc <= 0.0, 0.0, acc)
-    y_rows = y_ptr + image * OUT_C * OH * OW
+    y_rows = y_ptr + image * sizes.out_channels * OH * OW
     if WIDE:
         out = out.to(tl.int64)
-    y_at = offset(out[None, :], pixel[:, None], OUT_C, OH * OW, Y_CHANNELS_LAST)
+    y_at = offset(out[None, :], pixel[:, None], sizes.out_channels, OH * OW, LAST.out)
     tl.store(y_rows[:, None] + y_at, acc.to(y_ptr.dtype.element_ty), mask=m_mask[:, None] & out_mask[None, :])
 
 
@@ -135,12 +181,56 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def pick_config(out_channels: int, wide: bool) -> Config:
+def pick_config(configs: tuple[Config, ...], out_channels: int) -> Config:
     """Return the tile whose channels fit a group's best; wider tiles read the input less often."""
-    if wide:
-        return CONFIGS[1]  # spills on no architecture, with 64-bit offsets either
-    fitting = [config for config in CONFIGS if config.block_n <= triton.next_power_of_2(out_channels)]
-    return fitting[0] if fitting else CONFIGS[-1]
+    fitting = [config for config in configs if config.block_n <= power_of_2(out_channels)]
+    return fitting[0] if fitting else configs[-1]
+
+
+def constants(config: Config, dtype: torch.dtype, wide: bool) -> dict[str, Any]:
+    """Return what every convolution's launch ends with."""
+    stages = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return {"CONFIG": config, "PRECISION": dot_precision(dtype), "WIDE": wide, **stages}
+
+
+def launch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    groups: int,
+    relu: bool,
+    config: Config | None,
+    configs: tuple[Config, ...],
+    wide_config: Config,
+    channels: int | None = None,
+    norm: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """Launch the kernel: (N, C_out, OH, OW) in the weight's dtype.
+
+    Args:
+        input, weight, bias, window, groups, relu: the convolution.
+        config: the tile that is asked for.
+        configs: to pick one from otherwise.
+        wide_config: the one that spills on no architecture with 64-bit offsets.
+        channels: of the input, if the compiler should know them.
+        norm: mean and deviation of the input, (C,) each, if it is still to be normalized.
+    """
+    (x, _, x_last), (w, _, w_last) = laid_out(input), laid_out(weight)
+    sizes, format = Sizes.of(x, w, window, groups), torch.channels_last if x_last or w_last else torch.contiguous_format
+    shape = (x.shape[0], sizes.out_channels, sizes.out_height, sizes.out_width)
+    y = torch.empty(shape, dtype=w.dtype, device=x.device, memory_format=format)
+    if y.numel() == 0:
+        return y
+    wide = is_wide(x, y)
+    config = config or (wide_config if wide else pick_config(configs, sizes.group_out))
+    pixels, blocks_n = y.numel() // sizes.out_channels, ceil_div(sizes.group_out, config.block_n)
+    implicit_gemm_kernel[(ceil_div(pixels, config.block_m) * groups * blocks_n,)](
+        x, *norm, w, vector(bias), y, pixels, blocks_n, sizes,
+        CHANNELS=channels, WINDOW=window, RELU=relu, LAST=ChannelsLast(x_last, w_last, x_last or w_last),
+        **constants(config, w.dtype, wide),
+    )  # fmt: skip
+    return y
 
 
 def implicit_gemm(
@@ -153,29 +243,7 @@ def implicit_gemm(
     config: Config | None = None,
 ) -> Tensor:
     """Launch the implicit GEMM: (N, C_out, OH, OW)."""
-    x, w = dense(input), dense(weight)
-    images, channels, height, width = x.shape
-    out_channels = w.shape[0]
-    out_height, out_width = window.output_size(height, width)
-    shape = (images, out_channels, out_height, out_width)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=conv_memory_format(input, weight))
-    if y.numel() == 0:
-        return y
-    wide = is_wide(x, y)
-    config = config or pick_config(out_channels // groups, wide)
-    pixels = images * out_height * out_width
-    blocks_n = triton.cdiv(out_channels // groups, config.block_n)
-    implicit_gemm_kernel[(triton.cdiv(pixels, config.block_m) * groups * blocks_n,)](
-        x, w, vector(bias), y, pixels, channels, height, width, out_channels, out_height, out_width,
-        channels // groups, out_channels // groups, blocks_n, groups,
-        WINDOW=window,
-        HAS_BIAS=bias is not None, RELU=relu, X_CHANNELS_LAST=is_channels_last(x),
-        W_CHANNELS_LAST=is_channels_last(w), Y_CHANNELS_LAST=is_channels_last(y),
-        WIDE=wide, PRECISION=dot_precision(x.dtype),
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
-    return y
+    return launch(input, weight, bias, window, groups, relu, config, CONFIGS, CONFIGS[1])
 
 
 def asked(algorithm: str | None) -> tuple[str, Config | None]:

@@ -5,6 +5,8 @@ multiprocessor and goes over tiles; while eight warps end one tile, the copying 
 Gluon has no interpreter: no GPU has checked this kernel yet.
 """
 
+from typing import Any
+
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -17,10 +19,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fastcnn.shapes import Window
 from fastcnn.triton.convolution import hopper
-from fastcnn.triton.convolution.hopper import Boxed
-from fastcnn.triton.tiles import vector
+from fastcnn.triton.convolution.hopper import WARP_SPECIALIZED, Algorithm, Boxed, Call, multiprocessors
 
 CAPABILITIES = (9,)
 COPY_REGISTERS = 24  # of a thread of the copying warp
@@ -34,36 +34,19 @@ finish_pool = gluon.jit(hopper.finish_pool.fn)
 
 @gluon.jit
 def copy_warp(
-    x_desc,
-    w_desc,
-    x_ring,
-    w_ring,
-    empty,
-    ready,
-    C,
-    H,
-    W,
-    TILES_H,
-    TILES_W,
-    BLOCKS_CO,
-    TILES,
-    WINDOW: gl.constexpr,
-    ROWS: gl.constexpr,
-    COLUMNS: gl.constexpr,
-    IMAGES: gl.constexpr,
-    BLOCK_CO: gl.constexpr,
-    BLOCK_CI: gl.constexpr,
-    DEPTH: gl.constexpr,
-):
+    x_desc, w_desc, x_ring, w_ring, empty, ready, C, H, W, TILES_H, TILES_W, BLOCKS_CO, TILES,
+    WINDOW: gl.constexpr, BOX: gl.constexpr, CONFIG: gl.constexpr,
+):  # fmt: skip
     """Fetch, tile by tile and tap by tap, boxes of the input and of the weights into a ring of DEPTH places."""
+    DEPTH: gl.constexpr = CONFIG.num_stages
     step = 0
     for tile in range(gl.program_id(0), TILES, gl.num_programs(0)):
-        h0, w0, n, co = tile_start(tile, TILES_H, TILES_W, BLOCKS_CO, ROWS, COLUMNS, IMAGES, BLOCK_CO)
-        r0, rows = inside(h0, ROWS, H, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
-        s0, columns = inside(w0, COLUMNS, W, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
+        h0, w0, n, co = tile_start(tile, TILES_H, TILES_W, BLOCKS_CO, BOX, CONFIG.block_co)
+        r0, rows = inside(h0, BOX.rows, H, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
+        s0, columns = inside(w0, BOX.columns, W, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
         for r in range(r0, r0 + rows):
             for s in range(s0, s0 + columns):
-                for ci in range(0, C, BLOCK_CI):
+                for ci in range(0, C, CONFIG.block_ci):
                     place = step % DEPTH
                     mbarrier.wait(empty.index(place), ((step // DEPTH) & 1) ^ 1)
                     bar = ready.index(place)
@@ -78,46 +61,24 @@ def copy_warp(
 
 @gluon.jit
 def matrix_warps(
-    y_desc,
-    code_desc,
-    bias_ptr,
-    x_ring,
-    w_ring,
-    y_smem,
-    code_smem,
-    empty,
-    ready,
-    C,
-    H,
-    W,
-    OUT_C,
-    TILES_H,
-    TILES_W,
-    BLOCKS_CO,
-    TILES,
-    WINDOW: gl.constexpr,
-    HAS_BIAS: gl.constexpr,
-    RELU: gl.constexpr,
-    POOL: gl.constexpr,
-    CODES: gl.constexpr,
-    ROWS: gl.constexpr,
-    COLUMNS: gl.constexpr,
-    IMAGES: gl.constexpr,
-    BLOCK_CO: gl.constexpr,
-    BLOCK_CI: gl.constexpr,
-    DEPTH: gl.constexpr,
-):
+    y_desc, code_desc, bias_ptr, x_ring, w_ring, y_smem, code_smem, empty, ready,
+    C, H, W, OUT_C, TILES_H, TILES_W, BLOCKS_CO, TILES,
+    WINDOW: gl.constexpr, RELU: gl.constexpr, POOL: gl.constexpr, BOX: gl.constexpr, CONFIG: gl.constexpr,
+):  # fmt: skip
     """Multiply what the copying warp brings, and end each tile: bias, ReLU, pool, codes, and the copy out."""
-    PIXELS: gl.constexpr = ROWS * COLUMNS * IMAGES
+    PIXELS: gl.constexpr = CONFIG.pixels
+    BLOCK_CO: gl.constexpr = CONFIG.block_co
+    BLOCK_CI: gl.constexpr = CONFIG.block_ci
+    DEPTH: gl.constexpr = CONFIG.num_stages
     # All warps along the channels, so that a window's pixels are in one thread.
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[gl.num_warps(), 1], instr_shape=[16, PIXELS, 16]
     )
     step = 0
     for tile in range(gl.program_id(0), TILES, gl.num_programs(0)):
-        h0, w0, n, co = tile_start(tile, TILES_H, TILES_W, BLOCKS_CO, ROWS, COLUMNS, IMAGES, BLOCK_CO)
-        _, rows = inside(h0, ROWS, H, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
-        _, columns = inside(w0, COLUMNS, W, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
+        h0, w0, n, co = tile_start(tile, TILES_H, TILES_W, BLOCKS_CO, BOX, CONFIG.block_co)
+        _, rows = inside(h0, BOX.rows, H, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
+        _, columns = inside(w0, BOX.columns, W, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
         steps = rows * columns * gl.cdiv(C, BLOCK_CI)
         acc = gl.zeros((BLOCK_CO, PIXELS), dtype=gl.float32, layout=LAYOUT)
         for k in range(steps):
@@ -131,14 +92,14 @@ def matrix_warps(
             step += 1
         acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
         mbarrier.arrive(empty.index((step + DEPTH - 1) % DEPTH), count=1, pred=steps > 0)
-        if HAS_BIAS:
+        if bias_ptr is not None:
             out = co + gl.arange(0, BLOCK_CO, layout=gl.SliceLayout(1, LAYOUT))
             acc += gl.load(bias_ptr + out, mask=out < OUT_C, other=0.0).to(gl.float32)[:, None]
         tma.store_wait(pendings=0)
         if POOL:
-            y, code = finish_pool(acc, y_desc.dtype, ROWS, COLUMNS, IMAGES, BLOCK_CO)
+            y, code = finish_pool(acc, y_desc.dtype, BOX, BLOCK_CO)
             y_smem.reshape([PIXELS // 4, BLOCK_CO]).permute((1, 0)).store(y)
-            if CODES:
+            if code_desc is not None:
                 code_smem.reshape([PIXELS // 4, BLOCK_CO]).permute((1, 0)).store(code)
         else:
             if RELU:
@@ -147,45 +108,24 @@ def matrix_warps(
         fence_async_shared()
         STEP: gl.constexpr = 2 if POOL else 1
         tma.async_copy_shared_to_global(y_desc, [h0 // STEP, w0 // STEP, n, co], y_smem)
-        if CODES:
+        if code_desc is not None:
             tma.async_copy_shared_to_global(code_desc, [h0 // STEP, w0 // STEP, n, co], code_smem)
     tma.store_wait(pendings=0)
 
 
 @gluon.jit
 def warp_specialized_kernel(
-    x_desc,
-    w_desc,
-    bias_ptr,
-    y_desc,
-    code_desc,
-    C,
-    H,
-    W,
-    OUT_C,
-    TILES_H,
-    TILES_W,
-    BLOCKS_CO,
-    TILES,
-    WINDOW: gl.constexpr,
-    HAS_BIAS: gl.constexpr,
-    RELU: gl.constexpr,
-    POOL: gl.constexpr,
-    CODES: gl.constexpr,
-    ROWS: gl.constexpr,
-    COLUMNS: gl.constexpr,
-    IMAGES: gl.constexpr,
-    BLOCK_CO: gl.constexpr,
-    BLOCK_CI: gl.constexpr,
-    DEPTH: gl.constexpr,
+    x_desc, w_desc, bias_ptr, y_desc, code_desc, C, H, W, OUT_C, TILES_H, TILES_W, BLOCKS_CO, TILES,
+    WINDOW: gl.constexpr, RELU: gl.constexpr, POOL: gl.constexpr, BOX: gl.constexpr, CONFIG: gl.constexpr,
     COPY_REGISTERS: gl.constexpr,
-):
+):  # fmt: skip
     """Do what `tma_kernel` does; a grid of at most one program a multiprocessor goes over all TILES."""
+    DEPTH: gl.constexpr = CONFIG.num_stages
     x_ring = gl.allocate_shared_memory(x_desc.dtype, [DEPTH] + x_desc.block_type.shape, x_desc.layout)
     w_ring = gl.allocate_shared_memory(w_desc.dtype, [DEPTH] + w_desc.block_type.shape, w_desc.layout)
     y_smem = gl.allocate_shared_memory(y_desc.dtype, y_desc.block_type.shape, y_desc.layout)
     code_smem = y_smem
-    if CODES:
+    if code_desc is not None:
         code_smem = gl.allocate_shared_memory(code_desc.dtype, code_desc.block_type.shape, code_desc.layout)
     empty = gl.allocate_shared_memory(gl.int64, [DEPTH, 1], mbarrier.MBarrierLayout())
     ready = gl.allocate_shared_memory(gl.int64, [DEPTH, 1], mbarrier.MBarrierLayout())
@@ -200,7 +140,7 @@ def warp_specialized_kernel(
                 (
                     y_desc, code_desc, bias_ptr, x_ring, w_ring, y_smem, code_smem, empty, ready,
                     C, H, W, OUT_C, TILES_H, TILES_W, BLOCKS_CO, TILES,
-                    WINDOW, HAS_BIAS, RELU, POOL, CODES, ROWS, COLUMNS, IMAGES, BLOCK_CO, BLOCK_CI, DEPTH,
+                    WINDOW, RELU, POOL, BOX, CONFIG,
                 ),
             ),
             (
@@ -208,7 +148,7 @@ def warp_specialized_kernel(
                 (
                     x_desc, w_desc, x_ring, w_ring, empty, ready,
                     C, H, W, TILES_H, TILES_W, BLOCKS_CO, TILES,
-                    WINDOW, ROWS, COLUMNS, IMAGES, BLOCK_CO, BLOCK_CI, DEPTH,
+                    WINDOW, BOX, CONFIG,
                 ),
             ),
         ],
@@ -225,30 +165,15 @@ def descriptor(boxed: Boxed | None) -> TensorDescriptor | None:
     return TensorDescriptor(*boxed, layout)
 
 
-def convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    groups: int,
-    algorithm: str | None,
-    *,
-    relu: bool = False,
-    pool: bool = False,
-    codes: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Launch the kernel; arguments as in `fastcnn.triton.convolution.tma.convolution`."""
-    hopper.refuse("warp_specialized", CAPABILITIES, input, weight, window, groups)
-    call = hopper.make_call(hopper.WARP_SPECIALIZED, algorithm, input, weight, window, pool, codes)
-    if call.plan.tiles:
-        box, tile = call.plan.box, call.plan.config
-        programs = hopper.multiprocessors(input.device) * RESIDENT[tile.num_warps]
-        warp_specialized_kernel[(min(call.plan.tiles, programs),)](
-            descriptor(call.x), descriptor(call.w), vector(bias), descriptor(call.y), descriptor(call.code),
-            *call.numbers(), call.plan.tiles,
-            WINDOW=window, HAS_BIAS=bias is not None, RELU=relu, POOL=pool, CODES=codes,
-            ROWS=box.rows, COLUMNS=box.columns, IMAGES=box.images, BLOCK_CO=tile.block_co, BLOCK_CI=tile.block_ci,
-            DEPTH=tile.num_stages, COPY_REGISTERS=COPY_REGISTERS,
-            num_warps=tile.num_warps, maxnreg=REGISTERS[tile.num_warps],
-        )  # fmt: skip
-    return call.results()
+def launch(call: Call, bias: Tensor | None, constants: dict[str, Any]) -> None:
+    """Launch as many programs as fit the multiprocessors side by side, if there are so many tiles."""
+    tiles, warps = call.plan.tiles, call.plan.config.num_warps
+    programs = multiprocessors(call.y.base.device) * RESIDENT[warps]
+    warp_specialized_kernel[(min(tiles, programs),)](
+        descriptor(call.x), descriptor(call.w), bias, descriptor(call.y), descriptor(call.code),
+        *call.numbers(), tiles, COPY_REGISTERS=COPY_REGISTERS,
+        num_warps=warps, maxnreg=REGISTERS[warps], **constants,
+    )  # fmt: skip
+
+
+convolution = Algorithm("warp_specialized", WARP_SPECIALIZED, CAPABILITIES, launch)
