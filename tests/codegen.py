@@ -1,7 +1,8 @@
 """Compile every Triton kernel, as the operators launch it on real layers, for GPUs that need not be there.
 
-    python tests/codegen.py            # a table: kernel, configuration, registers, spills, occupancy, least time
-    python tests/codegen.py --json     # the same for the test
+    python tests/codegen.py [--json] [a regular expression that a case's name holds]
+
+prints a table of kernels, configurations, registers, spills, occupancy and least time, or the same for the test.
 
 Runs the launchers on tensors of the meta device, with Triton's own specialization but a driver that only names its
 GPU. Must run without TRITON_INTERPRET.
@@ -245,12 +246,13 @@ def first_layers(
     yield f"{name} momentum", "sgd", "sgd", (parameters, 0.1, 0.9, 0.0, 5e-4, False, False, False)
 
 
-def compile_all() -> Iterator[dict[str, Any]]:
-    """Run the launchers of every layer; yield what each kernel needs."""
+def compile_all(part: str = "") -> Iterator[dict[str, Any]]:
+    """Run the launchers of every layer whose case holds a regular expression; yield what each kernel needs."""
     driver, modules = launching.intercept(_take)
     _driver.append(driver)
     for case, stem, operator, arguments in (*layers(), *planes(), *hopper_layers()):
-        _todo.append(functools.partial(_compile, case, getattr(modules[stem], operator), arguments))
+        if re.search(part, case):
+            _todo.append(functools.partial(_compile, case, getattr(modules[stem], operator), arguments))
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         for rows in pool.imap(_run, range(len(_todo))):
             yield from rows
@@ -309,7 +311,7 @@ def resources(binary: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Compile everything; print a table, or JSON."""
-    rows = list(compile_all())
+    rows = list(compile_all(*[each for each in sys.argv[1:] if each != "--json"]))
     if "--json" in sys.argv:
         print(json.dumps(rows))
         return

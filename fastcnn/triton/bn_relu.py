@@ -10,7 +10,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.bn_statistics import MERGED_ROWS, PROGRAMS, Norm, channel_numbers, normalized, planes, summing
+from fastcnn.triton.bn_statistics import (
+    MERGED_ROWS,
+    PROGRAMS,
+    Norm,
+    channel_numbers,
+    normalized,
+    partial_rows,
+    planes,
+    summing,
+)
 from fastcnn.triton.max_pool_backward import unpool
 from fastcnn.triton.tiles import (
     ceil_div,
@@ -93,9 +102,7 @@ def merge_sums_kernel(
     plain = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     times = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     for start in range(0, ROWS, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R)
-        mask = (row < ROWS)[:, None] & (c < C)[None, :]
-        at = partial_ptr + row[:, None].to(tl.int64) * C + c[None, :]
+        at, mask = partial_rows(partial_ptr, start, c, C, ROWS, BLOCK_R)
         plain += tl.load(at, mask=mask, other=0.0)
         times += tl.load(at + ROWS * C, mask=mask, other=0.0)
     deviation = tl.sqrt_rn(tl.load(variance_ptr + c, mask=c < C, other=1.0) + eps)

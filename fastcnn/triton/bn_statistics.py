@@ -113,6 +113,14 @@ def statistics_kernel(x_ptr, partial_ptr, C, P, TILES, BLOCKS_P, BLOCKS_C, ROWS,
     tl.store(at + 2 * ROWS * C, squares, mask=c < C)
 
 
+@triton.jit
+def partial_rows(partial_ptr, start, c, C, ROWS, BLOCK_R: tl.constexpr):
+    """Return pointers to the first of several sums (ROWS, C), BLOCK_R rows of it from `start` on, and which exist."""
+    row = start + tl.arange(0, BLOCK_R)
+    mask = (row < ROWS)[:, None] & (c < C)[None, :]
+    return partial_ptr + row[:, None].to(tl.int64) * C + c[None, :], mask
+
+
 @triton.jit(do_not_specialize=["ROWS"])
 def merge_kernel(partial_ptr, out_ptr, C, ROWS, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Merge partial: (3, ROWS, C) to mean, biased and unbiased variance: (3, C)."""
@@ -120,9 +128,7 @@ def merge_kernel(partial_ptr, out_ptr, C, ROWS, BLOCK_R: tl.constexpr, BLOCK_C: 
     mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     total = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     for start in range(0, ROWS, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R)
-        mask = (row < ROWS)[:, None] & (c < C)[None, :]
-        at = partial_ptr + row[:, None].to(tl.int64) * C + c[None, :]
+        at, mask = partial_rows(partial_ptr, start, c, C, ROWS, BLOCK_R)
         count = tl.load(at, mask=mask, other=0.0)
         mean += tl.load(at + ROWS * C, mask=mask, other=0.0) * count
         total += count
@@ -130,9 +136,7 @@ def merge_kernel(partial_ptr, out_ptr, C, ROWS, BLOCK_R: tl.constexpr, BLOCK_C: 
     merged = tl.sum(mean, axis=0) / number
     squares = tl.zeros((BLOCK_R, BLOCK_C), tl.float64)
     for start in range(0, ROWS, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R)
-        mask = (row < ROWS)[:, None] & (c < C)[None, :]
-        at = partial_ptr + row[:, None].to(tl.int64) * C + c[None, :]
+        at, mask = partial_rows(partial_ptr, start, c, C, ROWS, BLOCK_R)
         count = tl.load(at, mask=mask, other=0.0)
         off = tl.load(at + ROWS * C, mask=mask, other=0.0) - merged[None, :]
         within = tl.load(at + 2 * ROWS * C, mask=mask, other=0.0)
