@@ -100,6 +100,12 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         yield f"{name} 11x11/4", "conv_relu", "conv_relu", (new(128, 3, 224, 224), first, bias, *valid, "implicit_gemm")
         if dtype == torch.float32:
             yield f"{name} 3x3, exact", "conv_relu", "conv_relu", (vgg, weight, bias, *same, "implicit_gemm")
+            yield (
+                f"{name} 3x3, exact",
+                "conv_relu",
+                "conv_relu",
+                (new(64, 3, 224, 224), new(64, 3, 3, 3), bias, *same, "packed"),
+            )
             yield f"{name} 3x3, exact", "dgrad", "dgrad", (vgg, vgg, vgg, weight, True, True, None, *same, None)
             yield f"{name} 3x3, exact", "wgrad", "wgrad", (vgg, vgg, vgg, weight, True, None, *same, None)
         yield (

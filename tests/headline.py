@@ -111,6 +111,7 @@ PASSES: dict[str, Callable[[dict[str, Any]], list[float]]] = {
     "statistics_kernel": lambda given: [given["REPEAT"]],
     "bn_relu_kernel": lambda given: [given["REPEAT"]],
     "gradient_kernel": lambda given: [given["REPEAT"]],
+    "max_pool_kernel": lambda given: [given["REPEAT"]],
     "sums_kernel": lambda given: [given["REPEAT"]],
     "merge_kernel": lambda given: 2 * [-(-given["ROWS"] // given["BLOCK_R"])],
     "merge_sums_kernel": lambda given: [-(-given["ROWS"] // given["BLOCK_R"])],

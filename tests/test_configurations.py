@@ -12,7 +12,7 @@ from parity import DEVICE, FORMATS, assert_parity, each_dtype, each_format, last
 import fastcnn
 import fastcnn.functional as FF
 from fastcnn.shapes import Window
-from fastcnn.triton import tiles
+from fastcnn.triton import bn_relu, bn_statistics, max_pool, tiles
 from fastcnn.triton.convolution import implicit_gemm
 
 
@@ -121,3 +121,29 @@ def test_float32_is_rounded_to_tf32_not_cut(algorithm: str, inexact: str) -> Non
         y = FF.conv2d_relu(x, w)
         dx, dw = torch.autograd.grad(y.sum(), (x, w))
     assert {"epilogue+dgrad": dx, "epilogue+wgrad": dw}.get(algorithm, y).max().item() == 1 + 2**-10
+
+
+@pytest.mark.parametrize("format", [torch.channels_last, torch.contiguous_format], ids=["NHWC", "NCHW"])
+def test_programs_go_over_tiles_of_several_images(format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (bn_relu, bn_statistics, max_pool):
+        monkeypatch.setattr(module, "PROGRAMS", 1)  # as few as there may be, so that each has many tiles
+    x = torch.randn(7, 20, 9, 13, device=DEVICE).to(memory_format=format)
+    window = Window((3, 3), (2, 2), (1, 1), (1, 1), False)
+    leaf = x.detach().requires_grad_()
+    stock = F.max_pool2d(leaf, 3, 2, 1)
+    stock.backward(torch.ones_like(stock))
+    pooled, codes = max_pool.max_pool_codes(x, window)
+    assert pooled.equal(stock)
+    assert max_pool.max_pool_backward(torch.ones_like(pooled), codes, 9, 13, window).equal(leaf.grad)
+    mean, variance, _ = bn_statistics.bn_relu_statistics(x)
+    torch.testing.assert_close(mean, x.mean((0, 2, 3)))
+    torch.testing.assert_close(variance, x.var((0, 2, 3), unbiased=False))
+    weight, bias = torch.randn(2, 20, device=DEVICE)
+    leaves = [each.detach().requires_grad_() for each in (x, weight, bias)]
+    output = F.batch_norm(leaves[0], None, None, *leaves[1:], training=True).relu()
+    numbers = (mean, variance, weight, bias, 1e-5)
+    torch.testing.assert_close(bn_relu.bn_relu(x, *numbers), output.detach())
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    for ours, each in zip(bn_relu.bn_relu_backward(grad, x, *numbers, True), leaves, strict=True):
+        torch.testing.assert_close(ours, each.grad, rtol=1e-4, atol=1e-5)

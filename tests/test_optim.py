@@ -259,7 +259,7 @@ def test_gradients_without_alignment_are_read_by_value(counted: Counted) -> None
 
 
 def test_the_table_of_pointers_is_kept_between_steps() -> None:
-    params = weights(torch.bfloat16)[:2]
+    params = weights(torch.bfloat16)[:1]
     for p, g in zip(params, gradients(0, params, torch.bfloat16), strict=True):
         p.grad = torch.empty_like(p).copy_(g)
     optimizer = fastcnn.optim.SGD(params, lr=0.1)
@@ -274,14 +274,15 @@ def test_the_table_of_pointers_is_kept_between_steps() -> None:
         assert sgd._kept_table.cache_info().misses == before.misses + 1
 
 
-def test_a_step_that_is_refused_leaves_no_state() -> None:
-    class Wrapped(torch.Tensor):
-        pass
+def test_a_step_that_is_refused_leaves_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("refused")
 
-    weight = torch.ones(3, device=DEVICE).as_subclass(Wrapped).requires_grad_()
+    monkeypatch.setattr("fastcnn.optim.choose", refuse)
+    weight = torch.ones(3, device=DEVICE, requires_grad=True)
     weight.grad = torch.ones_like(weight)
     optimizer = fastcnn.optim.SGD([weight], lr=1.0, momentum=0.9)
-    with fastcnn.use_backend("triton"), pytest.raises(RuntimeError, match="SGD: backend 'triton'"):
+    with fastcnn.use_backend("triton"), pytest.raises(RuntimeError, match="refused"):
         optimizer.step()
     assert not optimizer.state
 

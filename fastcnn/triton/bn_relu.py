@@ -89,8 +89,8 @@ def sums_kernel(
         times += tl.where(mask, grad * (x - numbers[0]), 0.0)
         image, block_p = next_tile(image, block_p, BLOCKS_P)
     at = partial_ptr + row.to(tl.int64) * C + c
-    tl.store(at, tl.sum(plain.to(tl.float64), axis=0), mask=c < C)
-    tl.store(at + ROWS * C, tl.sum(times.to(tl.float64), axis=0), mask=c < C)
+    tl.store(at, tl.sum(plain, axis=0).to(tl.float64), mask=c < C)
+    tl.store(at + ROWS * C, tl.sum(times, axis=0).to(tl.float64), mask=c < C)
 
 
 @triton.jit(do_not_specialize=["ROWS"])

@@ -90,26 +90,25 @@ def statistics_kernel(x_ptr, partial_ptr, C, P, TILES, BLOCKS_P, BLOCKS_C, ROWS,
     c = indices(block_c, TILE.channels, TILE.wide)
     _, mask, at = tile_at(image, block_p, c, C, P, TILE)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    origin = tl.sum(x, axis=0) / tl.minimum(P - block_p * TILE.pixels, TILE.pixels).to(tl.float32)
-    origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)
+    origin = tl.sum(x, axis=0) * (1.0 / tl.minimum(P - block_p * TILE.pixels, TILE.pixels).to(tl.float32))
+    origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0).to(x_ptr.dtype.element_ty)  # near the mean will do
     sums = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
     squares = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
-    count = tl.zeros((), tl.int64)
+    count = tl.zeros((), tl.int32)
     for _ in range(tl.minimum(REPEAT, TILES - row * REPEAT)):
         _, mask, at = tile_at(image, block_p, c, C, P, TILE)
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        off = tl.where(mask, x - origin[None, :], 0.0)
+        off = tl.load(x_ptr + at, mask=mask, other=origin[None, :]).to(tl.float32) - origin.to(tl.float32)[None, :]
         sums += off
         squares += off * off
         count += tl.minimum(P - block_p * TILE.pixels, TILE.pixels)
         image, block_p = next_tile(image, block_p, BLOCKS_P)
     number = count.to(tl.float64)
-    off = tl.sum(sums.to(tl.float64), axis=0) / number
-    squares = tl.sum(squares.to(tl.float64), axis=0) - number * off * off
+    off = tl.sum(sums, axis=0).to(tl.float64) * (1.0 / number)
+    squares = tl.sum(squares, axis=0).to(tl.float64) - number * off * off
     squares = tl.where(squares < 0.0, 0.0, squares)
     at = partial_ptr + row.to(tl.int64) * C + c
     tl.store(at, tl.zeros(c.shape, tl.float64) + number, mask=c < C)
-    tl.store(at + ROWS * C, off + origin, mask=c < C)
+    tl.store(at + ROWS * C, off + origin.to(tl.float64), mask=c < C)
     tl.store(at + 2 * ROWS * C, squares, mask=c < C)
 
 
@@ -152,9 +151,11 @@ def planes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
-def summing(images: int, pixels: int, channels: int, channels_last: bool, wide: bool) -> tuple[Tiling, int, int]:
+def summing(
+    images: int, pixels: int, channels: int, channels_last: bool, wide: bool, elements: int = 1024
+) -> tuple[Tiling, int, int]:
     """Return the tiles of a kernel that sums, how many rows they make, and how many of them a row is."""
-    tiles = tiling(pixels, channels, channels_last, wide, elements=1024)
+    tiles = tiling(pixels, channels, channels_last, wide, elements)
     return tiles, *rows_of(tiles, images, tiles.blocks_p * images, PROGRAMS)
 
 
@@ -165,7 +166,7 @@ def bn_relu_statistics(input: Tensor) -> Tensor:
     out = x.new_empty((3, channels), dtype=torch.float32)
     if x.numel() == 0:
         return out.fill_(float("nan"))
-    tiles, rows, repeat = summing(images, pixels, channels, channels_last, is_wide(x))
+    tiles, rows, repeat = summing(images, pixels, channels, channels_last, is_wide(x), elements=2048)
     partial = x.new_empty((3, rows, channels), dtype=torch.float64)
     statistics_kernel[(rows * tiles.blocks_c,)](
         x, partial, channels, pixels, tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, rows, repeat,

@@ -10,23 +10,27 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import RELU_OFF, Window
-from fastcnn.triton.bn_statistics import Norm, channel_numbers, normalized
+from fastcnn.triton.bn_statistics import PROGRAMS, Norm, channel_numbers, normalized
 from fastcnn.triton.max_pool_backward import max_pool_backward as max_pool_backward  # an operator of this stem
 from fastcnn.triton.tiles import (
     ceil_div,
+    first_tile,
     fits_int32,
     indices,
     is_wide,
     laid_out,
+    next_tile,
     offset,
     pairs_up,
     row_vector,
-    this_tile,
+    rows_of,
+    tile_at,
     tiling,
     widened,
 )
 
 OFF = tl.constexpr(RELU_OFF)
+MOST_TILES = 8  # of a program: it finds its place, and computes its channels' numbers, once
 UNROLLED = tl.constexpr(16)  # places of a window that are scanned without a loop
 
 
@@ -84,42 +88,45 @@ def store_winners(y_ptr, code_ptr, at, best, code, mask, RELU: tl.constexpr):
         tl.store(code_ptr + at, code.to(tl.uint8), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES", "REPEAT"])
 def max_pool_kernel(
-    x_ptr, y_ptr, code_ptr, norm, C, H, W, OH, OW, BLOCKS_P, BLOCKS_C,
+    x_ptr, y_ptr, code_ptr, norm, C, H, W, OH, OW, TILES, BLOCKS_P, BLOCKS_C, REPEAT,
     WINDOW: tl.constexpr, RELU: tl.constexpr, WHOLE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Pool x: (N, C, H, W) to y and codes: (N, C, OH, OW); one program computes one tile of outputs.
+    """Pool x: (N, C, H, W) to y and codes: (N, C, OH, OW); one program computes REPEAT of all TILES of outputs.
 
     Scans each window row by row. The first of equals wins; a NaN beats everything before it, as in torch. WHOLE: no
     window reaches beyond the image, nor a tile beyond the channels, so that loads need no mask.
     """
     ROWS: tl.constexpr = WINDOW.size[0]
     COLUMNS: tl.constexpr = WINDOW.size[1]
-    n, p, c, mask = this_tile(C, OH * OW, BLOCKS_P, BLOCKS_C, TILE)
-    p_in = tl.minimum(p, OH * OW - 1)  # what is beyond the image's end computes the last pixel once more
-    top = p_in // OW * WINDOW.stride[0] - WINDOW.padding[0]
-    left = p_in % OW * WINDOW.stride[1] - WINDOW.padding[1]
-    x_ptr += n * C * H * W
+    row, image, block_p, block_c = first_tile(BLOCKS_P, BLOCKS_C, REPEAT)
+    c = indices(block_c, TILE.channels, TILE.wide)
     numbers = channel_numbers(norm, c, C, 0)
-    best = tl.full((TILE.pixels, TILE.channels), float("-inf"), tl.float32)
-    code = tl.full((TILE.pixels, TILE.channels), 0 if WHOLE else -1, tl.int32)
-    if ROWS * COLUMNS <= UNROLLED:
-        for r in tl.static_range(ROWS):
-            for s in tl.static_range(COLUMNS):
-                best, code = scan_place(
-                    x_ptr, norm, numbers, best, code, r, s, top, left, c, mask, C, H, W, WINDOW, WHOLE,
-                    WHOLE and r + s == 0, TILE.channels_last,
-                )  # fmt: skip
-    else:
-        for r in range(ROWS):
-            for s in range(COLUMNS):
-                best, code = scan_place(
-                    x_ptr, norm, numbers, best, code, r, s, top, left, c, mask, C, H, W, WINDOW, WHOLE, False,
-                    TILE.channels_last,
-                )  # fmt: skip
-    out = n * C * OH * OW + offset(c[None, :], p[:, None], C, OH * OW, TILE.channels_last)
-    store_winners(y_ptr, code_ptr, out, best, code, mask, RELU)
+    for _ in range(tl.minimum(REPEAT, TILES - row * REPEAT)):
+        p, mask, out = tile_at(image, block_p, c, C, OH * OW, TILE)
+        p = tl.minimum(p, OH * OW - 1)  # what is beyond the image's end computes the last pixel once more
+        top = p // OW * WINDOW.stride[0] - WINDOW.padding[0]
+        left = p % OW * WINDOW.stride[1] - WINDOW.padding[1]
+        x_image = x_ptr + image * C * H * W
+        best = tl.full((TILE.pixels, TILE.channels), float("-inf"), tl.float32)
+        code = tl.full((TILE.pixels, TILE.channels), 0 if WHOLE else -1, tl.int32)
+        if ROWS * COLUMNS <= UNROLLED:
+            for r in tl.static_range(ROWS):
+                for s in tl.static_range(COLUMNS):
+                    best, code = scan_place(
+                        x_image, norm, numbers, best, code, r, s, top, left, c, mask, C, H, W, WINDOW, WHOLE,
+                        WHOLE and r + s == 0, TILE.channels_last,
+                    )  # fmt: skip
+        else:
+            for r in range(ROWS):
+                for s in range(COLUMNS):
+                    best, code = scan_place(
+                        x_image, norm, numbers, best, code, r, s, top, left, c, mask, C, H, W, WINDOW, WHOLE, False,
+                        TILE.channels_last,
+                    )  # fmt: skip
+        store_winners(y_ptr, code_ptr, out, best, code, mask, RELU)
+        image, block_p = next_tile(image, block_p, BLOCKS_P)
 
 
 @triton.jit
@@ -181,8 +188,10 @@ def pool(input: Tensor, norm: Norm, window: Window, relu: bool, codes: bool) -> 
     elements = 1024 if channels_last else 512
     tiles = tiling(out_height * out_width, channels, channels_last, is_wide(x, y), elements)
     whole = reaches_nowhere(window, height, width) and channels % tiles.tile.channels == 0
-    max_pool_kernel[tiles.grid(images)](
-        x, y, code, norm, channels, height, width, out_height, out_width, tiles.blocks_p, tiles.blocks_c,
+    rows, repeat = rows_of(tiles, images, MOST_TILES, PROGRAMS)
+    max_pool_kernel[(rows * tiles.blocks_c,)](
+        x, y, code, norm, channels, height, width, out_height, out_width,
+        tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, repeat,
         WINDOW=window, RELU=relu, WHOLE=whole, TILE=tiles.tile,
     )  # fmt: skip
     return y, code

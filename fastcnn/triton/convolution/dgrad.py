@@ -9,8 +9,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.convolution.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
-from fastcnn.triton.convolution.implicit_gemm import ChannelsLast, Config, Sizes, constants, conv_window, split_rows
+from fastcnn.triton.convolution.gradient import Source, is_wide_convolution, load_gradient, pick
+from fastcnn.triton.convolution.implicit_gemm import (
+    REGISTERS,
+    ChannelsLast,
+    Config,
+    Sizes,
+    constants,
+    conv_window,
+    split_rows,
+)
 from fastcnn.triton.tiles import (
     added,
     ceil_div,

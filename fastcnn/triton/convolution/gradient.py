@@ -16,8 +16,6 @@ from fastcnn.triton.max_pool_backward import unpool
 from fastcnn.triton.tiles import is_wide, laid_out, offset, power_of_2
 
 SHARED_MEMORY = 99 * 1024  # of a program, in bytes, on the GPU that has least: sm_120
-# Let ptxas use as many registers as there are: left to itself, for sm_100 it spills to leave more of them unused.
-REGISTERS = 255
 
 
 @triton.jit

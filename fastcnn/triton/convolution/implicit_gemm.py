@@ -45,6 +45,11 @@ CONFIGS = (
     Config(64, 32, 32, 4, 3),
     Config(64, 16, 32, 4, 3),
 )
+EXACT = Config(64, 64, 16, 8, 3)  # of float32 without TF32, whose products take registers
+
+
+# Let ptxas use as many registers as there are: left to itself, for sm_100 and later it spills to leave more unused.
+REGISTERS = 255
 
 
 class Sizes(NamedTuple):
@@ -222,13 +227,15 @@ def launch(
     y = torch.empty(shape, dtype=w.dtype, device=x.device, memory_format=format)
     if y.numel() == 0:
         return y
-    wide = is_wide(x, y)
+    wide, exact = is_wide(x, y), w.dtype == torch.float32 and dot_precision(w.dtype) == "ieee"
+    if config is None and exact and not wide:
+        config = EXACT._replace(block_n=max(16, min(EXACT.block_n, power_of_2(sizes.group_out))))
     config = config or (wide_config if wide else pick_config(configs, sizes.group_out))
     pixels, blocks_n = y.numel() // sizes.out_channels, ceil_div(sizes.group_out, config.block_n)
     implicit_gemm_kernel[(ceil_div(pixels, config.block_m) * groups * blocks_n,)](
         x, *norm, w, vector(bias), y, pixels, blocks_n, sizes,
         CHANNELS=channels, WINDOW=window, RELU=relu, LAST=ChannelsLast(x_last, w_last, x_last or w_last),
-        **constants(config, w.dtype, wide),
+        maxnreg=REGISTERS if exact else None, **constants(config, w.dtype, wide),
     )  # fmt: skip
     return y
 

@@ -9,8 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.convolution.gradient import REGISTERS, Source, is_wide_convolution, load_gradient, pick
+from fastcnn.triton.convolution.gradient import Source, is_wide_convolution, load_gradient, pick
 from fastcnn.triton.convolution.implicit_gemm import (
+    REGISTERS,
     ChannelsLast,
     Config,
     Sizes,
