@@ -147,6 +147,7 @@ def convolution(
     dilation: list[int],
     groups: int,
     algorithm: str | None,
+    *,
     relu: bool,
 ) -> tuple[Tensor, bool]:
     """Return a convolution with bias and, if asked, ReLU; or torch's without them, and that they are left to do."""
@@ -160,7 +161,7 @@ def convolution(
     return y.contiguous(memory_format=conv_memory_format(input, weight)), True
 
 
-def conv_relu(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Tensor:
+def conv_relu(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     """Operator ``fastcnn::conv_relu.triton``; `epilogue` serves every shape, so it is the default."""
     y, left = convolution(input, weight, bias, *settings, relu=True)
     if left:

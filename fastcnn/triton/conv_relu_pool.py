@@ -17,12 +17,13 @@ def _run(
     input: Tensor, weight: Tensor, bias: Tensor | None, settings: Any, codes: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return pooled values, and codes if asked: in the convolution's own kernel, or by a pass over its output."""
-    *kernel, groups, algorithm, window = settings
+    *before, window = settings
+    *kernel, groups, algorithm = before
     if hopper := asked_hopper(algorithm):
         taps = conv_window(weight, *kernel)
         if pools_pairs(window, *taps.output_size(*input.shape[2:])):
             return hopper(input, weight, bias, taps, groups, algorithm, pool=True, codes=codes)
-    y, left = convolution(input, weight, bias, *kernel, groups, algorithm, relu=False)
+    y, left = convolution(input, weight, bias, *before, relu=False)
     return pool(y, Norm.of_bias(bias if left else None), window, relu=True, codes=codes)
 
 

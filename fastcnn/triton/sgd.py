@@ -10,16 +10,15 @@ from torch import Tensor
 from fastcnn.triton.tiles import ceil_div, power_of_2
 
 BLOCK = 2048
-VECTOR = tl.constexpr(8)  # elements: where a parameter has a multiple of them at 16-byte addresses, vectors are loaded
+# A parameter of a multiple of so many elements, at addresses that are multiples of so many bytes, goes by vectors.
+VECTOR, BYTES = tl.constexpr(8), tl.constexpr(16)
 
 
 @triton.jit
 def pointer(table_ptr, row, which, COUNT: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """Return a parameter's pointer from one row of the table."""
-    address = tl.load(table_ptr + row * COUNT + which)
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE))
+    found = tl.load(table_ptr + row * COUNT + which).to(tl.pointer_type(DTYPE))
+    return tl.multiple_of(found, BYTES) if ALIGNED else found
 
 
 @triton.jit
@@ -107,10 +106,9 @@ def sgd(
         for each in parameters
         if each[0].numel()
     ]
-    aligned = [row[0] % VECTOR.value == 0 and all(address % 16 == 0 for address in row[1:]) for row in rows]
     with torch.cuda.device_of(weight):
         for wide in (True, False):
-            alike = tuple(row for row, fits in zip(rows, aligned, strict=True) if fits == wide)
+            alike = tuple(row for row in rows if _is_aligned(row) == wide)
             if alike:
                 sgd_kernel[(sum(ceil_div(row[0], BLOCK) for row in alike),)](
                     _table(alike, weight), lr if tensor else None, 0.0 if tensor else lr,
@@ -118,6 +116,10 @@ def sgd(
                     weight_type=_type(weight), grad_type=_type(grad), MOMENTUM=buffer is not None,
                     FIRST=first, NESTEROV=nesterov, MAXIMIZE=maximize, ALIGNED=wide, BLOCK=BLOCK,
                 )  # fmt: skip
+
+
+def _is_aligned(row: tuple[int, ...]) -> bool:
+    return row[0] % VECTOR.value == 0 and all(address % BYTES.value == 0 for address in row[1:])
 
 
 def _type(tensor: Tensor) -> tl.dtype:

@@ -68,9 +68,10 @@ class Sizes(NamedTuple):
     @classmethod
     def of(cls, input: Tensor, weight: Tensor, window: Window, groups: int) -> "Sizes":
         """Return the sizes of a call."""
-        image, out_channels = input.shape[1:], weight.shape[0]
-        out = window.output_size(*input.shape[2:])
-        return cls(*image, out_channels, *out, image[0] // groups, out_channels // groups, groups)
+        channels, height, width = input.shape[1:]
+        out_channels, (out_height, out_width) = weight.shape[0], window.output_size(height, width)
+        outputs = out_channels, out_height, out_width
+        return cls(channels, height, width, *outputs, channels // groups, out_channels // groups, groups)
 
 
 class ChannelsLast(NamedTuple):
