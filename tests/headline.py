@@ -92,8 +92,8 @@ WHY = {
     r"NCHW.*pool (backward )?VGG": "rows of 28 or 14 leave vectors of four or two; the bias rounds as stock's",
     r"NCHW LRN": "odd planes: two bytes an access, and sixteen channels load eight more around them",
     r"NHWC LRN\+pool backward": "that of its pool",
-    r"batch norm statistics VGG 28": "the sums in float64 at a program's end, after few tiles",
-    r"bias.ReLU backward AlexNet 13": "a plane of 169 pixels fills a warp once",
+    r"NCHW batch norm statistics VGG 28": "the sums in float64 at a program's end, after few tiles",
+    r"NCHW bias.ReLU backward (AlexNet 13|VGG 14)": "a plane of 196 pixels or fewer fills a warp once",
 }
 
 

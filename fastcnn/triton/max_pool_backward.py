@@ -202,7 +202,7 @@ def pool_backward(
     rows, columns = quads(window, height, width) if by_quads else (height, width)
     elements = 1024 if channels_last else 128 if by_quads else 512
     tiles = tiling(rows * columns, channels, channels_last, wide, elements)
-    tiles, repeat = repeated(tiles, REPEAT if bias_grad else 1)
+    tiles, repeat = repeated(tiles, REPEAT)
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
         kernel[tiles.grid(images)](
