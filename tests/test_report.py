@@ -317,7 +317,7 @@ def test_stale_readme_is_rewritten(folder: Path, tmp_path: Path) -> None:
     assert main(folder, "--readme", path)[0] == 0
     text = path.read_text()
     assert "Nothing has been measured yet" not in text
-    assert line_with(text, "alexnet, batch 16")[2:4] == ["1.50x faster", "2.00x"]
+    assert line_with(text, "alexnet, batch 16, training")[1:3] == ["1.50x faster", "2.00x"]
     assert text.count("\n| alexnet") == 1, "headline cells are those with eager twice"
     assert "slower in 1." in text
     assert text.startswith("before\n\n<!--")
@@ -331,8 +331,8 @@ def test_quick_cells_give_way_to_those_of_whole_groups(tmp_path: Path) -> None:
         tmp_path / "quick.jsonl", CPU, row("eager", 0.003, group="quick"), row("fastcnn", 0.001, group="quick")
     )
     whole = write(tmp_path / "alexnet.jsonl", CPU, *rows_of("alexnet"))
-    assert line_with(readme.block(read([quick])), "alexnet, batch 16")[2] == "3.00x faster"
-    assert line_with(readme.block(read([quick, whole])), "alexnet, batch 16")[2] == "1.50x faster"
+    assert line_with(readme.block(read([quick])), "alexnet, batch 16, training")[1] == "3.00x faster"
+    assert line_with(readme.block(read([quick, whole])), "alexnet, batch 16, training")[1] == "1.50x faster"
 
 
 def test_readme_comments_must_be_there_once() -> None:

@@ -85,14 +85,13 @@ def short(cells: Iterable[Cell]) -> Table:
     """Build the README's lines: the ratios, and how far stock is from stock measured again."""
     rows = [
         [
-            cell.name if cell.is_model else f"{cell.subject}, {cell.model} {cell.layer}",
-            cell.mode,
+            f"{cell.name}, {cell.mode}" if cell.is_model else f"{cell.subject}, {cell.model} {cell.layer}",
             *_numbers(cell)[:2],
             text.NONE if cell.noise is None else text.share(cell.noise),
         ]
         for cell in cells
     ]
-    return Table(["what", "mode", *NUMBERS[:2], "noise"], rows, texts=2)
+    return Table(["what", *NUMBERS[:2], "noise"], rows)
 
 
 def _types(cell: Cell) -> str:
