@@ -48,35 +48,53 @@ Listener = Callable[[str, tuple[Any, ...], Route], None]
 _listeners: list[Listener] = []
 
 
+class Least(NamedTuple):
+    """The elements of an input from which a backend beats the stock layers: with fewer, stock is as fast."""
+
+    values: int = 0  # where no gradient is asked for
+    gradients: int = 0
+
+
+NEVER = 2**62
+
+
 class Fastest(NamedTuple):
     """Where a backend has been measured to beat the stock layers."""
 
     backend: str
     dtypes: tuple[torch.dtype, ...]
-    least_elements: int = 0  # of the input: with fewer, stock is as fast
-    channels_last: bool = True
-    without_front: int = 0  # the same without the front: the Python path costs more than a small kernel saves
+    nchw: Least = Least()
+    channels_last: Least = Least()
+    without_front: int = 0  # the least without the front: the Python path costs more than a small kernel saves
 
-    def pays(self, input: Tensor) -> bool:
-        """Whether the backend is faster than stock for an input of this size."""
-        return input.numel() >= (self.without_front or self.least_elements if front.problem else self.least_elements)
+    def least(self, arguments: tuple[Any, ...]) -> int:
+        """Return how many elements the input must have, by its layout and whether a gradient is asked for."""
+        least = self.nchw if arguments[0].is_contiguous() else self.channels_last
+        asked = torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
+        return max(least.gradients if asked else least.values, self.without_front if front.problem else 0)
 
 
 # What `auto` takes for an op on a device type if no table has the call. An entry needs parity and a time measured on
 # such a device against stock torch; without an entry `auto` runs the stock layers.
-# CPU, by benchmarks/results/cpu/*.jsonl: conv_relu and linear_relu run stock, as torch computes their matrix product
-# either way. In channels_last stock's max-pool and batch norm, with a pool or without, are as fast as ours, and so is
-# its add_relu. With running statistics (bn_relu_running) stock is faster forward. In bfloat16 torch has no LRN on the
-# CPU outside autocast. Folding a batch norm into its convolution (conv_bn) saves less than the noise.
-STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "bn_relu_running", "conv_bn", "conv_relu", "linear_relu")}
+# CPU: conv_relu and linear_relu run stock, as torch computes their matrix product either way; folding a batch norm
+# into its convolution (conv_bn) saves less than the noise. add_relu saves its forward a pass, its backward none. In
+# channels_last stock's batch norm is as fast as ours, but for the forward with running statistics (bn_relu_running),
+# and its max-pool as soon as codes are kept of less than a cache holds. In bfloat16 torch has no LRN on the CPU outside
+# autocast.
+STOCK_IS_AS_FAST = {("cpu", each) for each in ("conv_bn", "conv_relu", "linear_relu")}
 _NARROW = torch.float32, torch.bfloat16
+_FLOAT = (torch.float32,)
+_VALUES_ONLY = Least(gradients=NEVER)
+_LARGE_VALUES = Least(2**17, NEVER)
 FASTEST: dict[tuple[str, str], Fastest] = {
-    ("cpu", "bn_relu"): Fastest("cpu", (torch.float32,), 2**18, channels_last=False),
-    ("cpu", "bn_relu_pool"): Fastest("cpu", (torch.float32,), 2**18, channels_last=False),
-    ("cpu", "conv_relu_pool"): Fastest("cpu", _NARROW, channels_last=False, without_front=3 * 2**14),
+    ("cpu", "add_relu"): Fastest("cpu", _NARROW, _LARGE_VALUES, _LARGE_VALUES, without_front=2**18),
+    ("cpu", "bn_relu"): Fastest("cpu", _FLOAT, channels_last=Least(NEVER, NEVER), without_front=2**18),
+    ("cpu", "bn_relu_pool"): Fastest("cpu", _FLOAT, without_front=2**18),
+    ("cpu", "bn_relu_running"): Fastest("cpu", _FLOAT, channels_last=_VALUES_ONLY, without_front=2**18),
+    ("cpu", "conv_relu_pool"): Fastest("cpu", _NARROW, without_front=3 * 2**14),
     ("cpu", "lrn"): Fastest("cpu", _NARROW),
     ("cpu", "lrn_pool"): Fastest("cpu", _NARROW),
-    ("cpu", "max_pool"): Fastest("cpu", _NARROW, 2**14, channels_last=False, without_front=2**17),
+    ("cpu", "max_pool"): Fastest("cpu", _NARROW, Least(0, 2**15), Least(0, 2**17), without_front=2**17),
 }
 
 
@@ -170,7 +188,7 @@ def _fastest(
         _say_once(function, reason, device_type(input))
         return Route("torch", None, reason), None
     found, why = _measured(op, arguments)
-    route = _by_measurement(found) if found else _by_kind_of_device(measured, input, why)
+    route = _by_measurement(found) if found else _by_kind_of_device(measured, arguments, why)
     prepared = None
     if route.backend != "torch":
         prepared = prepare(*arguments)
@@ -227,17 +245,17 @@ def _problem(op: str, name: str, algorithm: str | None) -> str:
     return unusable(name, algorithm)
 
 
-def _by_kind_of_device(op: str, input: Tensor, why: str) -> Route:
+def _by_kind_of_device(op: str, arguments: tuple[Any, ...], why: str) -> Route:
     """Return the route that `FASTEST` gives for the type of device."""
+    input = arguments[0]
     entry = FASTEST.get((device_type(input), op))
     if entry is None and (device_type(input), op) in STOCK_IS_AS_FAST and input.dtype == torch.float32:
         return Route("torch", None, STOCK_ON_THIS_KIND)
     if entry is None or input.dtype not in entry.dtypes:
         return Route("torch", None, _unmeasured(input.dtype, why))
-    if not entry.pays(input):
-        return Route("torch", None, TOO_SMALL)
-    if not (entry.channels_last or input.is_contiguous()):
-        return Route("torch", None, STOCK_ON_THIS_KIND)
+    least = entry.least(arguments)
+    if input.numel() < least:
+        return Route("torch", None, STOCK_ON_THIS_KIND if least == NEVER else TOO_SMALL)
     if reason := MISSING[entry.backend]():
         _warn_once(reason)
         return Route("torch", None, reason)

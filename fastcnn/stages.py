@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastcnn import functional as FF
+from fastcnn import turning
 from fastcnn.calls import BatchNorm, Call
 from fastcnn.normalization import Normalize, is_recorded
 from fastcnn.ops.folding import folded, folds
@@ -224,10 +226,12 @@ class Stage(NamedTuple):
 
 
 _CONV_RELU = Stage(("conv", "relu"), run_conv_relu)
+_CONV_RELU_POOL = Stage(("conv", "relu", "pool"), _conv_relu_pool)
 _LRN = Stage(("lrn",), _lrn)
+_LRN_POOL = Stage(("lrn", "pool"), _lrn_pool)
 _POOL = Stage(("pool",), _max_pool)
 STAGES = (  # the first match counts: of two that can match, the longer comes first; otherwise the more usual one
-    Stage(("conv", "relu", "pool"), _conv_relu_pool),
+    _CONV_RELU_POOL,
     _CONV_RELU,
     Stage(("normalize", "conv", "relu", "pool"), _normalize_conv_relu_pool),
     Stage(("normalize", "conv", "relu"), _normalize_conv_relu),
@@ -238,7 +242,7 @@ STAGES = (  # the first match counts: of two that can match, the longer comes fi
     Stage(("bn", "relu"), _bn_relu),
     Stage(("batch_norm", "relu", "pool"), _norm_relu_pool),
     Stage(("batch_norm", "relu"), _norm_relu),
-    Stage(("lrn", "pool"), _lrn_pool),
+    _LRN_POOL,
     _LRN,
     _POOL,
     Stage(("lone pool",), _max_pool),
@@ -246,6 +250,8 @@ STAGES = (  # the first match counts: of two that can match, the longer comes fi
     Stage(("linear", "relu"), _linear_relu),
     Stage(("add", "relu"), _sum_relu),
 )
+_CONVOLUTIONS = (_CONV_RELU, _CONV_RELU_POOL)
+_IN_EITHER_LAYOUT = (*_CONVOLUTIONS, _LRN, _LRN_POOL, _POOL)  # on the CPU as fast in NCHW as in channels_last
 
 _BEGINNING: dict[str | None, list[Stage]] = {  # by their first role
     role: [stage for stage in STAGES if stage.roles[0] == role] for role in {each.roles[0] for each in STAGES}
@@ -296,7 +302,16 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
     if IDENTITY in roles:
         kept = [place for place, role in enumerate(roles) if role != IDENTITY]
         layers, settings, roles = (tuple(row[place] for place in kept) for row in (layers, settings, roles))
-    for stage, start, end, reads_alone in _plan(roles) if is_dynamo_compiling() else _plans[roles]:
+    compiling = is_dynamo_compiling()
+    parts, convolutions, end_turned = _plan(roles) if compiling else _plans[roles]
+    turned = not (compiling or end_turned == 0 or is_grad_enabled()) and _pays_turned(
+        input, [layers[place] for place in convolutions]
+    )
+    if turned:
+        input = turning.turn(input)
+    for stage, start, end, reads_alone in parts:
+        if turned and start == end_turned:
+            input, turned = turning.turn_back(input), False
         if stage is None:
             input = layers[start](input)
             continue
@@ -304,7 +319,14 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
             only_reader(input)
         row = settings[start:end]
         input = stage[1](input, *row) if _around is None else _run(stage, input, row)
-    return input
+    return turning.turn_back(input) if turned else input
+
+
+def _pays_turned(input: Any, convolutions: list[nn.Conv2d]) -> bool:
+    weights = [conv.__dict__["_parameters"].get("weight") for conv in convolutions]
+    if any(weight is None for weight in weights):
+        return False  # a look at a weight that is computed may change it
+    return turning.pays(input, weights, convolutions[0].stride)  # type: ignore[arg-type]
 
 
 def _settings(layer: Any) -> Any:
@@ -320,7 +342,21 @@ class Part(NamedTuple):
     reads_alone: bool  # a convolution that alone reads the output of the conv+ReLU before it
 
 
-def _plan(roles: tuple[str | None, ...]) -> tuple[Part, ...]:
+class Plan(NamedTuple):
+    """A row of layers in parts.
+
+    Attributes:
+        parts: the stages and single layers, in order.
+        convolutions: the places of two convolutions or more, with whose stages alone the row begins; or none.
+        end_turned: where those stages end, which may all run in channels_last.
+    """
+
+    parts: tuple[Part, ...]
+    convolutions: tuple[int, ...]
+    end_turned: int
+
+
+def _plan(roles: tuple[str | None, ...]) -> Plan:
     """Divide a row of layers, by their roles, into the longest stages."""
     parts: list[Part] = []
     start, before = 0, None
@@ -329,17 +365,20 @@ def _plan(roles: tuple[str | None, ...]) -> tuple[Part, ...]:
         end = start + (len(stage.roles) if stage else 1)
         parts.append(Part(stage, start, end, stage is not None and before is _CONV_RELU and roles[start] == "conv"))
         start, before = end, stage
-    return tuple(parts)
+    leading = tuple(takewhile(lambda part: part.stage in _IN_EITHER_LAYOUT, parts))
+    convolutions = tuple(part.start for part in leading if part.stage in _CONVOLUTIONS)
+    turns = len(convolutions) > 1 and convolutions[0] == 0
+    return Plan(tuple(parts), convolutions if turns else (), leading[-1].end if turns else 0)
 
 
 def _forms(stage: Stage, roles: tuple[str | None, ...], start: int) -> bool:
     return roles[start : start + len(stage.roles)] == stage.roles
 
 
-class _Plans(dict[tuple[str | None, ...], tuple[Part, ...]]):
+class _Plans(dict[tuple[str | None, ...], Plan]):
     """The plans of the rows that have run so far, by their roles."""
 
-    def __missing__(self, roles: tuple[str | None, ...]) -> tuple[Part, ...]:
+    def __missing__(self, roles: tuple[str | None, ...]) -> Plan:
         self[roles] = plan = _plan(roles)
         return plan
 
@@ -351,4 +390,4 @@ def parts_of(layers: tuple[Any, ...]) -> list[tuple[Stage | None, tuple[Any, ...
     """Return a row in the parts in which it would run now: stage and layers; the stage of a layer by itself is None."""
     pairs = [(layer, role) for layer, role in zip(layers, roles_of(layers), strict=True) if role != IDENTITY]
     plan = _plan(tuple(role for _, role in pairs))
-    return [(part.stage, tuple(layer for layer, _ in pairs[part.start : part.end])) for part in plan]
+    return [(part.stage, tuple(layer for layer, _ in pairs[part.start : part.end])) for part in plan.parts]

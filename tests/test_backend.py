@@ -323,10 +323,13 @@ def test_auto_takes_the_cpu_kernels_only_where_they_were_faster():
         return [name for name, _ in recorded(lambda: FF.max_pool2d(input, 2)) if name.startswith("fastcnn.")]
 
     large = torch.randn(8, 32, 32, 32)
+    small, turned = large[:1, :8], large.to(memory_format=torch.channels_last)
     assert kernels(large)
-    assert not kernels(large[:1, :8])
-    assert bool(kernels(large[:1])) is not bool(front.problem)  # a call through Python costs more than it saves
-    assert not kernels(large.to(memory_format=torch.channels_last))
+    assert kernels(turned)
+    assert bool(kernels(small)) is not bool(front.problem)  # a call through Python costs more than it saves
+    assert not kernels(small.clone().requires_grad_())
+    assert not kernels(turned[:2].clone().requires_grad_())
+    assert kernels(large[:2].clone().requires_grad_())
     assert kernels(large.bfloat16())
     assert not kernels(large.half())
 

@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "fuse": {"rewrite", "instance"},
     "rewrite": {"rewrite", "nn", "stages", "roles", "calls", "instance"},
     "nn": {"stages", "roles", "functional", "normalization"},
-    "stages": {"roles", "functional", "calls", "normalization", "ops"},
+    "stages": {"roles", "functional", "calls", "normalization", "ops", "turning"},
+    "turning": {"backend", "overrides", "shapes"},
     "roles": {"calls", "instance", "normalization"},
     "instance": set(),
     "normalization": {"functional"},
@@ -96,6 +97,7 @@ KERNEL_TESTS = {
     "test_tune.py": {"tuning"},
     "test_tune_command.py": {"tuning"},
     "test_gpu_run.py": {"tuning"},
+    "test_explain.py": {"front"},
     "test_flops.py": {"front"},
     "trials.py": {"backend", "tuning"},
     "test_trial.py": {"front", "tuning"},
@@ -103,6 +105,7 @@ KERNEL_TESTS = {
     "test_trial_proof.py": {"tuning"},
     "test_trial_telling.py": {"tuning"},
     "test_tuning.py": {"tuning"},
+    "test_turning.py": {"stages"},
     "test_warp_specialized.py": {"triton", "shapes"},
 }
 # Importing the package needs torch alone; what else a layer needs it imports where it is used.
