@@ -1,6 +1,7 @@
 """What the README, the guide and the other pages tell to type: Python blocks run, commands are known and parse."""
 
 import importlib.util
+import linecache
 import re
 import shlex
 from pathlib import Path
@@ -91,7 +92,9 @@ def test_python_runs(path, monkeypatch, tmp_path):
     for block in PYTHON.finditer(text):
         lines = text[: block.start(1)].count("\n")  # so that a traceback tells the page's own line
         with fastcnn.use_backend("auto"):  # which the block may change
-            exec(compile("\n" * lines + block[1], str(path), "exec"), names)
+            source, place = "\n" * lines + block[1], f"{path}:{lines}"
+            linecache.cache[place] = (len(source), None, source.splitlines(keepends=True), place)  # as of a file
+            exec(compile(source, place, "exec"), names)
         if path.name == "README.md":  # whose blocks stand alone
             names = {"__name__": "page"}
 
