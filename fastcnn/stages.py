@@ -227,6 +227,8 @@ class Stage(NamedTuple):
 
 _CONV_RELU = Stage(("conv", "relu"), run_conv_relu)
 _CONV_RELU_POOL = Stage(("conv", "relu", "pool"), _conv_relu_pool)
+_CONV_BN_RELU = Stage(("conv", "bn", "relu"), _conv_bn_relu)
+_CONV_BN_RELU_POOL = Stage(("conv", "bn", "relu", "pool"), _conv_bn_relu_pool)
 _LRN = Stage(("lrn",), _lrn)
 _LRN_POOL = Stage(("lrn", "pool"), _lrn_pool)
 _POOL = Stage(("pool",), _max_pool)
@@ -235,8 +237,8 @@ STAGES = (  # the first match counts: of two that can match, the longer comes fi
     _CONV_RELU,
     Stage(("normalize", "conv", "relu", "pool"), _normalize_conv_relu_pool),
     Stage(("normalize", "conv", "relu"), _normalize_conv_relu),
-    Stage(("conv", "bn", "relu", "pool"), _conv_bn_relu_pool),
-    Stage(("conv", "bn", "relu"), _conv_bn_relu),
+    _CONV_BN_RELU_POOL,
+    _CONV_BN_RELU,
     Stage(("conv", "bn"), _conv_bn),
     Stage(("bn", "relu", "pool"), _bn_relu_pool),
     Stage(("bn", "relu"), _bn_relu),
@@ -250,8 +252,8 @@ STAGES = (  # the first match counts: of two that can match, the longer comes fi
     Stage(("linear", "relu"), _linear_relu),
     Stage(("add", "relu"), _sum_relu),
 )
-_CONVOLUTIONS = (_CONV_RELU, _CONV_RELU_POOL)
-_IN_EITHER_LAYOUT = (*_CONVOLUTIONS, _LRN, _LRN_POOL, _POOL)  # on the CPU as fast in NCHW as in channels_last
+_CONVOLUTIONS = (_CONV_RELU, _CONV_RELU_POOL, _CONV_BN_RELU, _CONV_BN_RELU_POOL)
+_IN_EITHER_LAYOUT = (*_CONVOLUTIONS, _LRN, _LRN_POOL, _POOL)  # in inference on the CPU no slower in channels_last
 
 _BEGINNING: dict[str | None, list[Stage]] = {  # by their first role
     role: [stage for stage in STAGES if stage.roles[0] == role] for role in {each.roles[0] for each in STAGES}
@@ -305,7 +307,7 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
     compiling = is_dynamo_compiling()
     parts, convolutions, end_turned = _plan(roles) if compiling else _plans[roles]
     turned = not (compiling or end_turned == 0 or is_grad_enabled()) and _pays_turned(
-        input, [layers[place] for place in convolutions]
+        input, [layers[place] for place in convolutions], layers[:end_turned]
     )
     if turned:
         input = turning.turn(input)
@@ -322,11 +324,13 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
     return turning.turn_back(input) if turned else input
 
 
-def _pays_turned(input: Any, convolutions: list[nn.Conv2d]) -> bool:
+def _pays_turned(input: Any, convolutions: list[nn.Conv2d], row: tuple[Any, ...]) -> bool:
     weights = [conv.__dict__["_parameters"].get("weight") for conv in convolutions]
     if any(weight is None for weight in weights):
         return False  # a look at a weight that is computed may change it
-    return turning.pays(input, weights, convolutions[0].stride)  # type: ignore[arg-type]
+    return turning.pays(input, weights, convolutions[0].stride) and not any(  # type: ignore[arg-type]
+        isinstance(layer, nn.BatchNorm2d) and _uses_own_statistics(layer) for layer in row
+    )
 
 
 def _settings(layer: Any) -> Any:

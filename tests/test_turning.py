@@ -100,12 +100,30 @@ def test_output_lies_as_stocks(images, weights):
 
 
 @torch.no_grad()
-def test_a_row_with_one_convolution_or_batch_norm_stays():
+def test_a_row_with_one_convolution_or_the_statistics_of_a_batch_stays():
     x = torch.randn(IMAGE)
     lone = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2))
     norm = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3), nn.ReLU())
-    for model in (lone, norm.eval()):
+    for model in (lone, norm):
         assert "channels_last" not in layouts(fastcnn.fuse(model), x)[1]
+
+
+@pytest.mark.parametrize("tracks", [True, False])
+@torch.no_grad()
+def test_batch_norms_in_inference(tracks):
+    norms = [nn.BatchNorm2d(channels, track_running_stats=tracks) for channels in (16, 8)]
+    first = (nn.Conv2d(3, 16, 3), norms[0], nn.ReLU(), nn.MaxPool2d(2))
+    model = fastcnn.fuse(nn.Sequential(*first, nn.Conv2d(16, 8, 3), norms[1], nn.ReLU())).eval()
+    for norm in norms if tracks else ():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(IMAGE)
+    output, found = layouts(model, x)
+    assert found == (["channels_last"] * 2 if tracks else ["nchw"] * 2)
+    stock = fastcnn.unfuse(copy.deepcopy(model))
+    expected, truth = stock(x), copy.deepcopy(stock).double()(x.double())
+    assert output.stride() == expected.stride()
+    assert_within_twice(output, expected, truth)
 
 
 @torch.no_grad()
