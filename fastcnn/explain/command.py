@@ -34,7 +34,7 @@ def explain(
     train: Annotated[bool, typer.Option("--train", help="In training mode, not in inference.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Print which layers of a network run fused, and why the others do not.
+    """Print which layers run fused, and why others do not.
 
     It also tells which backend and algorithm would run each stage here. For that,
     the network runs once on tensors without data. A model of your own is called
