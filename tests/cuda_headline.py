@@ -1,10 +1,11 @@
 """Issue time beside memory time of the memory-bound CUDA kernels, on the networks' own layers.
 
-    python tests/cuda_headline.py [--json] [part of a case's name]
+    python tests/cuda_headline.py [--json] [part of a case's name, and an object file instead of the extension]
 
 Counts the instructions that the built extension's code for sm_90 has (issue_slots.py); no GPU. How often a loop runs is
-computed as csrc/cuda/walk.h shares a tensor out. Loops inside a loop are for NaN, for windows at a border and for the
-next image: they are taken to run never, the code around them always. A case is one operator: its kernels are summed.
+computed as csrc/cuda/walk.h and strips.h share a tensor out. Loops inside a loop are for NaN, for windows at a border
+and for the next image: they are taken to run never, the code around them always. A case is one operator: its kernels
+are summed.
 """
 
 import json
@@ -15,8 +16,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import issue_slots
-from extension_codegen import dump, kernel_name
-from limits import COPY
+import limits
+from extension_codegen import dump, kernel_name, resources
 
 TYPES = {"bf16": ("BFloat16", 2), "fp32": ("float", 4)}
 POOL3, POOL2 = 3, 2  # the sides of windows, at a stride of 2
@@ -49,7 +50,9 @@ class Launch(NamedTuple):
     items: float = 0.0
     loads: int = 1
     steps: float = 0.0  # in which a block adds up its rows
-    shared_items: float = 0.0  # of a loop that reads shared memory
+    often: tuple[float, ...] = ()  # of a kernel that goes through shared memory: how often its loops run, in order
+    inner: float = 0.0  # and the loops in these: a thread's rows
+    shared: int = 0  # bytes that a block has of it
 
 
 class Case(NamedTuple):
@@ -97,7 +100,9 @@ def added(rows: int, lanes: int) -> float:
     return steps
 
 
-def walk(shape: Shape, places: int, width: int, depth: int, most: int, vector: bool = False) -> dict[str, Any]:
+def walk(
+    shape: Shape, places: int, width: int, depth: int, most: int, vector: bool = False, plane_depth: int = 8
+) -> dict[str, Any]:
     """Return blocks, threads, items and rows as make_walks in walk.h does; items are a warp's on average."""
     if shape.last:
         vectors = shape.channels // width
@@ -107,7 +112,7 @@ def walk(shape: Shape, places: int, width: int, depth: int, most: int, vector: b
     else:
         parts, lanes, total = shape.images * shape.channels, 1, places
         least = 8 if vector else 32
-        rows = min(max(ceil_div(ceil_div(places, 8), least) * least, 1), min(places, BLOCK))
+        rows = min(max(ceil_div(ceil_div(places, plane_depth), least) * least, 1), min(places, BLOCK))
         teams = BLOCK // rows
     shares = min(max(most * teams // parts, 1), max(ceil_div(total, rows * depth), 1))
     share = ceil_div(ceil_div(total, shares), rows) * rows
@@ -133,20 +138,20 @@ def vectors(shape: Shape) -> tuple[int, bool, int]:
     return 1, True, pixels
 
 
-def elementwise(kernel: str, shape: Shape, depth: int, most: int, loads: int, *flags: bool) -> Launch:
+def elementwise(
+    kernel: str, shape: Shape, depth: int, most: int, loads: int, *flags: bool, plane_depth: int = 8
+) -> Launch:
     """Return a launch over all elements."""
     width, along, places = vectors(shape)
-    found = walk(shape, places, width, depth, most, width > 1)
+    found = walk(shape, places, width, depth, most, width > 1, plane_depth)
     steps, _ = found.pop("steps"), found.pop("shares")
     arguments = ", ".join([shape.type, str(width), *(str(flag).lower() for flag in (along, *flags))])
     return Launch(f"{kernel}<{arguments}>", loads=loads, steps=0.0 if most == MOST_BLOCKS else steps, **found)
 
 
-def add_partials(shape: Shape, places: int, width: int, depth: int) -> Launch:
-    """Return the launch that adds up the sums of blocks."""
-    partial_rows = walk(shape, places, width, depth, MOST_SUMS, width > 1)["shares"] * (
-        1 if shape.last else shape.images
-    )
+def add_partials(shape: Shape, shares: int) -> Launch:
+    """Return the launch that adds up the sums of blocks, each of a share of a plane (NCHW) or of all places."""
+    partial_rows = shares * (1 if shape.last else shape.images)
     rows = min(partial_rows, 128)
     return Launch(
         f"add_partials_kernel<{shape.type}>", ceil_div(shape.channels, 8), ceil_div(8 * rows, 32) * 32,
@@ -154,14 +159,43 @@ def add_partials(shape: Shape, places: int, width: int, depth: int) -> Launch:
     )  # fmt: skip
 
 
+def mask(shape: Shape) -> list[Launch]:
+    """Return the launches of a ReLU's backward with the sums for a bias gradient."""
+    width, _, places = vectors(shape)
+    if shape.last or width > 1:
+        first = elementwise("mask_kernel", shape, 8, MOST_SUMS, 2)
+        return [first, add_partials(shape, walk(shape, places, width, 8, MOST_SUMS, width > 1)["shares"])]
+    found = walk(shape, ceil_div(places + shape.width - 1, shape.width), 1, 8, MOST_SUMS, vector=True)
+    shares = found.pop("shares")
+    return [Launch(f"mask_planes_kernel<{shape.type}, {shape.width}>", loads=2, **found), add_partials(shape, shares)]
+
+
+def strips(shape: Shape, rows: int, columns: int, step: int, each: int) -> dict[str, Any]:
+    """Return blocks, threads and items as strips.h does."""
+    planes, across = shape.images * shape.channels, ceil_div(columns, each)
+    down = ceil_div(rows, 32)
+    while down * step < rows and planes * across * down < 1 << 17:
+        down *= 2
+    height = ceil_div(ceil_div(rows, down), step) * step
+    places = ceil_div(rows, height) * across
+    team = min(places, BLOCK)
+    teams, shares = BLOCK // team, ceil_div(places, team)
+    blocks, threads = ceil_div(planes * shares, teams), ceil_div(team * teams, 32) * 32
+    return {"blocks": blocks, "threads": threads, "items": height / step, "steps": added(team, 1), "shares": shares}
+
+
 def pooling(shape: Shape, window: int, stage: bool) -> Launch:
     """Return the launch of a max-pool, with bias and ReLU if `stage`."""
     out, stage_name = (shape.side - window) // 2 + 1, str(stage).lower()
-    if not shape.last and window == 2 and shape.side % shape.width == 0:
-        found = walk(shape, out * shape.side // shape.width, 1, 2, MOST_BLOCKS, True)
+    vectors_of_plane = out * shape.side // shape.width
+    if not shape.last and window == 2 and shape.side % shape.width == 0 and vectors_of_plane >= BLOCK:
+        found = walk(shape, vectors_of_plane, 1, 2, MOST_BLOCKS, True)
         kernel, loads = f"pool_pairs_kernel<{shape.type}, {stage_name}>", 2
+    elif not shape.last:
+        found = strips(shape, out, out, 1, 2)
+        kernel, loads = f"pool_strips_kernel<{shape.type}, {window}, {stage_name}, true>", 2 * (window + 2)
     else:
-        width = shape.width if shape.last and shape.channels % shape.width == 0 else 1
+        width = shape.width if shape.channels % shape.width == 0 else 1
         found = walk(shape, out**2, width, 2, MOST_BLOCKS)
         kernel, loads = f"pool_kernel<{shape.type}, {width}, {window}, {stage_name}>", window**2
     return Launch(kernel, found["blocks"], found["threads"], found["items"], loads)
@@ -169,13 +203,18 @@ def pooling(shape: Shape, window: int, stage: bool) -> Launch:
 
 def unpooling(shape: Shape, window: int, sums: bool) -> list[Launch]:
     """Return the launches of a max-pool's backward, with a bias gradient if `sums`."""
-    places, most = ceil_div(shape.side, 2) ** 2, MOST_SUMS if sums else MOST_BLOCKS
-    width = shape.width if shape.last and shape.channels % shape.width == 0 else 1
-    found = walk(shape, places, width, 4, most)
-    kernel, loads = f"unpool_patches_kernel<{shape.type}, {width}, {window}>", 2 * (window - 1) ** 2
-    steps = found["steps"] if sums else 0.0
-    first = Launch(kernel, found["blocks"], found["threads"], found["items"], loads, steps)
-    return [first, add_partials(shape, places, width, 4)] if sums else [first]
+    patches, most = ceil_div(shape.side, 2), MOST_SUMS if sums else MOST_BLOCKS
+    loads = 2 * (window - 1) ** 2
+    if shape.last:
+        width = shape.width if shape.channels % shape.width == 0 else 1
+        found = walk(shape, patches**2, width, 4, most)
+        kernel = f"unpool_patches_kernel<{shape.type}, {width}, {window}>"
+    else:
+        found = strips(shape, patches, patches, 2, 1)
+        kernel, loads = f"unpool_strips_kernel<{shape.type}, {window}, {str(sums).lower()}>", 4 * (window - 1)
+    shares, steps = found.pop("shares"), found.pop("steps") if sums else 0.0
+    first = Launch(kernel, loads=loads, steps=steps, **{key: found[key] for key in ("blocks", "threads", "items")})
+    return [first, add_partials(shape, shares)] if sums else [first]
 
 
 def lrn(kernel: str, shape: Shape, gradient: str = "") -> Launch:
@@ -193,21 +232,43 @@ def lrn_pool(shape: Shape) -> Launch:
     def balanced(length: int, most: int) -> int:
         return ceil_div(length, ceil_div(length, most))
 
-    unit = shape.width if shape.last else 1
+    width = shape.width if shape.last else 1  # of a thread that pools
+    unit = shape.width if shape.last else 2
     channels = ceil_div(balanced(shape.channels, run * (4 if shape.last else 2)), unit) * unit
-    rows, columns = balanced(out, 8 if shape.last else 4), balanced(out, 8 if shape.last else 32)
+    rows, columns = balanced(out, 13 if shape.last else 4), balanced(out, 13 if shape.last else 32)
 
     def pixels() -> int:
         return min(2 * rows + 1, shape.side) * min(2 * columns + 1, shape.side)
 
-    while pixels() * channels * shape.size > 40 * 1024 and rows * columns > 1:
+    while pixels() * channels * shape.size > 48 * 1024 and channels > 2 * run:
+        channels = max(2 * run, ceil_div(channels // 2, unit) * unit)
+    while pixels() * channels * shape.size > 48 * 1024 and rows * columns > 1:
         rows, columns = (rows, ceil_div(columns, 2)) if rows < columns else (ceil_div(rows, 2), columns)
     blocks = shape.images * ceil_div(out, rows) * ceil_div(out, columns) * ceil_div(shape.channels, channels)
-    items, shared = pixels() * ceil_div(channels, run), rows * columns * channels // unit
-    arguments = f"{shape.type}, (Path){0 if shape.last else 1}, 3"
+    items = pixels() * ceil_div(channels, run)
+    groups = columns * channels // width if shape.last else ceil_div(columns, 2) * channels
+    strip = max(ceil_div(rows, max(BLOCK // groups, 1)), 3) if shape.last else rows
+    shared = groups * ceil_div(rows, strip)
+    arguments = f"{shape.type}, (Path){0 if shape.last else 1}, 3, true, true"
+    often = (ceil_div(items, 32) / 8, ceil_div(shared, 32) / 8)
+    bytes = pixels() * channels * shape.size
     return Launch(
-        f"lrn_pool_kernel<{arguments}>", blocks, BLOCK, ceil_div(items, 32) / 8, 4 if shape.last else run + 4,
-        shared_items=ceil_div(shared, 32) / 8,
+        f"lrn_pool_kernel<{arguments}>", blocks, BLOCK, often=often, inner=rows / ceil_div(rows, strip), shared=bytes
+    )
+
+
+def lrn_pool_backward(shape: Shape) -> Launch:
+    """Return the launch of its backward: in channels_last by patches, as lrn_pool_backward.cu shares them out."""
+    if not shape.last:
+        return lrn("lrn_backward_kernel", shape, "PooledGradient")
+    columns, of_a_patch = ceil_div(shape.side, 2), 4 * shape.channels * shape.size
+    across = ceil_div(columns, max(32 * 1024 // of_a_patch, 1))
+    patches = ceil_div(columns, across)
+    items = (patches * shape.channels // shape.width, 4 * patches * ceil_div(shape.channels, 32 // shape.size))
+    warps = LRN_BLOCK // 32
+    return Launch(
+        f"lrn_unpool_kernel<{shape.type}, 3>", shape.images * columns * across, LRN_BLOCK,
+        often=tuple(ceil_div(each, 32) / warps for each in items), shared=patches * of_a_patch,
     )  # fmt: skip
 
 
@@ -228,13 +289,11 @@ def operators(type_name: str, layout: str) -> Iterator[Case]:
 
     for name, dimensions in PLANES.items():
         x = new(*dimensions)
-        width, _, places = vectors(x)
         whole = x.last or x.side**2 % x.width == 0
         flat = Launch(f"bias_relu_flat_kernel<{cpp}, {x.width}>", ceil_div(x.elements, BLOCK * x.width), BLOCK)
         bias = elementwise("bias_relu_kernel", x, 4, MOST_BLOCKS, 1) if whole else flat
         yield Case(f"bias+ReLU {name}", 2 * x.elements * size, [bias])
-        mask = elementwise("mask_kernel", x, 8, MOST_SUMS, 2)
-        yield Case(f"bias+ReLU backward {name}", 3 * x.elements * size, [mask, add_partials(x, places, width, 8)])
+        yield Case(f"bias+ReLU backward {name}", 3 * x.elements * size, mask(x))
     for name, (dimensions, window) in POOLED.items():
         x = new(*dimensions)
         y = x._replace(side=(x.side - window) // 2 + 1)
@@ -250,12 +309,12 @@ def operators(type_name: str, layout: str) -> Iterator[Case]:
         yield Case(f"LRN {name}", 2 * x.elements * size, [lrn("lrn_kernel", x)])
         yield Case(f"LRN backward {name}", 3 * x.elements * size, [lrn("lrn_backward_kernel", x, "GivenGradient")])
         yield Case(f"LRN+pool {name}", x.elements * size + pooled, [lrn_pool(x)])
-        backward = [lrn("lrn_backward_kernel", x, "PooledGradient")]
-        yield Case(f"LRN+pool backward {name}", 2 * x.elements * size + pooled, backward)
+        yield Case(f"LRN+pool backward {name}", 2 * x.elements * size + pooled, [lrn_pool_backward(x)])
     for name, dimensions in BATCH_NORMED.items():
         x = new(*dimensions)
         moved = x.elements * size
-        yield Case(f"batch norm statistics {name}", moved, [elementwise("moments_kernel", x, 32, MOST_STATISTICS, 1)])
+        moments = elementwise("moments_kernel", x, 32, MOST_STATISTICS, 1, plane_depth=32)
+        yield Case(f"batch norm statistics {name}", moved, [moments])
         yield Case(f"batch norm+ReLU {name}", 2 * moved, [elementwise("bn_relu_kernel", x, 2, MOST_BLOCKS, 1)])
         sums, gradient = (
             elementwise("sums_kernel", x, 8, MOST_SUMS, 2, True),
@@ -264,8 +323,8 @@ def operators(type_name: str, layout: str) -> Iterator[Case]:
         yield Case(f"batch norm+ReLU backward {name}", 5 * moved, [sums, gradient])
     x = new(64, 256, 56)
     blocks = ceil_div(x.elements, BLOCK * x.width)
-    for mask, name in enumerate(("add+ReLU ResNet 56", "add+ReLU backward ResNet 56")):
-        kernel = f"combine_kernel<{cpp}, {x.width}, {'true' if mask else 'false'}>"
+    for backward, name in ((False, "add+ReLU ResNet 56"), (True, "add+ReLU backward ResNet 56")):
+        kernel = f"combine_kernel<{cpp}, {x.width}, {str(backward).lower()}>"
         yield Case(name, 3 * x.elements * size, [Launch(kernel, blocks, BLOCK)])
 
 
@@ -281,6 +340,14 @@ def passes(code: issue_slots.Code, launch: Launch) -> list[float]:
         )
 
     nested = {loop for loop in held for other in held if loop != other and other[0] <= loop[0] and loop[1] <= other[1]}
+    if launch.often:
+        around = {
+            loop: [one for one in held if one != loop and one[0] <= loop[0] and loop[1] <= one[1]] for loop in held
+        }
+        outer = [loop for loop in held if not around[loop]]
+        assert len(outer) == len(launch.often), launch.kernel
+        times = dict(zip(outer, launch.often, strict=True))
+        return [times.get(loop, launch.inner if len(around[loop]) == 1 else 0.0) for loop in held]
     often = dict.fromkeys(held, 0.0)
     data = [loop for loop in held if loop not in nested and accesses(loop, "LDG")]
     left = launch.items
@@ -291,47 +358,53 @@ def passes(code: issue_slots.Code, launch: Launch) -> list[float]:
     for loop in held:
         if accesses(loop, "BAR"):
             often[loop] = launch.steps
-        elif loop not in nested and loop not in data and accesses(loop, "LDS"):
-            often[loop] = launch.shared_items
         elif "PooledGradient" in launch.kernel:  # a pixel is under one or two windows of an axis
             often[loop] = 1.5
     return [often[loop] for loop in held]
 
 
-def count(case: Case, code: dict[str, issue_slots.Code]) -> dict[str, Any]:
+def count(case: Case, code: dict[str, issue_slots.Code], used: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return issue and memory time of a case, and its kernels."""
     issue, kernels = 0.0, []
     for launch in case.launches:
         body = issue_slots.body(code[launch.kernel])
         work = issue_slots.work(body, passes(body, launch))
         issue += issue_slots.issue_seconds(work.clocks, launch.blocks * launch.threads / 32)
+        registers, stack = (used[launch.kernel][key] for key in ("registers", "stack"))
         kernels.append(
             {
                 "kernel": launch.kernel,
                 "instructions": work.instructions,
+                "registers": registers,
+                "stack": stack,
+                "occupancy": limits.occupancy(90, launch.threads // 32, registers, launch.shared),
                 "loads": sorted(issue_slots.widths(body, "LDG").items()),
                 "stores": sorted(issue_slots.widths(body, "STG").items()),
             }
         )
-    return {"case": case.name, "issue": issue, "memory": case.bytes / COPY, "kernels": kernels}
+    return {"case": case.name, "issue": issue, "memory": case.bytes / limits.COPY, "kernels": kernels}
 
 
-def count_all(part: str = "", listing: str = "") -> list[dict[str, Any]]:
-    """Count every case whose name has a part, by the extension's listing or another."""
-    functions = issue_slots.functions(listing or dump("-sass", "-arch", "sm_90"))
+def count_all(part: str = "", binary: str = "") -> list[dict[str, Any]]:
+    """Count every case whose name has a part, by the extension's code or, where its kernels are, another file's."""
+    functions = issue_slots.functions(dump("-sass", "-arch", "sm_90", binary=binary))
     code = {kernel_name(name): body for name, body in functions}
-    return [count(case, code) for case in cases() if part in case.name]
+    used = {row["kernel"]: row for row in resources(binary) if row["architecture"] == "sm_90"}
+    wanted = (case for case in cases() if part in case.name)
+    if binary:
+        wanted = (case for case in wanted if all(launch.kernel in code for launch in case.launches))
+    return [count(case, code, used) for case in wanted]
 
 
 # Why a case takes longer to issue than AIM allows; the first whose pattern is found in the case's name.
 WHY = {
-    "LRN.pool backward": "up to four windows a pixel, whose codes are compared in the halo channels too",
-    "LRN.pool": "the arithmetic of an LRN for half of its bytes; pixels under two tiles are normalized twice",
-    "bf16 NHWC .*pool backward": "nine comparisons of one-byte codes for four pixels of two bytes",
-    "NCHW .*pool": "rows of any length start anywhere: one value a thread and access",
+    "NHWC LRN.pool backward": "an LRN's arithmetic and its halo's, after unpooling into shared memory",
+    "NCHW LRN.pool backward": "up to four windows a pixel; codes are compared one by one, in the halo's channels too",
+    "bf16 NHWC LRN.pool": "two roots a pixel take 0.85 of the memory's time alone, and pixels at a tile's border twice",
+    "NHWC LRN.pool": "the arithmetic of an LRN for half of its bytes; pixels at a tile's border are normalized twice",
+    "NCHW LRN.pool": "as in channels_last, and two or four bytes an access in each of two passes",
+    "bf16 NCHW .*pool backward": "odd rows begin between words: two pixels take one or two stores",
     "bf16 NCHW LRN": "channels lie a plane apart: two bytes an access",
-    "NCHW batch norm statistics": "a plane of 784 pixels is merged by the eight or sixteen threads that read it",
-    "NCHW bias.ReLU": "planes of any size start anywhere: one value an access",
 }
 
 
@@ -346,20 +419,26 @@ def main() -> None:
     if "--json" in sys.argv:
         print(json.dumps(rows))
         return
-    print(f"{'case':46} {'issue':>6} {'memory':>6} {'ratio':>5} {'copy':>5}  kernel (instructions)  loads; stores")
+    head = f"{'case':46} {'issue':>6} {'memory':>6} {'ratio':>5} {'copy':>5}"
+    print(f"{head}  {'kernel (instructions)':58} regs stack filled loads; stores")
     for row in rows:
         ratio, share = row["issue"] / row["memory"], issue_slots.share_of_copy(row["issue"], row["memory"])
         head = f"{row['case']:46} {row['issue'] * 1e6:6.1f} {row['memory'] * 1e6:6.1f} {ratio:5.2f} {share:5.0%}"
         for kernel in row["kernels"]:
             widths = ["+".join(f"{n}x{width}" for width, n in kernel[key]) for key in ("loads", "stores")]
-            print(f"{head:72}  {kernel['kernel']} ({kernel['instructions']:.0f})  {widths[0]}; {widths[1]}")
+            name = f"{kernel['kernel']} ({kernel['instructions']:.0f})"
+            print(
+                f"{head:72}  {name:58} {kernel['registers']:4} {kernel['stack']:5} {kernel['occupancy']:6.0%} "
+                f"{widths[0]}; {widths[1]}"
+            )
             head = ""
         if ratio > issue_slots.AIM:
             print(f"{'':46} because: {reason(row['case'])}")
     print("issue, memory: µs in which an H200 issues the instructions, and moves each tensor once; copy: the smaller")
     print(
-        "ceiling as a share of the copy bandwidth; loads; stores: how many there are in the code, of so many bytes each"
+        "ceiling as a share of the copy bandwidth; filled: occupancy by registers, and by the tile of a block that has"
     )
+    print("one; loads; stores: how many there are in the code, of so many bytes each")
 
 
 if __name__ == "__main__":

@@ -25,16 +25,17 @@ def extension() -> str:
     return found.origin if found and found.origin else ""
 
 
-def dump(*options: str) -> str:
-    """Return cuobjdump's text with kernels' names as they are written in C++."""
-    text = subprocess.run([CUOBJDUMP, *options, extension()], capture_output=True, text=True, check=True).stdout
+def dump(*options: str, binary: str = "") -> str:
+    """Return cuobjdump's text of the extension or another file, with kernels' names as they are written in C++."""
+    command = [CUOBJDUMP, *options, binary or extension()]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
 
 
-def resources() -> list[dict[str, Any]]:
+def resources(binary: str = "") -> list[dict[str, Any]]:
     """Return registers, stack and local memory of every kernel for every architecture."""
     rows, architecture = [], ""
-    for part in re.split(r"^Fatbin elf code:", dump("-res-usage"), flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^Fatbin elf code:", dump("-res-usage", binary=binary), flags=re.MULTILINE)[1:]:
         architecture = re.search(r"arch = (sm_\w+)", part)[1]
         for name, registers, stack, local in re.findall(
             r"Function (.+):\n\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", part

@@ -63,6 +63,8 @@ def test_parity(case: Any, dtype: torch.dtype, format: torch.memory_format, back
 # The usual LRN, which has kernels of its own, over as many channels as their vectors hold and not.
 USUAL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "overlapping windows": ((2, 24, 7, 5), {"kernel_size": 3, "stride": 2}),
+    "overlapping runs": ((1, 22, 7, 5), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "several tiles of windows": ((1, 40, 31, 9), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
     "vectors of floats": ((1, 20, 5, 4), {"kernel_size": 2, "ceil_mode": True}),
     "several tiles": ((1, 24, 6, 37), {"kernel_size": 2, "stride": 1}),
     "several tiles of channels": ((1, 72, 4, 3), {"kernel_size": 2, "padding": 1}),

@@ -56,6 +56,9 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "whole vectors, any window": ((1, 8, 7, 6), {"kernel_size": (2, 3), "stride": 1, "dilation": (2, 1)}),
     "whole rows of pairs": ((2, 3, 5, 16), {"kernel_size": 2}),
     "more channels than threads": ((1, 2064, 2, 2), {"kernel_size": 2}),
+    "whole pairs of a large plane": ((1, 2, 64, 64), {"kernel_size": 2}),
+    "strips of rows": ((1, 2, 71, 9), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "more strips than a block": ((1, 2, 9, 521), {"kernel_size": 3, "stride": 2}),
     "larger planes than blocks": ((1, 2, 36, 40), {"kernel_size": 2, "stride": 2}),
 }
 

@@ -5,6 +5,7 @@
 #include "launch.h"
 #include "max_pool.h"
 #include "pool_scan.h"
+#include "pool_strips.h"
 #include "vector.h"
 #include "walk.h"
 
@@ -36,6 +37,25 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2)
   pool_walk<SIDE, N>(x, y, codes, prepare, true, window, plane, strides, steps, walks, walk);
 }
 
+// NCHW, windows that lie two pixels apart.
+template <class T, int SIDE, bool CODES>
+__global__ void __launch_bounds__(BLOCK_THREADS) bn_relu_pool_strips_kernel(const T* __restrict__ x, T* __restrict__ y,
+    uint8_t* __restrict__ codes, Channels channels, Window32 window, Plane32 plane, Strips strips) {
+  const Strip strip(strips);
+  if (strip.row >= strip.end) {
+    return;
+  }
+  const ThreadNorm<1> norm(channels, strip.channel(strips), true);
+  const auto prepare = [&](const Vector<T, PAIR>& values) {
+    return Vector<T, PAIR>{static_cast<T>(norm(static_cast<float>(values.at[0]), 0)),
+        static_cast<T>(norm(static_cast<float>(values.at[1]), 0))};
+  };
+  const int64_t out = int64_t{strip.plane} * (plane.out_height * plane.out_width);
+  pool_strip<SIDE, CODES>(x + int64_t{strip.plane} * (plane.height * plane.width), plane.width, y + out,
+      codes + (CODES ? out : 0), prepare, true, window, plane, strip.row, strip.end - strip.row,
+      first_of_pair(strip.column, plane.out_width));
+}
+
 // One call, its tensors dense.
 struct NormPool {
   const Device& device;
@@ -51,6 +71,18 @@ struct NormPool {
 template <class T, int N>
 void run_pool(const NormPool& call) {
   const auto& [images, channels, pixels, channels_last] = call.layout;
+  uint8_t* codes = call.codes.numel() > 0 ? mutable_data<uint8_t>(call.codes) : nullptr;
+  if (const int side = channels_last ? 0 : side_of_strips(call.window, call.plane); side > 0) {
+    const Strips strips = make_strips(images, channels, call.plane.out_height, call.plane.out_width, 1, PAIR);
+    const Walks walks = walks_of(strips);
+    const auto kernel =
+        codes == nullptr
+            ? (side == 2 ? bn_relu_pool_strips_kernel<T, 2, false> : bn_relu_pool_strips_kernel<T, 3, false>)
+            : (side == 2 ? bn_relu_pool_strips_kernel<T, 2, true> : bn_relu_pool_strips_kernel<T, 3, true>);
+    call.device.launch(kernel, walks.blocks(), walks.threads, 0, data<T>(call.x), mutable_data<T>(call.y), codes,
+        call.channels, narrow(call.window), narrow(call.plane), strips);
+    return;
+  }
   const Walks walks = make_walks(images, channels, call.plane.out_height * call.plane.out_width, channels_last, N,
       channels_last ? channels : 1, POOL_DEPTH);
   const PlaneStrides strides(call.plane.height, call.plane.width, walks.stride);
@@ -58,7 +90,6 @@ void run_pool(const NormPool& call) {
   const auto kernel = side == 2   ? bn_relu_pool_kernel<T, N, 2>
                       : side == 3 ? bn_relu_pool_kernel<T, N, 3>
                                   : bn_relu_pool_kernel<T, N, 0>;
-  uint8_t* codes = call.codes.numel() > 0 ? mutable_data<uint8_t>(call.codes) : nullptr;
   call.device.launch(kernel, walks.blocks(), walks.threads, 0, data<T>(call.x), mutable_data<T>(call.y), codes,
       call.channels, narrow(call.window), narrow(call.plane), strides,
       RouteSteps(walks, call.plane.out_height, call.plane.out_width), walks);

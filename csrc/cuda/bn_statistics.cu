@@ -12,7 +12,7 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int DEPTH = 8;  // vectors of a thread that are on their way together
+constexpr int DEPTH = 8, FEW = 4;  // vectors of a thread that are on their way together
 // Merging a block's moments costs as much as many of its vectors.
 constexpr int LEAST_DEPTH = 32;
 constexpr int64_t STATISTICS_BLOCKS = 2048;
@@ -69,6 +69,10 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2)  // without the 2 it spills 
     take<N, M, DEPTH>(x + at, step, origin, all);
     at += DEPTH * step;
   }
+  for (; place + (FEW - 1) * walks.rows < walk.end; place += FEW * walks.rows) {
+    take<N, M, FEW>(x + at, step, origin, all);
+    at += FEW * step;
+  }
   for (; place < walk.end; place += walks.rows) {
     take<N, M, 1>(x + at, step, origin, all);
     at += step;
@@ -110,14 +114,16 @@ Tensor bn_relu_statistics(const Tensor& input) {
   with_type("batch_norm", x, [&](auto type) {
     using T = decltype(type);
     with_vectors<T>(
-        shape, aligned, LEAST_DEPTH, STATISTICS_BLOCKS, [&](auto n, auto along_channels, const Walks& walks) {
+        shape, aligned, LEAST_DEPTH, STATISTICS_BLOCKS,
+        [&](auto n, auto along_channels, const Walks& walks) {
           Merging<Partial> merging(x, walks);
           device.launch(moments_kernel<T, n(), along_channels()>, walks.blocks(), walks.threads,
               merging.shared_bytes(walks), data<T>(x), merging.partials(), shape.pixels, walks);
           device.launch(merge_moments_kernel<T>, merging.walks.parts, merging.walks.threads,
               merging.shared_bytes(merging.walks), merging.partials(), data<T>(x), mutable_data<float>(statistics),
               channels_last ? int64_t{1} : shape.pixels, merging.walks);
-        });
+        },
+        LEAST_DEPTH);
   });
   return statistics;
 }

@@ -9,6 +9,7 @@
 #include "../ops.h"
 #include "convolution.h"
 #include "launch.h"
+#include "pairs.h"
 #include "sums.h"
 #include "vector.h"
 #include "vectors.h"
@@ -116,14 +117,13 @@ __device__ __forceinline__ void mask(const T* grad, const T* y, T* dx, int64_t s
   }
 #pragma unroll
   for (int k = 0; k < COUNT; ++k) {
-    Floats<N> values = unpack(gradients[k]);
-    const Floats<N> output = unpack(outputs[k]);
+    const Vector<T, N> passed = masked(gradients[k], outputs[k]);
+    const Floats<N> values = unpack(passed);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      values.at[i] = relu_off(output.at[i]) ? 0.0f : values.at[i];
       sum.at[M == 1 ? 0 : i] += values.at[i];
     }
-    store(dx + k * step, values);
+    store_packed(dx + k * step, passed);
   }
 }
 
@@ -150,6 +150,42 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 5)
   }
 }
 
+// The same where planes of NCHW are no whole vectors. Each looks at all vectors that hold some of it: it writes those
+// that begin in it, and adds up what is its own.
+template <class T, int N>
+__global__ void __launch_bounds__(BLOCK_THREADS) mask_planes_kernel(
+    const T* grad, const T* y, T* dx, float* partials, int64_t elements, int64_t pixels, Walks walks) {
+  const Walk walk = start_walk<1>(walks);
+  const int64_t begin = walk.plane * pixels, end = begin + pixels, first = begin / N * N;
+  Floats<1> sum{};
+  int64_t at = first + walk.first * N;
+#pragma unroll 1
+  for (int place = walk.place; place < walk.end; place += walks.rows, at += walks.rows * N) {
+    if (at + N <= elements) {
+      const Vector<T, N> passed = masked(load_packed<N>(grad + at), load_packed<N>(y + at));
+      if (at >= begin && at < end) {
+        store_packed(dx + at, passed);
+      }
+      const Floats<N> values = unpack(passed);
+      const auto from = static_cast<int>(begin - at), to = static_cast<int>(end - at);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        sum.at[0] += i >= from && i < to ? values.at[i] : 0.0f;
+      }
+    } else {
+#pragma unroll 1
+      for (int64_t i = at > begin ? at : begin; i < end; ++i) {  // the tensor's last few elements
+        const Vector<T, 1> passed = masked(load_packed<1>(grad + i), load_packed<1>(y + i));
+        sum.at[0] += static_cast<float>(passed.at[0]);
+        dx[i] = passed.at[0];
+      }
+    }
+  }
+  if (partials != nullptr) {
+    leave_sums(sum, partials, walks, walk);
+  }
+}
+
 std::tuple<Tensor, Tensor> mask_gradient(const Tensor& grad, const Tensor& y, const Layout& layout, bool bias_grad) {
   const Device device(y);
   Tensor dx = new_tensor(y, y.sizes(), y.scalar_type(), y.dim() == 4 && layout.channels_last);
@@ -157,6 +193,17 @@ std::tuple<Tensor, Tensor> mask_gradient(const Tensor& grad, const Tensor& y, co
   Tensor bias;
   with_type("conv_relu_backward", y, [&](auto type) {
     using T = decltype(type);
+    constexpr int64_t WHOLE = WIDTH<T>;
+    if (aligned && !layout.channels_last && layout.pixels % WHOLE != 0 && layout.pixels >= WHOLE) {
+      const int64_t places = ceil_div(layout.pixels + WHOLE - 1, WHOLE);  // vectors that may hold some of a plane
+      const Walks walks = make_walks(layout.images, layout.channels, places, false, 1, WHOLE, SUMS_DEPTH, MOST_SUMS);
+      Partials partials = new_partials(y, walks, bias_grad);
+      device.launch(mask_planes_kernel<T, WHOLE>, walks.blocks(), walks.threads,
+          bias_grad ? shared_bytes_of_sums(walks, 1) : 0, data<T>(grad), data<T>(y), mutable_data<T>(dx),
+          bias_grad ? mutable_data<float>(partials.sums) : nullptr, y.numel(), layout.pixels, walks);
+      bias = add_partials(device, partials, y, bias_grad);
+      return;
+    }
     with_vectors<T>(layout, aligned, SUMS_DEPTH, MOST_SUMS, [&](auto n, auto along_channels, const Walks& walks) {
       constexpr int N = n(), M = along_channels() ? N : 1;
       Partials partials = new_partials(y, walks, bias_grad);

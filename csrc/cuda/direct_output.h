@@ -58,9 +58,9 @@ __device__ __forceinline__ void write_windows(
   load_windows(places, results, window, channel);
   Best<T, N> best = best_of(places, output.codes != nullptr);
   best.apply_relu();  // the values have it already: for the codes
-  best.store(output.values + at);
+  store_packed(output.values + at, best.values());
   if (output.codes != nullptr) {
-    best.store_codes(output.codes + at);
+    store_packed(output.codes + at, best.codes());
   }
 }
 

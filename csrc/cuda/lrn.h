@@ -122,17 +122,19 @@ __device__ __forceinline__ Values<To, RUN<T> + 2 * HALO> load_run(const From* te
     }
   } else {
     const From* from = tensor + run.begin + (run.channel - HALO) * run.step;
+    const auto bytes = static_cast<uint32_t>(run.step * static_cast<int64_t>(sizeof(From)));
 #pragma unroll
-    for (int i = 0; i < LENGTH; ++i, from += run.step) {
+    for (int i = 0; i < LENGTH; ++i) {
       if (exists<T, HALO>(run, i)) {
-        values.at[i] = static_cast<To>(*from);
+        values.at[i] = static_cast<To>(*advanced(from, bytes, static_cast<uint32_t>(i)));
       }
     }
   }
   return values;
 }
 
-template <Path PATH, class T>
+// SHARED: whether the tensor is in shared memory, of which compilers must know.
+template <Path PATH, bool SHARED = false, class T>
 __device__ __forceinline__ void store_run(T* tensor, const Run& run, const Values<float, RUN<T>>& values) {
   T* to = tensor + run.begin + run.channel * run.step;
   if constexpr (PATH == Path::VECTORS) {
@@ -146,33 +148,60 @@ __device__ __forceinline__ void store_run(T* tensor, const Run& run, const Value
       store(to + i, part);
     }
   } else {
+    const auto bytes = static_cast<uint32_t>(run.step * static_cast<int64_t>(sizeof(T)));
 #pragma unroll
-    for (int i = 0; i < RUN<T>; ++i, to += run.step) {
-      *to = static_cast<T>(values.at[i]);
+    for (int i = 0; i < RUN<T>; ++i) {
+      *(SHARED ? to + i * run.step : advanced(to, bytes, static_cast<uint32_t>(i))) = static_cast<T>(values.at[i]);
     }
   }
 }
 
-// The sums of five neighbours.
+// The sums of five neighbours: two neighbouring windows share the four in their middle, and these are two pairs that
+// other windows share. Which of two a window is depends on its channel's number being even: runs begin with an even
+// one.
 template <int N>
 __device__ __forceinline__ Values<float, N - 2 * REACH> window_sums(const Values<float, N>& values) {
-  static_assert(REACH == 2);
+  static_assert(REACH == 2 && N % 2 == 0);
   Values<float, N - 2 * REACH> sums;
 #pragma unroll
-  for (int i = 0; i < N - 2 * REACH; ++i) {  // a pair's sum serves two windows
-    sums.at[i] = (values.at[i] + values.at[i + 1]) + (values.at[i + 2] + values.at[i + 3]) + values.at[i + 4];
+  for (int i = 0; i < N - 2 * REACH; i += 2) {
+    const float middle = (values.at[i + 1] + values.at[i + 2]) + (values.at[i + 3] + values.at[i + 4]);
+    sums.at[i] = middle + values.at[i];
+    sums.at[i + 1] = middle + values.at[i + 5];
   }
   return sums;
 }
 
-template <int N>
-__device__ __forceinline__ Values<float, N - 2 * REACH> scales(const LRN& norm, const Values<float, N>& x) {
-  Values<float, N> squares;
+// The same of squares. Those of 16-bit values are exact, so that nothing is rounded twice if they are added at once.
+template <class T, int N>
+__device__ __forceinline__ Values<float, N - 2 * REACH> sums_of_squares(const Values<float, N>& x) {
+  if constexpr (std::is_same_v<T, float>) {
+    Values<float, N> squares;
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    squares.at[i] = product(x.at[i], x.at[i]);
+    for (int i = 0; i < N; ++i) {
+      squares.at[i] = product(x.at[i], x.at[i]);
+    }
+    return window_sums(squares);
+  } else {
+    Values<float, N - 2 * REACH> sums;
+    Values<float, N> pairs;  // of the channels i and i + 1, where i is odd
+#pragma unroll
+    for (int i = 1; i < N - 2; i += 2) {
+      pairs.at[i] = multiply_add(x.at[i], x.at[i], product(x.at[i + 1], x.at[i + 1]));
+    }
+#pragma unroll
+    for (int i = 0; i < N - 2 * REACH; i += 2) {
+      const float middle = pairs.at[i + 1] + pairs.at[i + 3];
+      sums.at[i] = multiply_add(x.at[i], x.at[i], middle);
+      sums.at[i + 1] = multiply_add(x.at[i + 5], x.at[i + 5], middle);
+    }
+    return sums;
   }
-  Values<float, N - 2 * REACH> result = window_sums(squares);
+}
+
+template <class T, int N>
+__device__ __forceinline__ Values<float, N - 2 * REACH> scales(const LRN& norm, const Values<float, N>& x) {
+  Values<float, N - 2 * REACH> result = sums_of_squares<T>(x);
 #pragma unroll
   for (int i = 0; i < N - 2 * REACH; ++i) {
     result.at[i] = lrn_scale(norm, result.at[i]);
@@ -202,24 +231,42 @@ __device__ __forceinline__ float approximate_root(float value) {
 #endif
 }
 
-// The factors for beta 0.75 of values that are T in memory: 16 bits round to far less than the roots are off by.
+// scale ** -0.75 for values that are T in memory: 16 bits round to far less than the roots are off by.
 template <class T>
-__device__ __forceinline__ Factors usual_factors(float scale) {
+__device__ __forceinline__ float usual_factor(float scale) {
   const float root = inverse_root(scale), root_of_root = approximate_root(root);
   if constexpr (std::is_same_v<T, float>) {
-    return refined(scale, root, root_of_root);
+    return refined(scale, root, root_of_root).factor;
+  } else {
+    return root * root_of_root;
   }
-  const float factor = root * root_of_root;
-  return {factor, factor * root * root};
+}
+
+// What a channel's gradient becomes by its own factor, and what it hands on to the windows that hold it.
+struct Flow {
+  float own;
+  float through;  // grad * x * scale ** -1.75
+};
+
+template <class T>
+__device__ __forceinline__ Flow usual_flow(float scale, float grad, float x) {
+  const float root = inverse_root(scale), root_of_root = approximate_root(root);
+  if constexpr (std::is_same_v<T, float>) {
+    const Factors factors = refined(scale, root, root_of_root);
+    return {product(grad, factors.factor), product(grad * x, factors.next)};
+  } else {
+    const float own = product(grad, root * root_of_root);
+    return {own, product(own, x * (root * root))};
+  }
 }
 
 template <Path PATH, class T>
 __device__ __forceinline__ Values<float, RUN<T>> normalize_run(const T* x, const Run& run, const LRN& norm) {
   const auto values = load_run<PATH, T, REACH>(x, run);
-  Values<float, RUN<T>> result = scales(norm, values);
+  Values<float, RUN<T>> result = scales<T>(norm, values);
 #pragma unroll
   for (int i = 0; i < RUN<T>; ++i) {
-    result.at[i] = values.at[i + REACH] * usual_factors<T>(result.at[i]).factor;
+    result.at[i] = values.at[i + REACH] * usual_factor<T>(result.at[i]);
   }
   return result;
 }
@@ -278,11 +325,11 @@ __device__ __forceinline__ int64_t step_of(const Layout& layout) { return layout
 template <class T, class... Tensors>
 Path path_of(const Layout& layout, int64_t size, double beta, double k, const Tensors&... tensors) {
   const bool usual = size == 2 * REACH + 1 && power_of(beta) == Power::THREE_QUARTERS && k > SMALL_SCALE;
-  if (!usual || layout.channels < RUN<T>) {
+  if (!usual || layout.channels < RUN<T> || layout.channels % 2 != 0) {
     return Path::ELEMENTS;
   }
   if (!layout.channels_last) {
-    return Path::PLANES;
+    return layout.pixels < MOST_PLACES ? Path::PLANES : Path::ELEMENTS;  // 32 bits count the bytes of a plane
   }
   const bool aligned = layout.channels % WIDTH<T> == 0 && (is_aligned(tensors.const_data_ptr(), 16) && ...);
   return aligned ? Path::VECTORS : Path::ELEMENTS;

@@ -24,31 +24,37 @@ struct GivenGradient {
   }
 };
 
+// The gradient of a run of x, given that of its output; both have their halo.
+template <class T>
+__device__ __forceinline__ Values<float, RUN<T>> run_gradient(
+    const LRN& norm, const Values<float, RUN<T> + 4 * REACH>& x, const Values<float, RUN<T> + 2 * REACH>& grad) {
+  constexpr int LENGTH = RUN<T> + 2 * REACH;
+  const Values<float, LENGTH> scale = scales<T>(norm, x);
+  Values<float, LENGTH> own, through;  // what is no channel has neither gradient nor value, and hands nothing on
+#pragma unroll
+  for (int j = 0; j < LENGTH; ++j) {
+    const Flow flow = usual_flow<T>(scale.at[j], grad.at[j], x.at[j + REACH]);
+    own.at[j] = flow.own;
+    through.at[j] = flow.through;
+  }
+  Values<float, RUN<T>> result = window_sums(through);
+  const float strength = -2.0f * norm.alpha * norm.beta;
+#pragma unroll
+  for (int j = 0; j < RUN<T>; ++j) {
+    result.at[j] = multiply_add(strength * x.at[j + 2 * REACH], result.at[j], own.at[j + REACH]);
+  }
+  return result;
+}
+
 template <class T, Path PATH, class Source>
 __global__ void __launch_bounds__(LRN_THREADS)
     lrn_backward_kernel(const T* __restrict__ x, Source source, T* __restrict__ dx, Runs runs, LRN norm) {
   const auto i = static_cast<int32_t>(blockIdx.x * LRN_THREADS + threadIdx.x);
-  if (i >= runs.count) {
-    return;
+  if (i < runs.count) {
+    const Run run = run_at<PATH, T>(runs, i);
+    const auto values = load_run<PATH, T, 2 * REACH>(x, run);
+    store_run<PATH>(dx, run, run_gradient<T>(norm, values, source.template of_run<PATH>(run)));
   }
-  constexpr int LENGTH = RUN<T> + 2 * REACH;
-  const Run run = run_at<PATH, T>(runs, i);
-  const auto values = load_run<PATH, T, 2 * REACH>(x, run);
-  const Values<float, LENGTH> grad = source.template of_run<PATH>(run), scale = scales(norm, values);
-  Values<float, LENGTH> factor, through;
-#pragma unroll
-  for (int j = 0; j < LENGTH; ++j) {
-    const Factors factors = usual_factors<T>(scale.at[j]);
-    factor.at[j] = factors.factor;
-    // what is no channel hands nothing on, not even the NaN of a zero scale
-    through.at[j] = exists<T, REACH>(run, j) ? product(grad.at[j] * values.at[j + REACH], factors.next) : 0.0f;
-  }
-  Values<float, RUN<T>> result = window_sums(through);
-#pragma unroll
-  for (int j = 0; j < RUN<T>; ++j) {
-    result.at[j] = lrn_gradient(norm, grad.at[j + REACH], values.at[j + 2 * REACH], factor.at[j + REACH], result.at[j]);
-  }
-  store_run<PATH>(dx, run, result);
 }
 
 template <class T, class Source>

@@ -1,37 +1,31 @@
-// LRN + max-pool. Forward: a block normalizes the pixels under its tile of windows into shared memory, rounded as a
-// normalized tensor would be, and pools from there. Backward: LRN's, from the pooled gradient and the codes.
-
-#include "lrn_pool.h"
+// LRN + max-pool: a block normalizes the pixels under its tile of windows into shared memory, rounded as a normalized
+// tensor would be, and pools from there; lrn_pool_backward.cu goes back.
 
 #include <algorithm>
 
 #include "../ops.h"
-#include "lrn_backward.h"
+#include "launch.h"
+#include "lrn.h"
+#include "max_pool.h"
 #include "pool_scan.h"
+#include "pool_strips.h"
 
 namespace fastcnn::cuda {
 namespace {
 
 constexpr int POOL_THREADS = 256;
-constexpr int64_t TILE_BYTES = 40 * 1024;  // of shared memory: several blocks to a multiprocessor
+constexpr int64_t TILE_BYTES = 48 * 1024;  // of shared memory: several blocks to a multiprocessor
 
-// A block's share of the output, and how many blocks lie along each axis.
+// A block's share of the output, and how many blocks lie along each axis. height and width: the rows and columns of
+// pixels that a tile has room for in shared memory.
 struct Tiles {
   int32_t rows, columns, channels;
+  int32_t height, width;
+  int32_t strip;  // rows of windows of a thread
   int32_t down, across, deep;
   SmallDivisor by_columns, by_windows, by_groups;  // by_groups: of a pooling thread's channels
-
-  Tiles() = default;
-  Tiles(int64_t rows, int64_t columns, int64_t channels, int64_t width, const Plane& plane, int64_t all_channels)
-      : rows(narrow(rows)),
-        columns(narrow(columns)),
-        channels(narrow(channels)),
-        down(narrow(ceil_div(plane.out_height, rows))),
-        across(narrow(ceil_div(plane.out_width, columns))),
-        deep(narrow(ceil_div(all_channels, channels))),
-        by_columns(columns),
-        by_windows(rows * columns),
-        by_groups(channels / width) {}
+  SmallDivisor by_width, by_pixels, by_runs, by_pairs;
+  SmallDivisor by_deep, by_across, by_down;
 };
 
 // `count` neighbours from `begin`.
@@ -41,8 +35,8 @@ struct Range {
 };
 
 // The last tile ends with the axis: where tiles do not divide it, it repeats some of the tile before.
-__device__ __forceinline__ Range tile_range(uint32_t tile, int32_t count, int32_t length) {
-  const int32_t begin = static_cast<int32_t>(tile) * count, last = length - count;
+__device__ __forceinline__ Range tile_range(int32_t tile, int32_t count, int32_t length) {
+  const int32_t begin = tile * count, last = length - count;
   return {begin < last ? begin : last, count};
 }
 
@@ -62,72 +56,60 @@ struct Tile {
   Range rows, columns;
   bool channels_last;
 
-  __device__ __forceinline__ int32_t pixels() const { return rows.count * columns.count; }
+  int32_t width, pixels;  // of shared memory
+
   __device__ __forceinline__ int32_t pixel_step() const { return channels_last ? channels.count : 1; }
-  __device__ __forceinline__ int32_t channel_step() const { return channels_last ? 1 : pixels(); }
+  __device__ __forceinline__ int32_t channel_step() const { return channels_last ? 1 : pixels; }
 };
 
 template <Path PATH>
 __device__ __forceinline__ Tile tile_at(
-    uint32_t block, const Tiles& tiles, const Window32& window, const Plane32& plane, const Layout& layout) {
-  const auto deep = static_cast<uint32_t>(tiles.deep), across = static_cast<uint32_t>(tiles.across);
-  const auto down = static_cast<uint32_t>(tiles.down);
-  const uint32_t column = block / deep, row = column / across, image = row / down;
+    int32_t block, const Tiles& tiles, const Window32& window, const Plane32& plane, const Layout& layout) {
+  const int32_t column = tiles.by_deep.quotient(block), row = tiles.by_across.quotient(column);
+  const int32_t image = tiles.by_down.quotient(row);
   Tile tile;
   tile.image = image;
-  tile.channels = tile_range(block - column * deep, tiles.channels, static_cast<int32_t>(layout.channels));
-  tile.across = tile_range(column - row * across, tiles.columns, plane.out_width);
-  tile.down = tile_range(row - image * down, tiles.rows, plane.out_height);
+  tile.channels = tile_range(block - column * tiles.deep, tiles.channels, static_cast<int32_t>(layout.channels));
+  tile.across = tile_range(column - row * tiles.across, tiles.columns, plane.out_width);
+  tile.down = tile_range(row - image * tiles.down, tiles.rows, plane.out_height);
   tile.rows = covered(window.rows, plane.height, tile.down);
   tile.columns = covered(window.columns, plane.width, tile.across);
   tile.channels_last = PATH == Path::VECTORS || (PATH == Path::ELEMENTS && layout.channels_last);
+  tile.width = tiles.width;
+  tile.pixels = tiles.height * tiles.width;
   return tile;
 }
 
-// The i-th pair of a column and a row of `columns` columns.
-struct Place {
-  int32_t column;
-  int32_t row;
-};
-
-__device__ __forceinline__ Place place_of(int32_t i, int32_t columns) {
-  const auto row = static_cast<int32_t>(static_cast<uint32_t>(i) / static_cast<uint32_t>(columns));
-  return {i - row * columns, row};
-}
-
-// The i-th of count x groups things to do in a tile; neighbouring threads have neighbours of the fastest axis.
-struct Task {
-  int32_t place;
-  int32_t group;  // of channels
-};
-
-__device__ __forceinline__ Task task_of(int32_t i, const Tile& tile, int32_t places, int32_t groups) {
-  const Place found = place_of(i, tile.channels_last ? groups : places);
-  return tile.channels_last ? Task{found.row, found.column} : Task{found.column, found.row};
-}
-
 template <class T, Path PATH>
-__device__ __forceinline__ void normalize_tile(
-    const T* x, T* shared, const Tile& tile, const Plane32& plane, const Layout& layout, const LRN& norm) {
+__device__ __forceinline__ void normalize_tile(const T* x, T* shared, const Tile& tile, const Tiles& tiles,
+    const Plane32& plane, const Layout& layout, const LRN& norm) {
   constexpr int32_t LENGTH = PATH == Path::ELEMENTS ? 1 : RUN<T>;
-  const int32_t pixels = tile.pixels(), groups = (tile.channels.count + LENGTH - 1) / LENGTH;
+  const int32_t runs = (tile.channels.count + LENGTH - 1) / LENGTH;
   const auto channels = static_cast<int32_t>(layout.channels);
-  for (auto i = static_cast<int32_t>(threadIdx.x); i < pixels * groups; i += POOL_THREADS) {
-    const Task task = task_of(i, tile, pixels, groups);
-    const Place place = place_of(task.place, tile.columns.count);
-    const int64_t pixel =
-        static_cast<int64_t>(tile.rows.begin + place.row) * plane.width + tile.columns.begin + place.column;
-    const Range group = tile_range(static_cast<uint32_t>(task.group), LENGTH, tile.channels.count);
+  const T* corner = x + (tile.image * channels * layout.pixels +
+                            (static_cast<int64_t>(tile.rows.begin) * plane.width + tile.columns.begin) *
+                                (tile.channels_last ? channels : 1));
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < tile.pixels * runs; i += POOL_THREADS) {
+    // Neighbouring threads have neighbours of the fastest axis.
+    const int32_t outer = (tile.channels_last ? tiles.by_runs : tiles.by_pixels).quotient(i);
+    const int32_t inner = i - outer * (tile.channels_last ? runs : tile.pixels);
+    const int32_t place = tile.channels_last ? outer : inner, number = tile.channels_last ? inner : outer;
+    const int32_t row = tiles.by_width.quotient(place), column = place - row * tile.width;
+    if (row >= tile.rows.count || column >= tile.columns.count) {
+      continue;
+    }
+    const Range group = tile_range(number, LENGTH, tile.channels.count);
     const int32_t channel = tile.channels.begin + group.begin;
-    Run to{task.place * tile.pixel_step(), tile.channel_step(), 0, 0, group.begin, 0};
-    Run from{tile.image * channels * layout.pixels + pixel * (tile.channels_last ? channels : 1),
-        tile.channels_last ? 1 : layout.pixels, 0, 0, channel, channels};
+    const int64_t pixel = static_cast<int64_t>(row) * plane.width + column;
+    const Run to{place * tile.pixel_step(), tile.channel_step(), 0, 0, group.begin, 0};
+    Run from{
+        pixel * (tile.channels_last ? channels : 1), tile.channels_last ? 1 : layout.pixels, 0, 0, channel, channels};
     if constexpr (PATH == Path::ELEMENTS) {
-      const T* value = x + from.begin + channel * from.step;
+      const T* value = corner + (from.begin + channel * from.step);
       const float factor = factors_at(value, channel, channels, from.step, norm).factor;
       shared[to.begin + group.begin * to.step] = static_cast<T>(static_cast<float>(*value) * factor);
     } else {
-      store_run<PATH>(shared, to, normalize_run<PATH>(x, from, norm));
+      store_run<PATH, true>(shared, to, normalize_run<PATH>(corner, from, norm));
     }
   }
 }
@@ -139,7 +121,7 @@ struct TileLoad {
   const Tile& tile;
 
   __device__ __forceinline__ int line(int row) const {
-    return (row - tile.rows.begin) * tile.columns.count - tile.columns.begin;
+    return (row - tile.rows.begin) * tile.width - tile.columns.begin;
   }
   __device__ __forceinline__ Vector<T, N> at(int line, int column) const {
     return load_packed<N>(shared + (line + column) * tile.pixel_step());
@@ -166,21 +148,99 @@ __device__ __forceinline__ void pool_tile(const T* shared, T* y, uint8_t* codes,
     const int64_t channel = tile.channels.begin + group * N;
     const int64_t at =
         tile.image * channels * of_image + (tile.channels_last ? out * channels + channel : channel * of_image + out);
-    best.store(y + at);
+    store_packed(y + at, best.values());
     if (codes != nullptr) {
-      best.store_codes(codes + at);
+      store_packed(codes + at, best.codes());
     }
   }
 }
 
-template <class T, Path PATH, int SIDE>
+// The same in NCHW, windows that lie two pixels apart: a thread goes down the tile with two columns of them.
+template <int SIDE, bool CODES, class T>
+__device__ __forceinline__ void pool_tile_by_strips(const T* shared, T* y, uint8_t* codes, const Tile& tile,
+    const Tiles& tiles, const Window32& window, const Plane32& plane, int64_t channels) {
+  const int32_t pairs = (tile.across.count + PAIR - 1) / PAIR;
+  const int64_t of_image = static_cast<int64_t>(plane.out_height) * plane.out_width;
+  const int64_t first = (tile.image * channels + tile.channels.begin) * of_image;
+  const auto prepare = [](const Vector<T, PAIR>& values) { return values; };
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < pairs * tile.channels.count; i += POOL_THREADS) {
+    const int32_t channel = tiles.by_pairs.quotient(i);
+    const int32_t column = tile.across.begin + first_of_pair(i - channel * pairs, tile.across.count);
+    const T* image = shared + (channel * tile.pixels - (tile.rows.begin * tile.width + tile.columns.begin));
+    T* to = y + (first + channel * of_image);
+    pool_strip<SIDE, CODES>(image, tile.width, to, codes + (CODES ? first + channel * of_image : 0), prepare, false,
+        window, plane, tile.down.begin, tile.down.count, column);
+  }
+}
+
+// A column of windows of SIDE x SIDE neighbours in a channels_last tile, N channels of it.
+template <int SIDE, int N, bool CODES, class T>
+struct WindowColumn {
+  static constexpr int COUNT = N;
+  int offsets[SIDE];  // of the columns; one outside stands for its neighbour
+  bool begins;
+
+  __device__ __forceinline__ Best<T, N> row(const T* line) const {
+    Vector<T, N> places[SIDE];
+#pragma unroll
+    for (int s = 0; s < SIDE; ++s) {
+      places[s] = load_packed<N>(line + offsets[s]);
+    }
+    return Best<T, N>(places, CODES, begins ? 0xffffffffu : 0u);
+  }
+
+  __device__ __forceinline__ bool value(const T* line, int i, int s, float& value) const {
+    value = static_cast<float>(line[(s == 0 ? offsets[0] : s == 1 ? offsets[1] : offsets[SIDE - 1]) + i]);
+    return s > 0 || begins;
+  }
+
+  template <class Element>
+  __device__ __forceinline__ static void store(Element* to, const Vector<Element, N>& elements) {
+    store_packed(to, elements);
+  }
+};
+
+// The same in channels_last: a thread goes down a strip of the tile with a column of windows, N channels of it.
+template <int SIDE, int N, bool CODES, class T>
+__device__ __forceinline__ void pool_tile_by_columns(const T* shared, T* y, uint8_t* codes, const Tile& tile,
+    const Tiles& tiles, const Window32& window, const Plane32& plane, int64_t channels) {
+  const int32_t groups = tile.channels.count / N, columns = tile.across.count;
+  const int32_t strips = (tile.down.count + tiles.strip - 1) / tiles.strip;
+  const int64_t first = tile.image * (plane.out_height * plane.out_width);
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < strips * columns * groups; i += POOL_THREADS) {
+    const int32_t place = tiles.by_groups.quotient(i), strip = tiles.by_columns.quotient(place);
+    const int32_t channel = (i - place * groups) * N, across = tile.across.begin + place - strip * columns;
+    const int32_t down = tile.down.begin + strip * tiles.strip, rest = tile.down.count - strip * tiles.strip;
+    const int32_t top = first_pixel(window.rows, down), left = first_pixel(window.columns, across);
+    WindowColumn<SIDE, N, CODES, T> column;
+#pragma unroll
+    for (int s = 0; s < SIDE; ++s) {
+      column.offsets[s] = (into(left + s, plane.width) - tile.columns.begin) * tile.channels.count + channel;
+    }
+    column.begins = left >= 0;
+    const int32_t pitch = tile.width * tile.channels.count, step = plane.out_width * static_cast<int32_t>(channels);
+    const int64_t to = (first + down * plane.out_width + across) * channels + (tile.channels.begin + channel);
+    pool_rows<SIDE, CODES>(column, shared + (top - tile.rows.begin) * pitch, pitch, top, plane.height, y + to,
+        codes + (CODES ? to : 0), step, rest < tiles.strip ? rest : tiles.strip, false);
+  }
+}
+
+// STRIPS: windows of SIDE x SIDE neighbours that lie two pixels apart. CODES: whether codes are asked for; others look.
+template <class T, Path PATH, int SIDE, bool STRIPS, bool CODES>
 __global__ void __launch_bounds__(POOL_THREADS) lrn_pool_kernel(const T* __restrict__ x, T* __restrict__ y,
     uint8_t* __restrict__ codes, Layout layout, LRN norm, Window32 window, Plane32 plane, Tiles tiles) {
   T* shared = reinterpret_cast<T*>(shared_memory());
-  const Tile tile = tile_at<PATH>(blockIdx.x, tiles, window, plane, layout);
-  normalize_tile<T, PATH>(x, shared, tile, plane, layout, norm);
+  const Tile tile = tile_at<PATH>(static_cast<int32_t>(blockIdx.x), tiles, window, plane, layout);
+  normalize_tile<T, PATH>(x, shared, tile, tiles, plane, layout, norm);
   __syncthreads();
-  pool_tile<SIDE, PATH == Path::VECTORS ? WIDTH<T> : 1>(shared, y, codes, tile, tiles, window, plane, layout.channels);
+  constexpr int N = PATH == Path::VECTORS ? WIDTH<T> : 1;
+  if constexpr (STRIPS && PATH == Path::PLANES) {
+    pool_tile_by_strips<SIDE, CODES>(shared, y, codes, tile, tiles, window, plane, layout.channels);
+  } else if constexpr (STRIPS) {
+    pool_tile_by_columns<SIDE, N, CODES>(shared, y, codes, tile, tiles, window, plane, layout.channels);
+  } else {
+    pool_tile<SIDE, N>(shared, y, codes, tile, tiles, window, plane, layout.channels);
+  }
 }
 
 // The least size of tiles that cover a length in as few as `most` would.
@@ -200,33 +260,69 @@ struct Plan {
 template <class T>
 Plan make_plan(Path path, const Window& window, const Plane& plane, const Layout& layout) {
   const bool channels_last = layout.channels_last;
-  const int64_t least = path == Path::ELEMENTS ? 1 : RUN<T>, unit = path == Path::VECTORS ? WIDTH<T> : 1;
+  const int64_t run = path == Path::ELEMENTS ? 1 : RUN<T>;
+  const int64_t width = path == Path::VECTORS ? WIDTH<T> : 1;  // channels of a thread that pools
+  const int64_t unit = path == Path::PLANES ? 2 : width;       // runs begin with an even channel
   int64_t channels = round_up(balanced(layout.channels, RUN<T> * (channels_last ? 4 : 2)), unit);
-  int64_t rows = balanced(plane.out_height, channels_last ? 8 : 4);
-  int64_t columns = balanced(plane.out_width, channels_last ? 8 : 32);
-  const auto bytes = [&] {
-    return covered_by(window.rows, plane.height, rows) * covered_by(window.columns, plane.width, columns) * channels *
-           static_cast<int64_t>(sizeof(T));
+  int64_t rows = balanced(plane.out_height, channels_last ? 13 : 4);
+  int64_t columns = balanced(plane.out_width, channels_last ? 13 : 32);
+  const auto pixels = [&] {
+    return std::pair(covered_by(window.rows, plane.height, rows), covered_by(window.columns, plane.width, columns));
   };
+  const auto bytes = [&] { return pixels().first * pixels().second * channels * static_cast<int64_t>(sizeof(T)); };
+  const auto halve_channels = [&](int64_t least) {
+    while (bytes() > TILE_BYTES && channels > least) {
+      channels = std::max(least, round_up(channels / 2, unit));
+    }
+  };
+  halve_channels(2 * run);
   while (bytes() > TILE_BYTES && rows * columns > 1) {
     int64_t& longer = rows < columns ? columns : rows;
     longer = ceil_div(longer, 2);
   }
-  while (bytes() > TILE_BYTES && channels > least) {
-    channels = std::max(least, round_up(channels / 2, unit));
-  }
-  return {Tiles(rows, columns, channels, unit, plane, layout.channels), bytes()};
+  halve_channels(run);
+  const auto [height, across] = pixels();
+  Tiles tiles{};
+  tiles.rows = narrow(rows);
+  tiles.columns = narrow(columns);
+  tiles.channels = narrow(channels);
+  tiles.height = narrow(height);
+  tiles.width = narrow(across);
+  tiles.down = narrow(ceil_div(plane.out_height, rows));
+  tiles.across = narrow(ceil_div(plane.out_width, columns));
+  tiles.deep = narrow(ceil_div(layout.channels, channels));
+  // strips of three rows at least, where one row of pixels in three or more is judged twice
+  tiles.strip =
+      narrow(std::max<int64_t>(ceil_div(rows, std::max<int64_t>(POOL_THREADS / (columns * (channels / width)), 1)), 3));
+  tiles.by_columns = columns;
+  tiles.by_windows = rows * columns;
+  tiles.by_groups = channels / width;
+  tiles.by_width = across;
+  tiles.by_pixels = height * across;
+  tiles.by_runs = ceil_div(channels, run);
+  tiles.by_pairs = ceil_div(columns, PAIR);
+  tiles.by_deep = tiles.deep;
+  tiles.by_across = tiles.across;
+  tiles.by_down = tiles.down;
+  return {tiles, bytes()};
+}
+
+template <class T, Path PATH>
+auto kernel_by_strips(bool codes) {
+  return codes ? lrn_pool_kernel<T, PATH, 3, true, true> : lrn_pool_kernel<T, PATH, 3, true, false>;
 }
 
 template <class T>
-auto kernel_for(Path path, bool three) {
+auto kernel_for(Path path, bool strips, bool three, bool codes) {
   switch (path) {
     case Path::VECTORS:
-      return three ? lrn_pool_kernel<T, Path::VECTORS, 3> : lrn_pool_kernel<T, Path::VECTORS, 0>;
+      return strips  ? kernel_by_strips<T, Path::VECTORS>(codes)
+             : three ? lrn_pool_kernel<T, Path::VECTORS, 3, false, false>
+                     : lrn_pool_kernel<T, Path::VECTORS, 0, false, false>;
     case Path::PLANES:
-      return three ? lrn_pool_kernel<T, Path::PLANES, 3> : lrn_pool_kernel<T, Path::PLANES, 0>;
+      return strips ? kernel_by_strips<T, Path::PLANES>(codes) : lrn_pool_kernel<T, Path::PLANES, 0, false, false>;
     default:
-      return lrn_pool_kernel<T, Path::ELEMENTS, 0>;
+      return lrn_pool_kernel<T, Path::ELEMENTS, 0, false, false>;
   }
 }
 
@@ -240,9 +336,10 @@ bool lrn_pool_into(const Device& device, Path path, const Tensor& x, Tensor& y, 
   }
   const Tiles& tiles = plan.tiles;
   const int64_t blocks = layout.images * tiles.down * tiles.across * tiles.deep;
+  const bool strips = tiles.columns >= PAIR && side_of_strips(window, plane) == 3;
   uint8_t* places = codes.numel() == 0 ? nullptr : mutable_data<uint8_t>(codes);
-  device.launch(kernel_for<T>(path, is_square(window, 3)), blocks, POOL_THREADS, plan.shared_bytes, data<T>(x),
-      mutable_data<T>(y), places, layout, norm, narrow(window), narrow(plane), tiles);
+  device.launch(kernel_for<T>(path, strips, is_square(window, 3), places != nullptr), blocks, POOL_THREADS,
+      plan.shared_bytes, data<T>(x), mutable_data<T>(y), places, layout, norm, narrow(window), narrow(plane), tiles);
   return true;
 }
 
@@ -283,33 +380,6 @@ Tensor lrn_pool(const Tensor& input, int64_t size, double alpha, double beta, do
 std::tuple<Tensor, Tensor> lrn_pool_codes(
     const Tensor& input, int64_t size, double alpha, double beta, double k, const Window& window) {
   return forward(input, size, alpha, beta, k, window, true);
-}
-
-Tensor lrn_pool_backward(const Tensor& grad, const Tensor& codes, const Tensor& input, int64_t size, double alpha,
-    double beta, double k, const Window& window) {
-  STD_TORCH_CHECK(input.dim() == 4, "lrn_pool_backward: expected (N, C, H, W), got ", input.dim(), " axes");
-  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "lrn_pool_backward: gradient and input differ in dtype");
-  STD_TORCH_CHECK(codes.scalar_type() == torch::headeronly::ScalarType::Byte, "lrn_pool_backward: codes are uint8");
-  STD_TORCH_CHECK(size > 0, "lrn_pool_backward: expected a positive size, got ", size);
-  const Plane plane = make_plane(window, input.size(2), input.size(3));
-  const int64_t pooled = input.size(0) * input.size(1) * plane.out_height * plane.out_width;
-  STD_TORCH_CHECK(grad.dim() == 4 && codes.dim() == 4 && grad.numel() == pooled && codes.numel() == pooled,
-      "lrn_pool_backward: expected a gradient and codes of the pooled shape");
-  const bool channels_last = is_channels_last(input);
-  const Device device(input);
-  const Tensor x = dense(input, channels_last), from = dense(grad, channels_last), places = dense(codes, channels_last);
-  Tensor dx = new_tensor(x, x.sizes(), x.scalar_type(), channels_last);
-  if (dx.numel() == 0) {
-    return dx;
-  }
-  const Layout sizes = layout(x, channels_last);
-  with_type("lrn_pool_backward", x, [&](auto type) {
-    using T = decltype(type);
-    const Path path = path_of<T>(sizes, size, beta, k, x, from, places, dx);
-    const PooledGradient<T> source{data<T>(from), data<uint8_t>(places), narrow(window), narrow(plane)};
-    lrn_backward_into<T>(device, path, x, source, dx, sizes, make_norm(size, alpha, beta, k, input.size(1)));
-  });
-  return dx;
 }
 
 }  // namespace fastcnn::cuda

@@ -1,7 +1,7 @@
 // Max-pool: values and one-byte codes, after bias and ReLU if asked; max_pool_backward.cu follows the codes back.
 //
-// A thread computes one place of the output, for its channels. The places of a window are compared in row-major order,
-// so that the first of equals wins, as in torch.
+// A thread computes one place of the output, for its channels; in NCHW several (pool_strips.h). The places of a window
+// are compared in row-major order, so that the first of equals wins, as in torch.
 
 #include "max_pool.h"
 
@@ -9,6 +9,7 @@
 #include "conv_relu.h"
 #include "launch.h"
 #include "pool_scan.h"
+#include "pool_strips.h"
 #include "vector.h"
 #include "walk.h"
 
@@ -57,6 +58,29 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 3)
   }
 }
 
+// NCHW, windows that lie two pixels apart.
+template <class T, int SIDE, bool STAGE, bool CODES>
+__global__ void __launch_bounds__(BLOCK_THREADS) pool_strips_kernel(const T* __restrict__ x, T* __restrict__ y,
+    uint8_t* __restrict__ codes, Stage<T> stage, Window32 window, Plane32 plane, Strips strips) {
+  const Strip strip(strips);
+  if (strip.row >= strip.end) {
+    return;
+  }
+  const T* image = x + int64_t{strip.plane} * (plane.height * plane.width);
+  const int64_t out = int64_t{strip.plane} * (plane.out_height * plane.out_width);
+  const int column = first_of_pair(strip.column, plane.out_width);
+  if constexpr (STAGE) {
+    const Vector<T, PAIR> bias = repeat<PAIR>(load_bias<1>(stage.bias, strip.channel(strips)).at[0]);
+    const auto prepare = [&](const Vector<T, PAIR>& values) { return add(values, bias); };
+    pool_strip<SIDE, CODES>(image, plane.width, y + out, codes + (CODES ? out : 0), prepare, stage.relu, window, plane,
+        strip.row, strip.end - strip.row, column);
+  } else {
+    const auto prepare = [](const Vector<T, PAIR>& values) { return values; };
+    pool_strip<SIDE, CODES>(image, plane.width, y + out, codes + (CODES ? out : 0), prepare, false, window, plane,
+        strip.row, strip.end - strip.row, column);
+  }
+}
+
 // NCHW, 2x2 windows side by side over rows of whole vectors: one vector of each of two rows gives half a vector.
 template <class T, bool STAGE>
 __global__ void __launch_bounds__(BLOCK_THREADS) pool_pairs_kernel(const T* __restrict__ x, T* __restrict__ y,
@@ -86,9 +110,9 @@ __global__ void __launch_bounds__(BLOCK_THREADS) pool_pairs_kernel(const T* __re
     if (STAGE && stage.relu) {
       best.apply_relu();
     }
-    best.store(y + out);
+    store_packed(y + out, best.values());
     if (codes != nullptr) {
-      best.store_codes(codes + out);
+      store_packed(codes + out, best.codes());
     }
     out += walks.rows * HALF;
     route.advance();
@@ -98,7 +122,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS) pool_pairs_kernel(const T* __re
 bool is_pairs(const Window& window, const Plane& plane, int64_t width) {
   const bool halves = window.rows.stride == 2 && window.columns.stride == 2 && window.rows.padding == 0 &&
                       window.columns.padding == 0 && plane.out_height * 2 <= plane.height;
-  return is_square(window, 2) && halves && plane.width % width == 0;
+  return is_square(window, 2) && halves && plane.width % width == 0 &&
+         plane.out_height * (plane.width / width) >= BLOCK_THREADS;  // of small planes strips start with less
 }
 
 // One call of pool(), its tensors dense.
@@ -120,7 +145,16 @@ void launch_pool(const PoolCall& pool, const Walks& walks, Kernel kernel, const 
   const Stage<T> stage{pool.bias ? data<T>(*pool.bias) : nullptr, pool.relu};
   uint8_t* codes = pool.codes.numel() > 0 ? mutable_data<uint8_t>(pool.codes) : nullptr;
   pool.device.launch(
-      kernel, walks.blocks(), walks.threads, 0, data<T>(pool.x), mutable_data<T>(pool.y), codes, stage, rest..., walks);
+      kernel, walks.blocks(), walks.threads, 0, data<T>(pool.x), mutable_data<T>(pool.y), codes, stage, rest...);
+}
+
+template <class T, bool STAGE, int SIDE>
+void run_strips(const PoolCall& pool) {
+  const auto& [images, channels, pixels, channels_last] = pool.layout;
+  const Strips strips = make_strips(images, channels, pool.plane.out_height, pool.plane.out_width, 1, PAIR);
+  const auto kernel =
+      pool.codes.numel() > 0 ? pool_strips_kernel<T, SIDE, STAGE, true> : pool_strips_kernel<T, SIDE, STAGE, false>;
+  launch_pool<T, STAGE>(pool, walks_of(strips), kernel, narrow(pool.window), narrow(pool.plane), strips);
 }
 
 template <class T, int N, bool STAGE>
@@ -134,7 +168,7 @@ void run_pool(const PoolCall& pool) {
                       : side == 3 ? pool_kernel<T, N, 3, STAGE>
                                   : pool_kernel<T, N, 0, STAGE>;
   launch_pool<T, STAGE>(pool, walks, kernel, narrow(pool.window), narrow(pool.plane), strides,
-      RouteSteps(walks, pool.plane.out_height, pool.plane.out_width));
+      RouteSteps(walks, pool.plane.out_height, pool.plane.out_width), walks);
 }
 
 template <class T, bool STAGE>
@@ -147,7 +181,9 @@ void choose_pool(const PoolCall& pool) {
     const int64_t places = pool.plane.out_height * (pool.plane.width / N);
     const Walks walks = make_walks(images, channels, places, false, 1, N / 2, POOL_DEPTH);
     launch_pool<T, STAGE>(pool, walks, pool_pairs_kernel<T, STAGE>, narrow(pool.plane),
-        RouteSteps(walks, pool.plane.out_height, pool.plane.width / N));
+        RouteSteps(walks, pool.plane.out_height, pool.plane.width / N), walks);
+  } else if (const int side = channels_last ? 0 : side_of_strips(pool.window, pool.plane); side > 0) {
+    side == 2 ? run_strips<T, STAGE, 2>(pool) : run_strips<T, STAGE, 3>(pool);
   } else {
     run_pool<T, 1, STAGE>(pool);
   }

@@ -40,7 +40,7 @@ struct PlaneStrides {
         pixel(static_cast<uint32_t>(narrow(pixel))) {}
 };
 
-constexpr int64_t MOST_OFFSETS = int64_t{1} << 32;
+constexpr int64_t MOST_OFFSETS = int64_t{1} << 32, MOST_INDEX = (int64_t{1} << 31) - 1;
 
 // A row or column of an axis, or the nearest there is.
 FASTCNN_HOST_DEVICE int into(int index, int length) {

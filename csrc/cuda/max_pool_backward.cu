@@ -4,6 +4,8 @@
 #include "../ops.h"
 #include "launch.h"
 #include "max_pool.h"
+#include "pooled.h"
+#include "strips.h"
 #include "sums.h"
 #include "vector.h"
 #include "walk.h"
@@ -11,56 +13,12 @@
 namespace fastcnn::cuda {
 namespace {
 
-// Gradients and codes of one window.
-template <class T, int N>
-struct Pooled {
-  Floats<N> grad;
-  int32_t code[N];
-};
-
-// The gradients and codes at an offset, or codes that name no place if the window does not exist.
-template <class T, int N, class Offset>
-__device__ __forceinline__ Pooled<T, N> load_pooled(const T* grad, const uint8_t* codes, Offset at, bool exists) {
-  Pooled<T, N> pooled{load<N>(grad + at), {}};
-  const Vector<uint8_t, N> code = load_packed<N>(codes + at);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    pooled.code[i] = exists ? code.at[i] : RELU_OFF;
-  }
-  return pooled;
-}
-
-// Add the gradients whose winner is at `code`.
-template <class T, int N>
-__device__ __forceinline__ void add_won(const Pooled<T, N>& pooled, int32_t code, Floats<N>& total) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (pooled.code[i] == code) {
-      total.at[i] += pooled.grad.at[i];
-    }
-  }
-}
-
-template <class T, int N>
-__device__ __forceinline__ void add_flowing(const Pooled<T, N>& pooled, Floats<N>& sum) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    sum.at[i] += pooled.code[i] == RELU_OFF ? 0.0f : pooled.grad.at[i];
-  }
-}
-
 constexpr int64_t UNPOOL_DEPTH = 4;  // patches or pixels of a thread at least
-
-// How many patches of two pixels an axis has, the first one shifted into the padding.
-template <class Int>
-FASTCNN_HOST_DEVICE Int patches(const AxisOf<Int>& axis, Same<Int> length) {
-  return ceil_div(length + axis.padding, 2);
-}
 
 // Windows of SIDE x SIDE neighbours at a stride of 2, SIDE 2 or 3. A place is a patch of 2x2 pixels: patch (i, j) lies
 // under window (i, j), its places 0 and 1, and if SIDE is 3 also under window i - 1 or j - 1, its place 2.
 template <class T, int N, int SIDE>
-__global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2) unpool_patches_kernel(const T* __restrict__ grad,
+__global__ void __launch_bounds__(BLOCK_THREADS, 3) unpool_patches_kernel(const T* __restrict__ grad,
     const uint8_t* __restrict__ codes, T* __restrict__ dx, float* partials, Window32 window, Plane32 plane,
     PlaneStrides from, PlaneStrides to, RouteSteps steps, Walks walks) {
   constexpr int REACH = SIDE - 1;  // windows over a patch, by axis
@@ -80,35 +38,122 @@ __global__ void __launch_bounds__(BLOCK_THREADS, SIDE == 2 ? 3 : 2) unpool_patch
       for (int b = 0; b < REACH; ++b) {
         const int ow = at.column - b, column = into(ow, plane.out_width);
         const uint32_t offset = static_cast<uint32_t>(row) * from.line + static_cast<uint32_t>(column) * from.pixel;
-        pooled[a][b] = load_pooled<T, N>(image_grad, image_codes, offset, row == oh && column == ow);
+        pooled[a][b] = {
+            advanced(image_grad, offset, sizeof(T)), advanced(image_codes, offset, 1), row == oh && column == ow};
       }
     }
     if (partials != nullptr) {
-      add_flowing(pooled[0][0], sum);  // every window is the first of one patch
+      pooled[0][0].add_flowing(sum);  // every window is the first of one patch
     }
     const int top = first_pixel(window.rows, at.row), left = first_pixel(window.columns, at.column);
-#pragma unroll
-    for (int pixel = 0; pixel < 4; ++pixel) {
-      const int h = top + pixel / 2, w = left + pixel % 2;
-      Floats<N> total{};
-#pragma unroll
-      for (int a = 0; a < REACH; ++a) {
-#pragma unroll
-        for (int b = 0; b < REACH; ++b) {
-          const int r = pixel / 2 + 2 * a, s = pixel % 2 + 2 * b;
-          if (r < SIDE && s < SIDE) {
-            add_won(pooled[a][b], r * SIDE + s, total);
-          }
-        }
+    T* corner = image_dx + (static_cast<int64_t>(top) * to.line + static_cast<int64_t>(left) * to.pixel);
+    const bool rows[] = {top >= 0, top + 1 < plane.height}, columns[] = {left >= 0, left + 1 < plane.width};
+    const auto put = [&](int row, int column, const Vector<T, N>& values) {
+      if (rows[row] && columns[column]) {
+        T* line = row == 0 ? corner : advanced(corner, to.line, sizeof(T));
+        store_packed(column == 0 ? line : advanced(line, to.pixel, sizeof(T)), values);
       }
-      if (h >= 0 && h < plane.height && w >= 0 && w < plane.width) {
-        store(image_dx + (static_cast<uint32_t>(h) * to.line + static_cast<uint32_t>(w) * to.pixel), total);
-      }
-    }
+    };
+    put(0, 0, gather<SIDE, 0>(pooled));
+    put(0, 1, gather<SIDE, 1>(pooled));
+    put(1, 0, gather<SIDE, 2>(pooled));
+    put(1, 1, gather<SIDE, 3>(pooled));
     route.advance();
   }
   if (partials != nullptr) {
     leave_sums(sum, partials, walks, walk);
+  }
+}
+
+// The same in NCHW. A thread has a column of patches and goes down a strip of them, by two at once: their values share
+// an instruction where they have 16 bits. SUMS: leave those for a bias gradient in `partials`.
+template <class T, int SIDE, bool SUMS>
+__global__ void __launch_bounds__(BLOCK_THREADS, 4)
+    unpool_strips_kernel(const T* __restrict__ grad, const uint8_t* __restrict__ codes, T* __restrict__ dx,
+        float* partials, Window32 window, Plane32 plane, Strips strips, Walks walks) {
+  constexpr int REACH = SIDE - 1;
+  const Strip strip(strips);
+  Floats<2> sum{};
+  if (strip.row < strip.end) {
+    const int left = first_pixel(window.columns, strip.column);
+    bool exists[REACH];
+#pragma unroll
+    for (int b = 0; b < REACH; ++b) {
+      exists[b] = strip.column - b >= 0 && strip.column - b < plane.out_width;
+    }
+    const int64_t from =
+        int64_t{strip.plane} * (plane.out_height * plane.out_width) + (strip.row * plane.out_width + strip.column);
+    const T* row_grad = grad + from;
+    const uint8_t* row_codes = codes + from;
+    Vector<T, 2> values[REACH];  // of the windows of two rows
+    uint32_t places[REACH][2];
+    // A window's gradient and code, which names no place if there is no such window.
+    const auto load_window = [&](int i, int b, const T* its_grad, const uint8_t* its_codes, bool row_exists) {
+      values[b].at[i] = static_cast<T>(0.0f);
+      places[b][i] = RELU_OFF;
+      if (row_exists && exists[b]) {
+        values[b].at[i] = *(its_grad - b);
+        places[b][i] = *(its_codes - b);
+      }
+    };
+#pragma unroll
+    for (int b = 0; b < REACH; ++b) {
+      load_window(1, b, row_grad - plane.out_width, row_codes - plane.out_width, strip.row > 0);
+    }
+    int top = first_pixel(window.rows, strip.row);
+    T* to = dx + (int64_t{strip.plane} * (plane.height * plane.width) + (top * plane.width + left));
+    // Whether the two pixels of an even or an odd row of the patches are stored at once, or which alone.
+    bool both[2], first[2], second[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      first[i] = left >= 0;
+      second[i] = left + 1 < plane.width;
+      both[i] = first[i] && second[i] && is_aligned(to + i * plane.width, 2 * sizeof(T));
+      first[i] &= !both[i];
+      second[i] &= !both[i];
+    }
+#pragma unroll 1
+    for (int row = strip.row; row < strip.end; row += 2) {
+      Pooled<T, 2> pooled[REACH][REACH];
+#pragma unroll
+      for (int b = 0; b < REACH; ++b) {
+        const T value_before = values[b].at[1];
+        const uint32_t place_before = places[b][1];
+        load_window(0, b, row_grad, row_codes, row < plane.out_height);
+        load_window(1, b, row_grad + plane.out_width, row_codes + plane.out_width, row + 1 < plane.out_height);
+        pooled[0][b] = {values[b], places[b][0], places[b][1]};
+        if constexpr (SIDE == 3) {
+          pooled[1][b] = {{value_before, values[b].at[0]}, place_before, places[b][0]};
+        }
+      }
+      if constexpr (SUMS) {
+        pooled[0][0].add_flowing(sum);
+      }
+      const Vector<T, 2> pixels[2][2] = {
+          {gather<SIDE, 0>(pooled), gather<SIDE, 1>(pooled)}, {gather<SIDE, 2>(pooled), gather<SIDE, 3>(pooled)}};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const T a = pixels[i % 2][0].at[i / 2], b = pixels[i % 2][1].at[i / 2];
+        const bool inside = (i > 0 || top >= 0) && top + i < plane.height;
+        T* line = to + i * plane.width;
+        if (inside && both[i % 2]) {
+          store_packed(line, Vector<T, 2>{a, b});
+        }
+        if (inside && first[i % 2]) {
+          line[0] = a;
+        }
+        if (inside && second[i % 2]) {
+          line[1] = b;
+        }
+      }
+      row_grad += 2 * plane.out_width;
+      row_codes += 2 * plane.out_width;
+      to += 4 * plane.width;
+      top += 4;
+    }
+  }
+  if constexpr (SUMS) {
+    leave_sums(Floats<1>{sum.at[0] + sum.at[1]}, partials, walks, strip.walk());
   }
 }
 
@@ -134,8 +179,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS) unpool_pixels_kernel(const T* g
         const int s = place_at(columns, ow, at.column);
         const int64_t pixel = (at.image * plane.out_height + oh) * plane.out_width + ow;
         if (r >= 0 && s >= 0) {
-          add_won(
-              load_pooled<T, N>(grad, codes, pixel * walks.stride + walk.offset, true), code_of(r, s, columns), total);
+          const int64_t at = pixel * walks.stride + walk.offset;
+          Pooled<T, N>(grad + at, codes + at).add_won(code_of(r, s, columns), total);
         }
       }
     }
@@ -152,19 +197,6 @@ __global__ void __launch_bounds__(BLOCK_THREADS) unpool_pixels_kernel(const T* g
   }
 }
 
-// The side of a window that patches serve, or 0.
-int64_t side_of(const Window& window) {
-  const auto fits = [](const Axis& axis, int64_t side) {
-    return axis.size == side && axis.stride == 2 && axis.dilation == 1;
-  };
-  for (int64_t side : {2, 3}) {
-    if (fits(window.rows, side) && fits(window.columns, side)) {
-      return side;
-    }
-  }
-  return 0;
-}
-
 // The tensors of one call, dense.
 struct Unpool {
   const Tensor& grad;
@@ -175,6 +207,21 @@ struct Unpool {
   Plane plane;
 };
 
+template <class T>
+Tensor run_strips(const Device& device, const Unpool& call, int64_t side, bool bias_grad) {
+  const auto& [images, channels, pixels, channels_last] = call.layout;
+  const Strips strips = make_strips(images, channels, patches(call.window.rows, call.plane.height),
+      patches(call.window.columns, call.plane.width), 2, 1);
+  const Walks walks = walks_of(strips);
+  Partials partials = new_partials(call.grad, walks, bias_grad);
+  const auto kernel = bias_grad ? (side == 2 ? unpool_strips_kernel<T, 2, true> : unpool_strips_kernel<T, 3, true>)
+                                : (side == 2 ? unpool_strips_kernel<T, 2, false> : unpool_strips_kernel<T, 3, false>);
+  device.launch(kernel, walks.blocks(), walks.threads, bias_grad ? shared_bytes_of_sums(walks, 1) : 0,
+      data<T>(call.grad), data<uint8_t>(call.codes), mutable_data<T>(call.dx),
+      bias_grad ? mutable_data<float>(partials.sums) : nullptr, narrow(call.window), narrow(call.plane), strips, walks);
+  return add_partials(device, partials, call.grad, bias_grad);
+}
+
 template <class T, int N>
 Tensor run_unpool(const Unpool& call, bool bias_grad) {
   const Device device(call.grad);
@@ -183,7 +230,10 @@ Tensor run_unpool(const Unpool& call, bool bias_grad) {
   const int64_t stride = channels_last ? channels : 1;
   const PlaneStrides from(out_height, out_width, stride), to(height, width, stride);
   const bool small = from.image > 0 && to.image <= MOST_OFFSETS && from.image <= MOST_OFFSETS;
-  const int64_t side = small ? side_of(call.window) : 0;
+  const int64_t side = small ? side_of_patches(call.window) : 0;
+  if (!channels_last && side > 0 && pixels > 0 && pixels < MOST_PLACES) {
+    return run_strips<T>(device, call, side, bias_grad);
+  }
   const int64_t down = side == 0 ? height : patches(call.window.rows, height);
   const int64_t across = side == 0 ? width : patches(call.window.columns, width);
   const Walks walks = make_walks(images, channels, pixels == 0 ? 0 : down * across, channels_last, N, stride,

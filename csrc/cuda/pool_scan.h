@@ -141,9 +141,9 @@ __device__ __forceinline__ void pool_walk(const T* x, T* y, uint8_t* codes, cons
     if (relu) {
       best.apply_relu();
     }
-    best.store(to);
+    store_packed(to, best.values());
     if (codes != nullptr) {
-      best.store_codes(codes_to);
+      store_packed(codes_to, best.codes());
     }
     to += step;
     codes_to += step;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../math/host_device.h"
 #include "device.h"
 
 namespace fastcnn::cuda {
@@ -32,6 +33,19 @@ __device__ __forceinline__ Floats<N> broadcast(float value) {
   return values;
 }
 
+// pointer + times * step of so many bytes, into global memory, in one instruction: compilers make chains of
+// neighbouring ones, of two or more each.
+template <class T>
+__device__ __forceinline__ T* advanced(T* pointer, uint32_t step, uint32_t times) {
+#ifdef __CUDA_ARCH__
+  size_t address;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(address) : "r"(step), "r"(times), "l"(__cvta_generic_to_global(pointer)));
+  return static_cast<T*>(__cvta_global_to_generic(address));
+#else
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(pointer) + static_cast<uint64_t>(step) * times);
+#endif
+}
+
 template <int N, class T>
 __device__ __forceinline__ Vector<T, N> load_packed(const T* from) {
   return *reinterpret_cast<const Vector<T, N>*>(from);
@@ -40,6 +54,15 @@ __device__ __forceinline__ Vector<T, N> load_packed(const T* from) {
 template <int N, class T>
 __device__ __forceinline__ void store_packed(T* to, const Vector<T, N>& packed) {
   *reinterpret_cast<Vector<T, N>*>(to) = packed;
+}
+
+// One after another, where nothing is known of the address.
+template <int N, class T>
+__device__ __forceinline__ void store_apart(T* to, const Vector<T, N>& packed) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    to[i] = packed.at[i];
+  }
 }
 
 template <class T, int N>
@@ -57,16 +80,23 @@ __device__ __forceinline__ Floats<N> load(const T* from) {
   return unpack(load_packed<N>(from));
 }
 
-template <int N, class T>
-__device__ __forceinline__ void store(T* to, const Floats<N>& values) {
+template <class T, int N>
+__device__ __forceinline__ Vector<T, N> pack(const Floats<N>& values) {
   Vector<T, N> packed;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     packed.at[i] = static_cast<T>(values.at[i]);
   }
-  store_packed(to, packed);
+  return packed;
 }
 
-inline bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+template <int N, class T>
+__device__ __forceinline__ void store(T* to, const Floats<N>& values) {
+  store_packed(to, pack<T>(values));
+}
+
+FASTCNN_HOST_DEVICE bool is_aligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
 
 }  // namespace fastcnn::cuda

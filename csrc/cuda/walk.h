@@ -61,8 +61,8 @@ constexpr int64_t POOL_DEPTH = 2;  // where a walk starts is found by divisions;
 
 // How many threads look at neighbouring places of a plane: a thread with few places is one that computes where it is,
 // but neighbours should read a line of memory together.
-inline int plane_rows(int64_t places, bool vectors) {
-  const int64_t deep = round_up(ceil_div(places, PLANE_DEPTH), vectors ? WARP / 4 : WARP);
+inline int plane_rows(int64_t places, bool vectors, int64_t depth) {
+  const int64_t deep = round_up(ceil_div(places, depth), vectors ? WARP / 4 : WARP);
   return static_cast<int>(clamp(deep, 1, clamp(places, 1, BLOCK_THREADS)));
 }
 
@@ -74,9 +74,10 @@ inline void set_divisors(Walks& walks) {
   walks.by_rows = walks.rows;
 }
 
-// Share places so that a thread with many has at least `depth` of them; threads hold `width` channels if channels_last.
+// Share places so that a thread with many has at least `depth` of them, of a plane `plane_depth`; threads hold `width`
+// channels if channels_last.
 inline Walks make_walks(int64_t images, int64_t channels, int64_t places, bool channels_last, int64_t width,
-    int64_t stride, int64_t depth, int64_t most_blocks = MOST_BLOCKS) {
+    int64_t stride, int64_t depth, int64_t most_blocks = MOST_BLOCKS, int64_t plane_depth = PLANE_DEPTH) {
   Walks walks{};
   walks.channels = channels;
   walks.image = places;
@@ -93,7 +94,7 @@ inline Walks make_walks(int64_t images, int64_t channels, int64_t places, bool c
     walks.places = places;
     walks.parts = images * channels;
     walks.lanes = 1;
-    walks.rows = plane_rows(places, stride > 1);
+    walks.rows = plane_rows(places, stride > 1, plane_depth);
     walks.teams = BLOCK_THREADS / walks.rows;
   }
   walks.threads = static_cast<int>(round_up(walks.lanes * walks.rows * walks.teams, WARP));
