@@ -129,7 +129,7 @@ __device__ __forceinline__ void mask(const T* grad, const T* y, T* dx, int64_t s
 
 // Mask grad by the sign of y; leave the sums by channel in `partials` if it is not null.
 template <class T, int N, bool ALONG_CHANNELS>
-__global__ void __launch_bounds__(BLOCK_THREADS, 5)
+__global__ void __launch_bounds__(BLOCK_THREADS, 4)
     mask_kernel(const T* grad, const T* y, T* dx, float* partials, Walks walks) {
   constexpr int M = ALONG_CHANNELS ? N : 1;
   const Walk walk = start_walk<M>(walks);
