@@ -5,6 +5,7 @@
 Reads fastcnn/_C itself with cuobjdump: what is shown is what would run.
 """
 
+import functools
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ def extension() -> str:
     return found.origin if found and found.origin else ""
 
 
+@functools.cache
 def dump(*options: str, binary: str = "") -> str:
     """Return cuobjdump's text of the extension or another file, with kernels' names as they are written in C++."""
     command = [CUOBJDUMP, *options, binary or extension()]

@@ -152,7 +152,10 @@ gpus = pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.device_count() <
 
 
 @pytest.mark.parametrize("device", ["cpu", gpus])
-@pytest.mark.parametrize("argv", [[], ["--fsdp"]], ids=["DistributedDataParallel", "FSDP2"])
+@pytest.mark.parametrize(
+    "argv",
+    [pytest.param([], id="DistributedDataParallel"), pytest.param(["--fsdp"], id="FSDP2", marks=pytest.mark.sweep)],
+)
 def test_losses_of_two_processes_are_those_of_one_on_stock_layers(
     argv: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

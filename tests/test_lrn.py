@@ -154,20 +154,24 @@ def test_views(view: Any, backend: Any) -> None:
 
 
 @each_backend
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_any_shape(data: Any, backend: Any) -> None:
-    torch.manual_seed(0)  # each example anew, else a failure could not be found again
-    # so many pixels that stock's largest error is no matter of chance
-    shape = [data.draw(st.integers(*limits), "shape") for limits in ((1, 2), (1, 9), (3, 5), (29, 45))]
-    settings = {
-        "size": data.draw(st.integers(1, 7), "size"),
-        "alpha": data.draw(st.floats(0, 4, width=32), "alpha"),
-        "beta": data.draw(st.sampled_from([0.75, 0.5, 1.0, 0.6]), "beta"),
-        "k": data.draw(st.floats(0.5, 3, width=32), "k"),
-    }
-    format = data.draw(st.sampled_from(list(FORMATS.values())), "format")
-    assert_parity(*both(**settings), (new(*shape, dtype=torch.float32, format=format),), backend)
+@pytest.mark.parametrize("examples", [8, pytest.param(20, marks=pytest.mark.sweep)])
+def test_any_shape(examples: int, backend: Any) -> None:
+    @settings(max_examples=examples, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def check(data: Any) -> None:
+        torch.manual_seed(0)  # each example anew, else a failure could not be found again
+        # so many pixels that stock's largest error is no matter of chance
+        shape = [data.draw(st.integers(*limits), "shape") for limits in ((1, 2), (1, 9), (3, 5), (29, 45))]
+        settings = {
+            "size": data.draw(st.integers(1, 7), "size"),
+            "alpha": data.draw(st.floats(0, 4, width=32), "alpha"),
+            "beta": data.draw(st.sampled_from([0.75, 0.5, 1.0, 0.6]), "beta"),
+            "k": data.draw(st.floats(0.5, 3, width=32), "k"),
+        }
+        format = data.draw(st.sampled_from(list(FORMATS.values())), "format")
+        assert_parity(*both(**settings), (new(*shape, dtype=torch.float32, format=format),), backend)
+
+    check()
 
 
 def test_reference_gradient() -> None:
