@@ -179,7 +179,8 @@ def test_the_build_says_how_many_files_it_compiles(setup, monkeypatch, capsys):
     assert front.optional
 
 
-def test_a_front_that_cannot_be_built_is_left_out(setup, monkeypatch, capsys):
+@pytest.mark.parametrize("cuda", ["0", "1"])
+def test_a_front_that_cannot_be_built_is_left_out_wherever_cuda_is_wanted(cuda, setup, monkeypatch, capsys):
     def fail(self, extension):
         raise RuntimeError("Error compiling objects for extension")
 
@@ -188,6 +189,7 @@ def test_a_front_that_cannot_be_built_is_left_out(setup, monkeypatch, capsys):
     command = arguments["cmdclass"]["build_ext"]
     monkeypatch.setattr(command.__mro__[1], "build_extension", fail)
     build = command(setuptools.Distribution())
+    monkeypatch.setenv("FASTCNN_BUILD_CUDA", cuda)
     build.build_extension(front)
     assert "fastcnn._front is left out: Error compiling" in capsys.readouterr().err
     with pytest.raises(RuntimeError):
