@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -259,8 +259,8 @@ def test_doctor_pads_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_choices_are_those_of_the_loop() -> None:
-    assert list(OptimizerName) == list(lane.OPTIMIZERS) == list(recipes.DEFAULT_LR)
-    assert list(AmpName) == list(lane.AMP_DTYPES)
+    assert list(get_args(OptimizerName)) == list(lane.OPTIMIZERS) == list(recipes.DEFAULT_LR)
+    assert list(get_args(AmpName)) == list(lane.AMP_DTYPES)
 
 
 def test_side_by_side_run_shows_one_table(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import doctest
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -243,7 +243,7 @@ def test_broken_jpeg_stops_the_command_and_is_named(
 
 
 def test_layouts_of_the_command_line_exist() -> None:
-    assert list(ParallelName) == ["ddp", "owt"]
+    assert get_args(ParallelName) == ("ddp", "owt")
 
 
 @pytest.mark.parametrize(

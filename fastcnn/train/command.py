@@ -2,12 +2,11 @@
 
 import contextlib
 import datetime
-import enum
 import logging
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 import typer
 from rich.console import Console
@@ -36,34 +35,10 @@ RECIPE = "the recipe's"
 DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolder": "alexnet"}
 
 
-class DatasetName(enum.StrEnum):
-    """Data sets to train on."""
-
-    mnist = "mnist"
-    fashion_mnist = "fashion-mnist"
-    imagefolder = "imagefolder"
-
-
-class OptimizerName(enum.StrEnum):
-    """Keys of ``fastcnn.train.lane.OPTIMIZERS``."""
-
-    adam = "adam"
-    sgd = "sgd"
-
-
-class AmpName(enum.StrEnum):
-    """Keys of ``fastcnn.train.lane.AMP_DTYPES``."""
-
-    off = "off"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class ParallelName(enum.StrEnum):
-    """Layouts of ``fastcnn.train.distributed.layout_of``."""
-
-    ddp = "ddp"
-    owt = "owt"
+DatasetName = Literal["mnist", "fashion-mnist", "imagefolder"]
+OptimizerName = Literal["adam", "sgd"]  # keys of fastcnn.train.lane.OPTIMIZERS
+AmpName = Literal["off", "bf16", "fp16"]  # keys of fastcnn.train.lane.AMP_DTYPES
+ParallelName = Literal["ddp", "owt"]  # of fastcnn.train.prepare.layout_of
 
 
 def train(
@@ -94,7 +69,7 @@ def train(
     ] = None,
     optimizer: Annotated[OptimizerName | None, typer.Option(help="sgd has momentum 0.9.", show_default=RECIPE)] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay.", show_default=RECIPE)] = None,
-    amp: Annotated[AmpName, typer.Option(help="Mixed precision through torch.autocast.")] = AmpName.off,
+    amp: Annotated[AmpName, typer.Option(help="Mixed precision through torch.autocast.")] = "off",
     graph: Annotated[
         bool, typer.Option(help="On a GPU, capture whole training steps into CUDA graphs; the losses are the same.")
     ] = True,
@@ -108,7 +83,7 @@ def train(
     parallel: Annotated[
         ParallelName,
         typer.Option(help="Under torchrun. ddp: all data-parallel; owt: linear layers model-parallel."),
-    ] = ParallelName.ddp,
+    ] = "ddp",
     checkpoint_every: Annotated[
         int, typer.Option(min=0, help="Steps between checkpoints; 0: so often that they take 5% of the time.")
     ] = 0,
@@ -155,13 +130,13 @@ def train(
             "--resume goes on in the checkpoint's own folder: leave out --name, --out, --overwrite"
         )
     if not resume and not dataset:
-        raise typer.BadParameter(f"expected what to train on: {', '.join(DatasetName)}; or --resume")
+        raise typer.BadParameter(f"expected what to train on: {', '.join(get_args(DatasetName))}; or --resume")
     with distributed.joined() as world, _notes(Console(quiet=world.rank > 0), debug) as console:
         state = checkpoint.load(resume) if resume else None
-        chosen = str(dataset or state["settings"]["dataset"]) if state else str(dataset)
+        chosen: str = dataset or (state["settings"]["dataset"] if state else "")
         model_name = model or DEFAULT_MODEL[chosen]
         recipe = recipe_of(chosen, model_name)
-        optimizer_name = str(optimizer or recipe.optimizer)
+        optimizer_name = optimizer or recipe.optimizer
         asked = Settings(
             dataset=chosen,
             model=model_name,
@@ -176,12 +151,12 @@ def train(
             optimizer=optimizer_name,
             weight_decay=_first(weight_decay, recipe.weight_decay),
             device=device or default_device(),
-            amp=str(amp),
+            amp=amp,
             graph=graph,
             data=str(data) if data else None,
             seed=seed,
             workers=_first(workers, default_workers(world) if chosen == "imagefolder" else 0),
-            parallel=str(parallel),
+            parallel=parallel,
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
             deterministic=deterministic,

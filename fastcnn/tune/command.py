@@ -1,8 +1,7 @@
 """The command ``fastcnn tune``."""
 
-import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -22,13 +21,7 @@ from fastcnn.tuning.device import device_name
 from fastcnn.tuning.table import user_path
 from fastcnn.warm_up import stages_of
 
-
-class DtypeName(enum.StrEnum):
-    """Dtypes that kernels take."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+DtypeName = Literal["float32", "bfloat16", "float16"]  # those that kernels take
 
 
 def tune(
@@ -36,9 +29,7 @@ def tune(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step; winners serve half to double that.")],
     input_size: InputSize = None,
     option: Options = None,
-    dtype: Annotated[
-        DtypeName, typer.Option(help="Dtype of layers and images; for autocast, its dtype.")
-    ] = DtypeName.float32,
+    dtype: Annotated[DtypeName, typer.Option(help="Dtype of layers and images; for autocast, its dtype.")] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Layers and images in channels_last.")] = False,
     bytes: Annotated[bool, typer.Option("--bytes", help="Images are bytes, which the network normalizes.")] = False,
     backend: Annotated[str | None, typer.Option(help="Time only this backend against stock torch.")] = None,
