@@ -6,7 +6,6 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -83,18 +82,6 @@ def transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tensor
     start, end = [*grey, v2.Resize(shorter_side)], [v2.PILToTensor()]
     train = v2.Compose([*start, v2.RandomCrop((height, width)), v2.RandomHorizontalFlip(), *end])
     return train, v2.Compose([*start, v2.CenterCrop((height, width)), *end])
-
-
-def scale_and_offset(statistics: Statistics, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Return factor and offset, (C, 1, 1) each, that turn bytes into normalized float32.
-
-    Example:
-        >>> scale, offset = scale_and_offset(((0.5,), (0.25,)))
-        >>> (255 * scale + offset).item()
-        2.0
-    """
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in statistics)
-    return 1 / (255 * std), -mean / std
 
 
 def fit(images: Tensor, input_size: tuple[int, int, int]) -> Tensor:

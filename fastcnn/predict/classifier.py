@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcnn.console import checkpoint
 from fastcnn.console.errors import OptionError, UserError
-from fastcnn.console.images import fit, scale_and_offset, transforms
+from fastcnn.console.images import fit, transforms
 from fastcnn.console.models import (
     build_model,
     check_same_architecture,
@@ -111,11 +111,8 @@ def _held_out(dataset: str, input_size: tuple[int, int, int], statistics: Any) -
     """Return how training prepares its held-out images."""
     from torchvision.transforms.functional import pil_to_tensor
 
+    normalize = Normalize(*statistics)
     if dataset == "imagefolder":
         _, cropped = transforms(input_size)
-        normalize = Normalize(*statistics)
         return lambda image: normalize(cropped(image.convert("RGB")))
-    scale, offset = scale_and_offset(statistics)
-    return lambda image: fit(
-        torch.addcmul(offset, pil_to_tensor(image.convert("L")), scale).unsqueeze(0), input_size
-    ).squeeze(0)
+    return lambda image: fit(normalize(pil_to_tensor(image.convert("L"))[None]), input_size)[0]
