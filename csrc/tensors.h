@@ -42,14 +42,15 @@ struct Layout {
 // Whether torch would give the output the channels_last format (torch._prims_common.suggest_memory_format).
 inline bool is_channels_last(const Tensor& tensor) {
   const int64_t axes = tensor.dim();
-  if ((axes != 4 && axes != 5) || tensor.stride(1) == 0) {
+  const Sizes sizes = tensor.sizes(), strides = tensor.strides();  // each question goes through libtorch's C interface
+  if ((axes != 4 && axes != 5) || strides[1] == 0) {
     return false;
   }
   int64_t least = 0;
   for (int64_t i = 0; i < axes; ++i) {
     const int64_t axis = i == 0 ? 1 : (i == axes - 1 ? 0 : axes - i);  // C, then the pixels' axes from the last, N
-    const int64_t size = tensor.size(axis), stride = tensor.stride(axis);
-    if (size == 0 || stride < least || (axis == 0 && least == tensor.stride(1))) {
+    const int64_t size = sizes[axis], stride = strides[axis];
+    if (size == 0 || stride < least || (axis == 0 && least == strides[1])) {
       return false;
     }
     least = stride * size;
@@ -67,12 +68,13 @@ inline torch::headeronly::MemoryFormat format(int64_t axes, bool channels_last) 
 
 inline bool is_dense(const Tensor& tensor, bool channels_last) {
   const int64_t axes = tensor.dim();
+  const Sizes sizes = tensor.sizes(), strides = tensor.strides();
   int64_t stride = 1;
   for (int64_t i = 0; i < axes; ++i) {
     const int64_t last = axes - 1 - i;  // channels_last: C, then the pixels' axes from the last, N
     const int64_t axis = !channels_last || i == axes - 1 ? last : i == 0 ? 1 : last + 1;
-    const int64_t size = tensor.size(axis);
-    if (size != 1 && tensor.stride(axis) != stride) {
+    const int64_t size = sizes[axis];
+    if (size != 1 && strides[axis] != stride) {
       return false;
     }
     stride *= size;
@@ -121,11 +123,12 @@ inline Tensor laid_out_as(const Tensor& tensor, const Tensor& like) {
 }
 
 inline Layout layout(const Tensor& tensor, bool channels_last) {
+  const Sizes sizes = tensor.sizes();
   int64_t pixels = 1;
-  for (int64_t axis = 2; axis < tensor.dim(); ++axis) {
-    pixels *= tensor.size(axis);
+  for (size_t axis = 2; axis < sizes.size(); ++axis) {
+    pixels *= sizes[axis];
   }
-  return {tensor.size(0), tensor.size(1), pixels, channels_last};
+  return {sizes[0], sizes[1], pixels, channels_last};
 }
 
 // Check that a gradient, or a second input, has the shape and dtype of the tensor that it belongs to.

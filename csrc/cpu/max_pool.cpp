@@ -1,10 +1,12 @@
 // Max-pool: values and one-byte codes; max_pool_backward.cpp follows the codes back.
 //
-// NCHW: by max_pool_values.h where no codes are asked for and the window is small, else by max_pool_rows.h.
-// NHWC: channels are the vectors, and a window's pixels are compared in turn.
+// NCHW with a small window: by max_pool_values.h where no codes are asked for, window by window where rows are too
+// short for vectors. NCHW else: by max_pool_rows.h. NHWC: channels are the vectors, and a window's pixels are compared
+// in turn.
 
 #include "max_pool.h"
 
+#include <array>
 #include <cstring>
 
 #include "../ops.h"
@@ -52,6 +54,37 @@ FASTCNN_CLONES void pool_values(
     pooled.pool(x + p * plane.height * plane.width, y + p * plane.out_height * plane.out_width);
   }
 }
+
+// The same with codes, for small windows, each by itself.
+template <class T, bool RELU>
+void pool_windows(
+    const T* x, T* y, uint8_t* codes, const Plane& plane, const Window& window, int64_t begin, int64_t end) {
+  const Axis &rows = window.rows, &columns = window.columns;
+  for (int64_t p = begin; p < end; ++p, x += plane.height * plane.width) {
+    for (int64_t oh = 0; oh < plane.out_height; ++oh) {
+      const int64_t top = first_pixel(rows, oh), r0 = std::max<int64_t>(-top, 0);
+      const int64_t r1 = std::min(rows.size, plane.height - top);
+      for (int64_t ow = 0; ow < plane.out_width; ++ow) {
+        const int64_t left = first_pixel(columns, ow), s0 = std::max<int64_t>(-left, 0);
+        const int64_t s1 = std::min(columns.size, plane.width - left);
+        float best = LOWEST;
+        int32_t winner = NO_PLACE;
+        for (int64_t r = r0; r < r1; ++r) {
+          const T* from = x + (top + r) * plane.width + left;
+          for (int64_t s = s0; s < s1; ++s) {
+            const float value = static_cast<float>(from[s]);
+            const bool won = winner == NO_PLACE || wins(value, best);
+            best = won ? value : best;
+            winner = won ? code_of(r, s, columns) : winner;
+          }
+        }
+        finish<T, true, RELU>(best, winner, 0, y++, codes++);
+      }
+    }
+  }
+}
+
+constexpr int64_t NARROW = 4;  // columns of an output that are fewer than a vector is worth
 
 // Compare one more pixel of a window, all channels.
 template <class T, bool CODES>
@@ -136,6 +169,12 @@ void run_pool(const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout
   } else if (!CODES && is_small(window)) {
     parallel(layout.images * layout.channels, layout.pixels,
         [&](int64_t begin, int64_t end) { pool_values<T, RELU>(x, y, plane, window, begin, end); });
+  } else if (CODES && plane.out_width <= NARROW && is_small(window)) {
+    const int64_t pixels = plane.height * plane.width, outputs = plane.out_height * plane.out_width;
+    parallel(layout.images * layout.channels, layout.pixels, [&](int64_t begin, int64_t end) {
+      pool_windows<T, RELU>(
+          x + begin * pixels, y + begin * outputs, codes + begin * outputs, plane, window, begin, end);
+    });
   } else {
     parallel(layout.images * layout.channels, layout.pixels,
         [&](int64_t begin, int64_t end) { pool_planes<T, CODES, RELU>(x, y, codes, plane, window, begin, end); });
@@ -169,7 +208,7 @@ std::pair<Tensor, Tensor> pool(const Tensor& input, const Window& window, bool r
   const Tensor x = dense(input, channels_last);
   const Layout shape = layout(x, channels_last);
   const Plane plane = make_plane(window, x.size(2), x.size(3));
-  const std::vector<int64_t> sizes{shape.images, shape.channels, plane.out_height, plane.out_width};
+  const std::array<int64_t, 4> sizes{shape.images, shape.channels, plane.out_height, plane.out_width};
   Tensor y = new_tensor(x, sizes, x.scalar_type(), channels_last);
   Tensor code = codes ? new_tensor(x, sizes, torch::headeronly::ScalarType::Byte, channels_last) : y;
   if (y.numel() > 0) {

@@ -4,6 +4,7 @@
 
 #include "max_pool.h"
 
+#include <array>
 #include <cstring>
 #include <type_traits>
 
@@ -156,15 +157,16 @@ Tensor pool_backward(
     const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, const Window& window, Tensor* bias) {
   STD_TORCH_CHECK(
       codes.dim() == 4 && grad.dim() == 4, "max_pool_backward: expected gradients and codes (N, C, OH, OW)");
+  const Sizes of_codes = codes.sizes(), of_grad = grad.sizes();
   for (int64_t axis = 0; axis < 4; ++axis) {
-    STD_TORCH_CHECK(grad.size(axis) == codes.size(axis), "max_pool_backward: gradients and codes differ in shape");
+    STD_TORCH_CHECK(of_grad[axis] == of_codes[axis], "max_pool_backward: gradients and codes differ in shape");
   }
   const bool channels_last = is_channels_last(codes);
   const Tensor from = dense(grad, channels_last), code = dense(codes, channels_last);
-  const int64_t images = codes.size(0), channels = codes.size(1);
+  const int64_t images = of_codes[0], channels = of_codes[1];
   const Layout shape{images, channels, height * width, channels_last};
-  const Plane plane{height, width, codes.size(2), codes.size(3)};
-  const std::vector<int64_t> sizes{images, channels, height, width};
+  const Plane plane{height, width, of_codes[2], of_codes[3]};
+  const std::array<int64_t, 4> sizes{images, channels, height, width};
   Tensor dx = new_tensor(grad, sizes, grad.scalar_type(), channels_last);
   with_type("max_pool_backward", from, [&](auto type) {
     using T = decltype(type);

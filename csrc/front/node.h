@@ -27,12 +27,12 @@ struct Below {
 // What a backward is asked for: the gradients of some inputs, from what was saved of a call.
 struct Asked {
   const Plan& plan;
-  const std::vector<Tensor>& saved;
-  const std::vector<bool>& wanted;
+  at::ArrayRef<Tensor> saved;
+  uint64_t wanted;      // a bit for each input
   bool masked = false;  // by the stage that follows, which has summed the bias' gradient, too
   Tensor bias_sum = {};
 
-  bool needs(size_t input) const { return wanted[input]; }
+  bool needs(size_t input) const { return wanted >> input & 1; }
 };
 
 // What the nodes of all ops share. A backward that must itself be differentiable is Python's, in stock operations.
@@ -42,19 +42,18 @@ struct Node : torch::autograd::Node {
   bool masked = false;  // see fastcnn/ops/gradients.py: a stage that follows sets these from Python
   Tensor bias_sum;
 
-  std::vector<bool> wanted() const {
-    std::vector<bool> inputs(num_outputs());
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      inputs[i] = task_should_compute_output(i);
+  uint64_t wanted() const {
+    uint64_t inputs = 0;
+    for (size_t i = 0; i < num_outputs(); ++i) {
+      inputs |= uint64_t(task_should_compute_output(i)) << i;
     }
     return inputs;
   }
 
-  std::vector<Tensor> unpack() {
+  c10::SmallVector<Tensor, 6> unpack() {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto self = getptr();
-    std::vector<Tensor> tensors;
-    tensors.reserve(saved.size());
+    c10::SmallVector<Tensor, 6> tensors;
     for (const auto& each : saved) {
       tensors.push_back(each.unpack(self));
     }
@@ -154,12 +153,13 @@ struct NodeOf final : Node {
       packed.emplace_back(maybe(each));
       types.push_back(at::OptionalType::ofTensor());
     }
-    const auto run = [plan = plan, inputs = wanted()](const variable_list& given, const std::vector<IValue>& held) {
+    const auto run = [plan = plan, inputs = wanted(), count = num_outputs()](
+                         const variable_list& given, const std::vector<IValue>& held) {
       std::vector<Tensor> kept;
       for (const IValue& each : held) {
         kept.push_back(each.isNone() ? Tensor() : each.toTensor());
       }
-      return given[0].defined() ? Op::backward({*plan, kept, inputs}, given[0]) : variable_list(inputs.size());
+      return given[0].defined() ? Op::backward({*plan, kept, inputs}, given[0]) : variable_list(count);
     };
     using namespace torch::dynamo::autograd;
     const auto& compiler = getPyCompilerInterface();
@@ -226,11 +226,15 @@ Tensor record(const PlanPtr& plan, std::initializer_list<Tensor> inputs, std::in
   return output;
 }
 
-inline Tensor first(std::vector<IValue>&& outputs) { return std::move(outputs[0]).toTensor(); }
-
 inline std::tuple<Tensor, Tensor> both(std::vector<IValue>&& outputs) {
-  return {std::move(outputs[0]).toTensor(), std::move(outputs[1]).toTensor()};
+  std::tuple<Tensor, Tensor> taken(
+      std::move(outputs.front()).toTensor(), outputs.size() > 1 ? std::move(outputs[1]).toTensor() : Tensor());
+  outputs.clear();
+  spare_stack = std::move(outputs);
+  return taken;
 }
+
+inline Tensor first(std::vector<IValue>&& outputs) { return std::get<0>(both(std::move(outputs))); }
 
 // Call with a batch axis in front of an unbatched input, and take it off the output.
 template <class Run>

@@ -57,11 +57,14 @@ inline OperatorHandle operator_of(const char* name, const std::string& backend) 
   return c10::Dispatcher::singleton().findSchemaOrThrow((std::string("fastcnn::") + name).c_str(), backend.c_str());
 }
 
+// The memory of a call's stack, for the thread's next call.
+inline thread_local std::vector<IValue> spare_stack;
+
 // Call an operator below autograd; return its outputs.
 template <class... Args>
 std::vector<IValue> call(const OperatorHandle& op, Args&&... args) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  std::vector<IValue> stack;
+  std::vector<IValue> stack = std::move(spare_stack);
   stack.reserve(sizeof...(args));
   (stack.emplace_back(std::forward<Args>(args)), ...);
   op.callBoxed(stack);
