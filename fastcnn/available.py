@@ -68,10 +68,6 @@ def _load_extension() -> str:
 _EXTENSION_PROBLEM = _load_extension()
 
 
-def _cpu_missing() -> str:
-    return _EXTENSION_PROBLEM
-
-
 def _cuda_missing() -> str:
     if _PLAYED or _EXTENSION_PROBLEM:
         return "" if _PLAYED else _EXTENSION_PROBLEM
@@ -144,7 +140,7 @@ MISSING: dict[str, Callable[[], str]] = {
     "torch": str,
     "triton": _triton_missing,
     "cuda": _cuda_missing,
-    "cpu": _cpu_missing,
+    "cpu": lambda: _EXTENSION_PROBLEM,
 }
 
 # The device type that a backend's kernels run on.

@@ -14,10 +14,9 @@ from fastcnn import functional as FF
 from fastcnn import turning
 from fastcnn.calls import BatchNorm, Call
 from fastcnn.normalization import Normalize, is_recorded
+from fastcnn.ops import plans
 from fastcnn.ops.folding import folded, folds
 from fastcnn.ops.gradients import only_reader
-from fastcnn.ops.normalize_conv_relu import normalize_conv_relu as join_relu
-from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool as join_relu_pool
 from fastcnn.roles import IDENTITY, roles_of
 
 
@@ -59,53 +58,10 @@ def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxP
     return FF.conv2d_relu_max_pool2d(*conv_arguments(input, conv), **_pool_keywords(pool))
 
 
-def normalize_conv_relu(
-    input: Any,
-    mean: Any,
-    std: Any,
-    dtype: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-) -> Any:
-    """Normalize images, convolve and take the ReLU: in one kernel if there is one, else one after another."""
-    images, settings = (input, mean, std, dtype), (weight, bias, stride, padding, dilation, groups)
-    fused = join_relu(images, *settings)
-    return FF.conv2d_relu(FF.normalize(*images), *settings) if fused is None else fused
-
-
-def normalize_conv_relu_pool(
-    input: Any,
-    mean: Any,
-    std: Any,
-    dtype: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    *,
-    pool_size: Any,
-    pool_stride: Any,
-    pool_padding: Any,
-    pool_ceil_mode: Any,
-) -> Any:
-    """Normalize images, convolve, take the ReLU and max-pool: in one kernel if there is one, else in steps."""
-    images, settings = (input, mean, std, dtype), (weight, bias, stride, padding, dilation, groups)
-    fused = join_relu_pool(images, *settings, pool_size, pool_stride, pool_padding, pool_ceil_mode)
-    pool = {"pool_size": pool_size, "pool_stride": pool_stride}
-    pool |= {"pool_padding": pool_padding, "pool_ceil_mode": pool_ceil_mode}
-    return FF.conv2d_relu_max_pool2d(FF.normalize(*images), *settings, **pool) if fused is None else fused
-
-
 def _normalize_conv_relu(input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module) -> Any:
     if conv.padding_mode != "zeros":  # then the normalized images are padded, in a step of their own
         return run_conv_relu(normalize(input), conv, relu)
-    return normalize_conv_relu(*normalize.arguments(input), *conv_arguments(input, conv)[1:])
+    return plans.normalize_conv_relu(*normalize.arguments(input), *conv_arguments(input, conv)[1:])
 
 
 def _normalize_conv_relu_pool(
@@ -113,8 +69,8 @@ def _normalize_conv_relu_pool(
 ) -> Any:
     if conv.padding_mode != "zeros":
         return _conv_relu_pool(normalize(input), conv, relu, pool)
-    settings = conv_arguments(input, conv)[1:]
-    return normalize_conv_relu_pool(*normalize.arguments(input), *settings, **_pool_keywords(pool))
+    settings = *conv_arguments(input, conv)[1:], *_pool_keywords(pool).values()
+    return plans.normalize_conv_relu_pool(*normalize.arguments(input), *settings)
 
 
 def _bn_arguments(bn: nn.BatchNorm2d) -> tuple[Any, ...]:

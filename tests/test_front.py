@@ -39,7 +39,7 @@ def counted():
         counts["python"] += 1
         return max_pool.max_pool(*arguments)
 
-    run = front.fronted("max_pool", plan, max_pool._prepare, python)
+    run = front.fronted("max_pool", plan, max_pool.OP.prepare, python)
 
     def pool(input, size=2, stride=None, padding=0, dilation=1, ceil_mode=False):
         return run(input, size, stride, padding, dilation, ceil_mode, False)
@@ -177,7 +177,7 @@ def test_a_plan_made_while_the_backend_changes_is_not_kept():
                 pass
         return plans._plan_max_pool(*arguments)
 
-    run = front.fronted("max_pool", plan, max_pool._prepare, max_pool.max_pool)
+    run = front.fronted("max_pool", plan, max_pool.OP.prepare, max_pool.max_pool)
     for _ in range(3):
         run(x, 2, None, 0, 1, False, False)
     assert len(asked) == 2

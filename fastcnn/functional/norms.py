@@ -35,7 +35,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         >>> FF.local_response_norm(torch.ones(1, 4, 2, 2), size=3, alpha=3.0, beta=1.0)[0, :, 0, 0]
         tensor([0.3333, 0.2500, 0.2500, 0.3333])
     """
-    run = lrn.lrn if is_compiling() else plans.lrn_
+    run = lrn.lrn if is_compiling() else plans.lrn
     return run(input, size, alpha, beta, k)
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.ops.record import INPUT, OTHER, Op, runner
-from fastcnn.route import choose
 
 
 def reference(input: Tensor, other: Tensor) -> Tensor:
@@ -19,7 +18,29 @@ def _fake(input: Tensor, _: Tensor) -> Tensor:
     return torch.empty_like(input)
 
 
-OP = Op("add_relu", "add_relu", INPUT, OTHER)
+def _prepare(input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    checks.check_tensor(OP.function, "input", input)
+    checks.check_tensor(OP.function, "other", other)
+    shapes = zip(input.shape[::-1], other.shape[::-1])  # broadcasting looks at the axes that both have
+    if any(a != b and 1 not in (a, b) for a, b in shapes):
+        expected = f"a shape that broadcasts with {tuple(input.shape)}, that of 'input'"
+        raise checks.wrong(OP.function, "other", expected, tuple(other.shape))
+    if input.device != other.device and 0 not in (input.dim(), other.dim()):
+        raise checks.wrong(OP.function, "other", f"a tensor on {input.device}, where 'input' is", other.device)
+    return input, other
+
+
+def _refuse(input: Tensor, other: Tensor) -> str:
+    if reason := checks.refuse_dtype(input):
+        return reason
+    if other.dtype != input.dtype:
+        return f"takes argument 'other' in the dtype of 'input', {input.dtype}, got {other.dtype}"
+    if other.shape != input.shape:
+        return f"takes argument 'other' in the shape of 'input', {tuple(input.shape)}, got {tuple(other.shape)}"
+    return ""
+
+
+OP = Op("add_relu", "add_relu", INPUT, OTHER, stock=reference, prepare=_prepare, refuse=_refuse)
 _forward = OP.forward(_fake)
 _backward = OP.define(
     "add_relu_backward", "(Tensor grad, Tensor output) -> Tensor", lambda grad, output: _fake(output, grad)
@@ -59,34 +80,4 @@ class AddReLU(torch.autograd.Function):
 
 
 _run = runner(AddReLU, _forward)
-
-
-def add_relu(*arguments: Any) -> Tensor:
-    """Run ``fastcnn.functional.add_relu``."""
-    route, _ = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
-    if route.backend == "torch":
-        return checks.run_stock(reference, _prepare, *arguments)
-    output: Tensor = _run(*arguments, route.backend)
-    return output
-
-
-def _prepare(input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    checks.check_tensor(OP.function, "input", input)
-    checks.check_tensor(OP.function, "other", other)
-    shapes = zip(input.shape[::-1], other.shape[::-1])  # broadcasting looks at the axes that both have
-    if any(a != b and 1 not in (a, b) for a, b in shapes):
-        expected = f"a shape that broadcasts with {tuple(input.shape)}, that of 'input'"
-        raise checks.wrong(OP.function, "other", expected, tuple(other.shape))
-    if input.device != other.device and 0 not in (input.dim(), other.dim()):
-        raise checks.wrong(OP.function, "other", f"a tensor on {input.device}, where 'input' is", other.device)
-    return input, other
-
-
-def _refuse(input: Tensor, other: Tensor) -> str:
-    if reason := checks.refuse_dtype(input):
-        return reason
-    if other.dtype != input.dtype:
-        return f"takes argument 'other' in the dtype of 'input', {input.dtype}, got {other.dtype}"
-    if other.shape != input.shape:
-        return f"takes argument 'other' in the shape of 'input', {tuple(input.shape)}, got {tuple(other.shape)}"
-    return ""
+add_relu = OP.by(lambda route, input, other: _run(input, other, route.backend))

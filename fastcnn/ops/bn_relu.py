@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.ops.record import BATCH_NORM, INPUT, Op
-from fastcnn.route import choose
 from fastcnn.shapes import memory_format
 
 
@@ -79,7 +78,37 @@ def _fake_backward(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor
 
 
 GRADIENTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
-OP = Op("bn_relu", "batch_norm_relu", INPUT, BATCH_NORM)
+
+
+def _prepare(
+    input: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None, *rest: Any
+) -> tuple[Any, ...]:
+    checks.check_batch_norm(OP.function, input, mean, variance, weight, bias, *rest)
+    return input, mean, variance, weight, bias
+
+
+def refuse(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> str:
+    """Say why no kernel takes these, or return an empty string."""
+    if torch._C._are_functorch_transforms_active():
+        return "has no rule for torch.func transforms of argument 'input'; backend 'torch' has"
+    if reason := checks.refuse_dtype(input):
+        return reason
+    if input.dim() > 5:
+        return f"takes argument 'input' with two to five axes, got shape {tuple(input.shape)}"
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, each in named.items():
+        if each is not None and each.dtype not in (torch.float32, input.dtype):
+            return f"takes argument {name!r} in float32 or the dtype of 'input', {input.dtype}, got {each.dtype}"
+    return ""
+
+
+OP = Op("bn_relu", "batch_norm_relu", INPUT, BATCH_NORM, stock=reference, prepare=_prepare, refuse=refuse)
 _statistics = OP.define("bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics, stem="bn_statistics")
 _forward = OP.forward(_fake)
 _backward = OP.define("bn_relu_backward", f"(Tensor grad, {OP.schema}, bool training) -> {GRADIENTS}", _fake_backward)
@@ -137,9 +166,9 @@ def given(norm: Norm, grad_weight: Any, grad_bias: Any) -> tuple[Any, Any]:
 def bn_relu(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu``."""
     (input,), norm = OP.split(arguments)
-    route, _ = choose(OP.stem, OP.function, arguments, _prepare, refuse, measured(*norm))
+    route, _ = OP.route(arguments, measured(*norm))
     if route.backend == "torch" or input.numel() == 0:  # nothing to launch a kernel for
-        return checks.run_stock(reference, _prepare, *arguments)
+        return OP.stock(*arguments)
     output: Tensor = _run(input, *prepare(route.backend, *arguments), route.backend)
     return output
 
@@ -147,13 +176,6 @@ def bn_relu(*arguments: Any) -> Tensor:
 def measured(mean: Any, variance: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float) -> str:
     """Return the name by which it was measured: with the input's own statistics, or with running ones."""
     return "bn_relu" if training is True else "bn_relu_running"
-
-
-def _prepare(
-    input: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None, *rest: Any
-) -> tuple[Any, ...]:
-    checks.check_batch_norm(OP.function, input, mean, variance, weight, bias, *rest)
-    return input, mean, variance, weight, bias
 
 
 def prepare(
@@ -186,24 +208,3 @@ def _update(running: Tensor | None, batch: Tensor, momentum: float) -> None:
         running.lerp_(batch, momentum)
     else:
         running.copy_(torch.lerp(running.float(), batch, momentum))
-
-
-def refuse(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> str:
-    """Say why no kernel takes these, or return an empty string."""
-    if torch._C._are_functorch_transforms_active():
-        return "has no rule for torch.func transforms of argument 'input'; backend 'torch' has"
-    if reason := checks.refuse_dtype(input):
-        return reason
-    if input.dim() > 5:
-        return f"takes argument 'input' with two to five axes, got shape {tuple(input.shape)}"
-    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    for name, each in named.items():
-        if each is not None and each.dtype not in (torch.float32, input.dtype):
-            return f"takes argument {name!r} in float32 or the dtype of 'input', {input.dtype}, got {each.dtype}"
-    return ""

@@ -11,7 +11,6 @@ from torch import Tensor
 from fastcnn.ops import autograd, bn_relu, checks, max_pool, stock
 from fastcnn.ops.bn_relu import GRADIENTS, Norm
 from fastcnn.ops.record import BATCH_NORM, INPUT, POOL, Op, operands
-from fastcnn.route import choose
 from fastcnn.shapes import Window
 
 
@@ -29,7 +28,29 @@ def _fake_backward(grad: Tensor, codes: Tensor, input: Tensor, *_: Any) -> tuple
     return bn_relu.fake_gradients(input)
 
 
-OP = Op("bn_relu_pool", "batch_norm_relu_max_pool2d", INPUT, BATCH_NORM, POOL)
+def _prepare(*arguments: Any) -> tuple[Any, ...]:
+    (input,), norm, pool = OP.split(arguments)
+    checks.check_batch_norm(OP.function, input, *norm)
+    checks.check_image(OP.function, input)
+    window = max_pool.pool_window(OP.function, "pool_", *pool)
+    max_pool.check_window(OP.function, window, "pool_", *input.shape[-3:])
+    mean, variance, weight, bias, *_ = norm
+    return input, window, mean, variance, weight, bias
+
+
+def _refuse(input: Tensor, window: Window, *parameters: Tensor | None) -> str:
+    if input.dim() == 3:  # to batch norm it is (N, C, L), to max-pool (C, H, W)
+        return "takes argument 'input' as (N, C, H, W), got three axes"
+    return bn_relu.refuse(input, *parameters) or max_pool.refuse(input, window, "pool_size")
+
+
+OP = Op(
+    *("bn_relu_pool", "batch_norm_relu_max_pool2d"),
+    *(INPUT, BATCH_NORM, POOL),
+    stock=reference,
+    prepare=_prepare,
+    refuse=_refuse,
+)
 _values = OP.forward(_fake)
 _codes = OP.codes(_fake)
 _backward = OP.define(
@@ -86,26 +107,10 @@ _apply = autograd.applier(BatchNormReLUPool)
 def bn_relu_pool(*arguments: Any) -> Tensor:
     """Run ``fastcnn.functional.batch_norm_relu_max_pool2d``."""
     (input,), norm, _ = OP.split(arguments)
-    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
+    route, prepared = OP.route(arguments)
     if route.backend == "torch" or input.numel() == 0:
-        return checks.run_stock(reference, _prepare, *arguments)
+        return OP.stock(*arguments)
     numbers, window = bn_relu.prepare(route.backend, input, *norm), prepared[1]
     if autograd.needs_grad(input, numbers.weight, numbers.bias):
         return _apply(input, *numbers, window, route.backend)[0]
     return _values[route.backend](*operands((input, numbers, window)))
-
-
-def _prepare(*arguments: Any) -> tuple[Any, ...]:
-    (input,), norm, pool = OP.split(arguments)
-    checks.check_batch_norm(OP.function, input, *norm)
-    checks.check_image(OP.function, input)
-    window = max_pool.pool_window(OP.function, "pool_", *pool)
-    max_pool.check_window(OP.function, window, "pool_", *input.shape[-3:])
-    mean, variance, weight, bias, *_ = norm
-    return input, window, mean, variance, weight, bias
-
-
-def _refuse(input: Tensor, window: Window, *parameters: Tensor | None) -> str:
-    if input.dim() == 3:  # to batch norm it is (N, C, L), to max-pool (C, H, W)
-        return "takes argument 'input' as (N, C, H, W), got three axes"
-    return bn_relu.refuse(input, *parameters) or max_pool.refuse(input, window, "pool_size")

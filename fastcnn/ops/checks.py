@@ -1,7 +1,6 @@
 """Argument checks, made once before any kernel. Each raises torch's error class for the mistake, with more detail."""
 
 import operator
-from collections.abc import Callable
 from numbers import Number, Real
 from typing import Any
 
@@ -12,16 +11,6 @@ from fastcnn.shapes import LARGEST, MAX_WINDOW_PLACES, Window
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_PIXELS = 2**31 - 1  # of a pool's window, stride, padding or dilation: torch takes them as C's int
-
-
-def run_stock(reference: Callable[..., Any], check: Callable[..., object], *arguments: Any) -> Any:
-    """Run the stock layers, which check their arguments; if they raise, `check` may raise a clearer error instead."""
-    try:
-        return reference(*arguments)
-    except Exception as error:
-        refused = error
-    check(*arguments)
-    raise refused
 
 
 def wrong(function: str, name: str, expected: str, got: object, kind: type[Exception] = RuntimeError) -> Exception:

@@ -7,17 +7,9 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, convolution
-from fastcnn.ops.convolution import Convolution, fake_convolution, prepare, reference
+from fastcnn.ops.convolution import Convolution, prepare, reference
 from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
 from fastcnn.ops.record import CONVOLUTION, INPUT, Op, runner
-from fastcnn.route import choose
-from fastcnn.shapes import Size
-
-
-def _fake(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, dilation: Size, *_: Any
-) -> Tensor:
-    return fake_convolution(input, weight, stride, padding, dilation)
 
 
 def fake_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor, Tensor]:
@@ -25,9 +17,18 @@ def fake_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor
     return torch.empty_like(output), output.new_empty(output.shape[1] if bias_grad else 0)
 
 
-OP = Op("conv_relu", "conv2d_relu", INPUT, CONVOLUTION, product="conv")
-_prepare = partial(prepare, OP.function)
-_forward = OP.forward(_fake, convolution.flops)
+def _refuse(input: Tensor, *_: Any) -> str:
+    return checks.refuse_dtype(input)
+
+
+def _prepare(*arguments: Any) -> tuple[Any, ...]:
+    return prepare(OP.function, *arguments)
+
+
+OP = Op(
+    "conv_relu", "conv2d_relu", INPUT, CONVOLUTION, stock=reference, prepare=_prepare, refuse=_refuse, product="conv"
+)
+_forward = OP.forward(convolution.fake, convolution.flops)
 _backward = OP.define(
     "conv_relu_backward",
     "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_conv, Tensor grad_bias)",
@@ -64,15 +65,4 @@ class ConvReLU(torch.autograd.Function):
 
 
 _run = runner(ConvReLU, _forward)
-
-
-def conv_relu(*arguments: Any) -> Tensor:
-    """Run ``fastcnn.functional.conv2d_relu``."""
-    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
-    if route.backend == "torch":
-        return checks.run_stock(reference, _prepare, *arguments)
-    return autograd.with_batch(_run, *convolution.running(prepared, route.algorithm), route.backend)
-
-
-def _refuse(input: Tensor, *_: Any) -> str:
-    return checks.refuse_dtype(input)
+conv_relu = OP.by(lambda route, *prepared: convolution.run_batched(_run, route, *prepared))

@@ -5,36 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks, convolution, max_pool, stock
+from fastcnn.ops import autograd, convolution, max_pool, stock
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import Convolution, output_shape, prepare
 from fastcnn.ops.gradients import Incoming, gradients, let_go, stage_before
 from fastcnn.ops.max_pool import refuse
 from fastcnn.ops.record import CONVOLUTION, INPUT, POOL, Op, runner
-from fastcnn.route import choose
-from fastcnn.shapes import Size, Window, conv_memory_format, memory_format
+from fastcnn.shapes import Window, memory_format
 
 
 def reference(*arguments: Any) -> Tensor:
     """Return conv2d, ReLU and max-pool as torch runs them."""
     (input,), layer, pool = OP.split(arguments)
     return stock.pool(convolution.reference(input, *layer), *pool)
-
-
-def _fake(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size,
-    dilation: Size,
-    groups: int,
-    algorithm: str | None,
-    window: Window,
-) -> Tensor:
-    images, channels, height, width = output_shape(input, weight, stride, padding, dilation)
-    shape = (images, channels, *window.output_size(height, width))
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
 
 
 def _fake_backward(
@@ -47,9 +30,26 @@ def _fake_backward(
     return grad_conv, grad.new_empty(channels if bias_grad else 0)
 
 
-OP = Op("conv_relu_pool", "conv2d_relu_max_pool2d", INPUT, CONVOLUTION, POOL, product="conv")
-_values = OP.forward(_fake, convolution.flops)
-_codes = OP.codes(_fake, convolution.flops)
+def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
+    (input,), layer, pool = OP.split(arguments)
+    input, weight, bias, settings = prepare(OP.function, input, *layer)
+    return input, weight, bias, settings, max_pool.window_over(OP.function, input, weight, settings, pool)
+
+
+def _refuse(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window) -> str:
+    return refuse(input, window, "pool_size")
+
+
+OP = Op(
+    *("conv_relu_pool", "conv2d_relu_max_pool2d"),
+    *(INPUT, CONVOLUTION, POOL),
+    stock=reference,
+    prepare=_prepare,
+    refuse=_refuse,
+    product="conv",
+)
+_values = OP.forward(convolution.fake, convolution.flops)
+_codes = OP.codes(convolution.fake, convolution.flops)
 _backward = OP.define(
     "conv_relu_pool_backward",
     f"(Tensor grad, Tensor codes, SymInt height, SymInt width, bool bias_grad, {POOL.schema}) "
@@ -98,21 +98,4 @@ class ConvReLUPool(torch.autograd.Function):
 
 
 _run = runner(ConvReLUPool, _values)
-
-
-def conv_relu_pool(*arguments: Any) -> Tensor:
-    """Run ``fastcnn.functional.conv2d_relu_max_pool2d``."""
-    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
-    if route.backend == "torch":
-        return checks.run_stock(reference, _prepare, *arguments)
-    return autograd.with_batch(_run, *convolution.running(prepared, route.algorithm), route.backend)
-
-
-def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
-    (input,), layer, pool = OP.split(arguments)
-    input, weight, bias, settings = prepare(OP.function, input, *layer)
-    return input, weight, bias, settings, max_pool.window_over(OP.function, input, weight, settings, pool)
-
-
-def _refuse(input: Tensor, weight: Tensor, bias: Tensor | None, settings: Convolution, window: Window) -> str:
-    return refuse(input, window, "pool_size")
+conv_relu_pool = OP.by(lambda route, *prepared: convolution.run_batched(_run, route, *prepared))

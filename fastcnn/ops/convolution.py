@@ -1,6 +1,6 @@
 """Shared by the stages that begin with a convolution: arguments, padding, and the convolution's own gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
+from fastcnn.route import Route
 from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -40,11 +41,12 @@ class Convolution(NamedTuple):
         return (*self.stride, *self.padding, *self.dilation, self.groups), self.algorithm
 
 
-def running(prepared: tuple[Any, ...], algorithm: str | None) -> tuple[Any, ...]:
-    """Return a prepared call with an algorithm for its convolution."""
-    if algorithm is None:
-        return prepared
-    return tuple(each.running(algorithm) if isinstance(each, Convolution) else each for each in prepared)
+def run_batched(run: Callable[..., Any], route: Route, *prepared: Any) -> Tensor:
+    """Run a prepared call by the route's algorithm, with a batch axis in front of an unbatched input."""
+    if route.algorithm:
+        prepared = tuple(each.running(route.algorithm) if isinstance(each, Convolution) else each for each in prepared)
+    output: Tensor = autograd.with_batch(run, *prepared, route.backend)
+    return output
 
 
 def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> tuple[Any, ...]:
@@ -61,10 +63,15 @@ def flops(
     return int(2 * images * height * width * weight.numel())
 
 
-def fake_convolution(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> Tensor:
-    """Return an empty tensor with the shape and strides of the convolution's output."""
-    shape = output_shape(input, weight, stride, padding, dilation)
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
+def fake(
+    input: Tensor, weight: Tensor, _: Tensor | None, stride: Size, padding: Size, dilation: Size, *others: Any
+) -> Tensor:
+    """Return an empty tensor with the shape and strides of the stage's output; a pool's window comes last."""
+    images, channels, *size = output_shape(input, weight, stride, padding, dilation)
+    if isinstance(others[-1], Window):
+        size = others[-1].output_size(*size)
+    format = conv_memory_format(input, weight)
+    return torch.empty((images, channels, *size), dtype=weight.dtype, device=input.device, memory_format=format)
 
 
 def prepare(

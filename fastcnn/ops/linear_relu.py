@@ -3,6 +3,7 @@
 The matrix products are torch's; ours is the pass that masks the gradient and sums the bias gradient.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.ops.conv_relu import fake_backward
 from fastcnn.ops.record import INPUT, LINEAR, Op, runner
-from fastcnn.route import choose
 
 
 def reference(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -29,13 +29,20 @@ def flops(input: Tensor, weight: Tensor, *_: Any) -> int:
     return 2 * input.shape[0] * weight.numel()
 
 
-OP = Op("linear_relu", "linear_relu", INPUT, LINEAR, product="matmul")
+def refuse(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    """Say why no kernel takes these, or return an empty string."""
+    if weight.dim() == 1:
+        return "takes argument 'weight' as (out_features, in_features), got one axis"
+    if bias is not None and bias.shape not in ((), (1,), weight.shape[:1]):
+        return f"takes argument 'bias' as ({weight.shape[0]},), got shape {tuple(bias.shape)}"
+    return checks.refuse_dtype(input)
 
 
-def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def _prepare(*arguments: Any) -> tuple[Any, ...]:
     return prepare(OP.function, *arguments)
 
 
+OP = Op("linear_relu", "linear_relu", INPUT, LINEAR, stock=reference, prepare=_prepare, refuse=refuse, product="matmul")
 _forward = OP.forward(_fake, flops)
 _backward = OP.define(
     "linear_relu_backward",
@@ -62,34 +69,33 @@ class LinearReLU(torch.autograd.Function):
         input, weight, output = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if autograd.differentiable():
-            grad_linear = autograd.relu_gradient(grad, output)
-            grad_bias = grad_linear.sum(0) if needs[2] else None
+            grad_linear, grad_bias = autograd.relu_gradient(grad, output), None
         else:
             grad_linear, grad_bias = _backward[ctx.backend](grad, output, needs[2])
-        return (
-            grad_linear @ weight if needs[0] else None,
-            grad_linear.t() @ input if needs[1] else None,
-            grad_bias if needs[2] else None,
-            None,
-        )
+        return *gradients(grad_linear, grad_bias, input, weight, needs), None
+
+
+def gradients(
+    grad: Tensor, grad_bias: Tensor | None, input: Tensor, weight: Tensor, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of input, weight and bias from that of the linear layer's output, each only if needed."""
+    if needs[2] and grad_bias is None:
+        grad_bias = grad.sum(0)
+    return grad @ weight if needs[0] else None, grad.t() @ input if needs[1] else None, grad_bias if needs[2] else None
 
 
 _run = runner(LinearReLU, _forward)
+linear_relu = OP.by(lambda route, *prepared: by_rows(_run, *prepared, route.backend))
 
 
-def linear_relu(*arguments: Any) -> Tensor:
-    """Run ``fastcnn.functional.linear_relu``."""
-    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, refuse)
-    backend = route.backend
-    if backend == "torch":
-        return checks.run_stock(reference, _prepare, *arguments)
-    input, weight, bias = prepared
+def by_rows(run: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:
+    """Run a kernel, which takes rows (N, in_features) and a bias of every feature, on an input of any rank."""
     if bias is not None and bias.shape != weight.shape[:1]:
         bias = bias.expand(weight.shape[0])
     if input.dim() == 2:
-        return _run(input, weight, bias, backend)
+        return run(input, weight, bias, *others)
     rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
-    return _run(rows, weight, bias, backend).view(*input.shape[:-1], weight.shape[0])
+    return run(rows, weight, bias, *others).view(*input.shape[:-1], weight.shape[0])
 
 
 def prepare(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -112,12 +118,3 @@ def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (dtype == weight.dtype and device == weight.device)
         and (bias is None or (bias.shape == matrix[:1] and bias.dtype == dtype and bias.device == device))
     )
-
-
-def refuse(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """Say why no kernel takes these, or return an empty string."""
-    if weight.dim() == 1:
-        return "takes argument 'weight' as (out_features, in_features), got one axis"
-    if bias is not None and bias.shape not in ((), (1,), weight.shape[:1]):
-        return f"takes argument 'bias' as ({weight.shape[0]},), got shape {tuple(bias.shape)}"
-    return checks.refuse_dtype(input)

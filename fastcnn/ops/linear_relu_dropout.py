@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
-from fastcnn.ops.linear_relu import flops, prepare, refuse
+from fastcnn.ops.linear_relu import by_rows, flops, gradients, prepare, refuse
 from fastcnn.ops.record import INPUT, LINEAR, Op, runner
-from fastcnn.route import choose
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float) -> Tensor:
@@ -26,7 +25,13 @@ def _fake_backward(grad: Tensor, output: Tensor, p: float, bias_grad: bool) -> t
 
 
 OP = Op(
-    "linear_relu_dropout", "linear_relu_dropout", INPUT, LINEAR, backends=("triton",), product="matmul", tuned=False
+    *("linear_relu_dropout", "linear_relu_dropout"),
+    *(INPUT, LINEAR),
+    prepare=partial(prepare, "linear_relu_dropout"),
+    refuse=refuse,
+    backends=("triton",),
+    product="matmul",
+    tuned=False,
 )
 _forward = OP.define(OP.stem, f"({OP.schema}, Tensor seed, float p) -> Tensor", _fake, flops=flops)
 _backward = OP.define(
@@ -65,18 +70,10 @@ class LinearReLUDropout(torch.autograd.Function):
             return (None,) * 6
         needs = ctx.needs_input_grad
         if autograd.differentiable():
-            grad_linear = torch.where(kept, grad / (1 - ctx.p), 0) + anchor.sum(1, keepdim=True)
-            grad_bias = grad_linear.sum(0) if needs[2] else None
+            grad_linear, grad_bias = torch.where(kept, grad / (1 - ctx.p), 0) + anchor.sum(1, keepdim=True), None
         else:
             grad_linear, grad_bias = _backward[ctx.backend](grad, kept.to(grad.dtype), ctx.p, needs[2])
-        return (
-            grad_linear @ weight if needs[0] else None,
-            grad_linear.t() @ input if needs[1] else None,
-            grad_bias if needs[2] else None,
-            None,
-            None,
-            None,
-        )
+        return *gradients(grad_linear, grad_bias, input, weight, needs), None, None, None
 
 
 _run = runner(LinearReLUDropout, _forward)
@@ -91,17 +88,13 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: f
     check_probability(p)
     if not training or not 0 < p < 1 or torch._C._are_functorch_transforms_active():
         return None
-    route, prepared = choose(OP.stem, OP.function, (input, weight, bias), partial(prepare, OP.function), refuse)
+    route, prepared = OP.route((input, weight, bias))
     if route.backend == "torch":
         return None
-    input, weight, bias = prepared
-    if bias is not None and bias.shape != weight.shape[:1]:
-        bias = bias.expand(weight.shape[0])
     # Drawn on the device by torch's generator: it obeys manual_seed, checkpointing repeats it, and a CUDA graph draws
     # another at each replay.
     seed = torch.randint(2**62, (1,), dtype=torch.int64, device=input.device)
-    rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
-    return _run(rows, weight, bias, seed, float(p), route.backend).view(*input.shape[:-1], weight.shape[0])
+    return by_rows(_run, *prepared, seed, float(p), route.backend)
 
 
 def check_probability(p: object) -> None:

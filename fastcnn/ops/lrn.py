@@ -9,7 +9,6 @@ from torch import Tensor
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.record import INPUT, Op, runner
 from fastcnn.ops.record import LRN as NORM
-from fastcnn.route import choose
 from fastcnn.shapes import LRN, memory_format
 
 
@@ -43,7 +42,23 @@ def _fake_backward(grad: Tensor, input: Tensor, *norm: Any) -> Tensor:
     return _fake(input)
 
 
-OP = Op("lrn", "local_response_norm", INPUT, NORM)
+def _prepare(*arguments: Any) -> tuple[Tensor, LRN]:
+    checks.check_lrn(OP.function, *arguments)
+    (input,), norm = OP.split(arguments)
+    return input, LRN(*norm)
+
+
+def refuse(input: Tensor, norm: LRN) -> str:
+    """Say why no kernel normalizes this input so, or return an empty string."""
+    constants = {"alpha": norm.alpha, "beta": norm.beta, "k": norm.k}
+    if reason := checks.refuse_dtype(input) or checks.refuse_constants(**constants):
+        return reason
+    if norm.alpha < 0 or norm.k < 0:
+        return f"takes no negative argument 'alpha' or 'k', got {norm.alpha} and {norm.k}"
+    return ""
+
+
+OP = Op("lrn", "local_response_norm", INPUT, NORM, stock=reference, prepare=_prepare, refuse=refuse)
 _forward = OP.forward(_fake)
 _backward = OP.define("lrn_backward", f"(Tensor grad, {OP.schema}) -> Tensor", _fake_backward)
 
@@ -69,34 +84,9 @@ class LocalResponseNorm(torch.autograd.Function):
 
 
 _run = runner(LocalResponseNorm, _forward)
-
-
-def lrn(*arguments: Any) -> Tensor:
-    """Run ``fastcnn.functional.local_response_norm``."""
-    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, refuse)
-    if route.backend == "torch":
-        return checks.run_stock(reference, _prepare, *arguments)
-    input, norm = prepared
-    output: Tensor = _run(input, kernel_norm(norm), route.backend)
-    return output
-
-
-def _prepare(*arguments: Any) -> tuple[Tensor, LRN]:
-    checks.check_lrn(OP.function, *arguments)
-    (input,), norm = OP.split(arguments)
-    return input, LRN(*norm)
+lrn = OP.by(lambda route, input, norm: _run(input, kernel_norm(norm), route.backend))
 
 
 def kernel_norm(norm: LRN) -> LRN:
     """Return the settings in Python's own numbers."""
     return LRN(*norm.operands())
-
-
-def refuse(input: Tensor, norm: LRN) -> str:
-    """Say why no kernel normalizes this input so, or return an empty string."""
-    constants = {"alpha": norm.alpha, "beta": norm.beta, "k": norm.k}
-    if reason := checks.refuse_dtype(input) or checks.refuse_constants(**constants):
-        return reason
-    if norm.alpha < 0 or norm.k < 0:
-        return f"takes no negative argument 'alpha' or 'k', got {norm.alpha} and {norm.k}"
-    return ""

@@ -9,7 +9,6 @@ from fastcnn.ops import autograd, checks, lrn, max_pool, stock
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.record import INPUT, POOL, Op, operands, runner
 from fastcnn.ops.record import LRN as NORM
-from fastcnn.route import choose
 from fastcnn.shapes import LRN, Window, memory_format
 
 
@@ -27,7 +26,24 @@ def _fake_backward(grad: Tensor, codes: Tensor, input: Tensor, *_: Any) -> Tenso
     return torch.empty_like(input, memory_format=memory_format(input))
 
 
-OP = Op("lrn_pool", "local_response_norm_max_pool2d", INPUT, NORM, POOL)
+def _prepare(*arguments: Any) -> tuple[Tensor, LRN, Window]:
+    (input,), norm, pool = OP.split(arguments)
+    checks.check_lrn(OP.function, input, *norm)
+    checks.check_image(OP.function, input)
+    window = max_pool.pool_window(OP.function, "pool_", *pool)
+    max_pool.check_window(OP.function, window, "pool_", *input.shape[-3:])
+    return input, LRN(*norm), window
+
+
+def _refuse(input: Tensor, norm: LRN, window: Window) -> str:
+    if input.dim() == 3:  # to LRN it is (N, C, L), to max-pool (C, H, W)
+        return "takes argument 'input' as (N, C, H, W), got three axes"
+    return lrn.refuse(input, norm) or max_pool.refuse(input, window, "pool_size")
+
+
+OP = Op(
+    "lrn_pool", "local_response_norm_max_pool2d", INPUT, NORM, POOL, stock=reference, prepare=_prepare, refuse=_refuse
+)
 _values = OP.forward(_fake)
 _codes = OP.codes(_fake)
 _backward = OP.define("lrn_pool_backward", f"(Tensor grad, Tensor codes, {OP.schema}) -> Tensor", _fake_backward)
@@ -59,28 +75,4 @@ class LRNPool(torch.autograd.Function):
 
 
 _run = runner(LRNPool, _values)
-
-
-def lrn_pool(*arguments: Any) -> Tensor:
-    """Run ``fastcnn.functional.local_response_norm_max_pool2d``."""
-    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
-    if route.backend == "torch":
-        return checks.run_stock(reference, _prepare, *arguments)
-    input, norm, window = prepared
-    output: Tensor = _run(input, lrn.kernel_norm(norm), window, route.backend)
-    return output
-
-
-def _prepare(*arguments: Any) -> tuple[Tensor, LRN, Window]:
-    (input,), norm, pool = OP.split(arguments)
-    checks.check_lrn(OP.function, input, *norm)
-    checks.check_image(OP.function, input)
-    window = max_pool.pool_window(OP.function, "pool_", *pool)
-    max_pool.check_window(OP.function, window, "pool_", *input.shape[-3:])
-    return input, LRN(*norm), window
-
-
-def _refuse(input: Tensor, norm: LRN, window: Window) -> str:
-    if input.dim() == 3:  # to LRN it is (N, C, L), to max-pool (C, H, W)
-        return "takes argument 'input' as (N, C, H, W), got three axes"
-    return lrn.refuse(input, norm) or max_pool.refuse(input, window, "pool_size")
+lrn_pool = OP.by(lambda route, input, norm, window: _run(input, lrn.kernel_norm(norm), window, route.backend))

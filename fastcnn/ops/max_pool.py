@@ -10,7 +10,6 @@ from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.convolution import Convolution, output_shape
 from fastcnn.ops.record import INPUT, WINDOW, Op, runner
 from fastcnn.ops.stock import max_pool as reference
-from fastcnn.route import choose
 from fastcnn.shapes import Size, Window, memory_format, pair
 
 
@@ -27,7 +26,32 @@ def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, _: Wind
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(codes))
 
 
-OP = Op("max_pool", "max_pool2d", INPUT, WINDOW)
+def _prepare(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> tuple[Tensor, Window]:
+    checks.check_tensor(OP.function, "input", input)
+    checks.check_image(OP.function, input)
+    window = pool_window(OP.function, "", kernel_size, stride, padding, ceil_mode, dilation)
+    check_window(OP.function, window, "", *input.shape[-3:])
+    return input, window
+
+
+def _refuse(input: Tensor, window: Window) -> str:
+    return refuse(input, window, "kernel_size")
+
+
+def refuse(input: Tensor, window: Window, name: str) -> str:
+    """Say why no kernel pools this input over this window, or return an empty string."""
+    return checks.refuse_dtype(input) or checks.refuse_window(name, window)
+
+
+OP = Op("max_pool", "max_pool2d", INPUT, WINDOW, stock=reference, prepare=_prepare, refuse=_refuse)
 _values = OP.forward(fake)
 _codes = OP.codes(fake)
 _backward = OP.define(
@@ -70,30 +94,10 @@ _run = runner(MaxPool, _values)
 
 def max_pool(*arguments: Any) -> Any:
     """Run ``fastcnn.functional.max_pool2d``."""
-    route, prepared = choose(OP.stem, OP.function, arguments, _prepare, _refuse)
+    route, prepared = OP.route(arguments)
     if route.backend == "torch":
-        return checks.run_stock(reference, _prepare, *arguments)
+        return OP.stock(*arguments)
     return autograd.with_batch(_run_with_indices if arguments[-1] else _run, *prepared, route.backend)
-
-
-def _refuse(input: Tensor, window: Window) -> str:
-    return refuse(input, window, "kernel_size")
-
-
-def _prepare(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None,
-    padding: Size,
-    dilation: Size,
-    ceil_mode: bool,
-    return_indices: bool,
-) -> tuple[Tensor, Window]:
-    checks.check_tensor(OP.function, "input", input)
-    checks.check_image(OP.function, input)
-    window = pool_window(OP.function, "", kernel_size, stride, padding, ceil_mode, dilation)
-    check_window(OP.function, window, "", *input.shape[-3:])
-    return input, window
 
 
 def _run_with_indices(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
@@ -130,8 +134,3 @@ def window_over(function: str, input: Tensor, weight: Tensor, settings: Convolut
     images = input if input.dim() == 4 else input[None]
     check_window(function, window, "pool_", *output_shape(images, weight, *settings.window())[1:])
     return window
-
-
-def refuse(input: Tensor, window: Window, name: str) -> str:
-    """Say why no kernel pools this input over this window, or return an empty string."""
-    return checks.refuse_dtype(input) or checks.refuse_window(name, window)

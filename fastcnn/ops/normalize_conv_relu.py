@@ -4,6 +4,7 @@ Only some algorithms normalize images within the convolution's kernel (`JOINED`)
 one after another, and so they do under `auto` unless a tuning table names a joined kernel.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +12,10 @@ from torch import Tensor
 
 from fastcnn.algorithms import JOINED
 from fastcnn.ops import autograd, checks, convolution, normalize
-from fastcnn.ops.conv_relu import _backward, conv_relu
-from fastcnn.ops.convolution import Convolution, gradients, output_shape, prepare
+from fastcnn.ops.conv_relu import _backward
+from fastcnn.ops.convolution import Convolution, gradients, prepare
 from fastcnn.ops.record import CONVOLUTION, IMAGES, Op, runner
 from fastcnn.route import choose
-from fastcnn.shapes import Size, conv_memory_format
 
 
 class Joined(NamedTuple):
@@ -30,28 +30,13 @@ class Joined(NamedTuple):
     backend: str
 
 
-def _fake(
-    input: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size,
-    dilation: Size,
-    *_: Any,
-) -> Tensor:
-    shape = output_shape(input, weight, stride, padding, dilation)
-    return torch.empty(shape, dtype=weight.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
-
-
-def flops(input: Tensor, mean: Tensor, std: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> int:
-    """Return the number of FLOPs of the convolution."""
-    return convolution.flops(input, weight, bias, *settings)
+def of_images(of_weights: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a convolution's fake kernel, or its count of FLOPs, for images that are normalized on their way."""
+    return lambda images, mean, std, *others: of_weights(images, *others)
 
 
 OP = Op("normalize_conv_relu", "conv2d_relu", IMAGES, CONVOLUTION, backends=("triton",), product="conv")
-_forward = OP.forward(_fake, flops)
+_forward = OP.forward(of_images(convolution.fake), of_images(convolution.flops))
 
 
 class NormalizeConvReLU(torch.autograd.Function):
@@ -139,15 +124,8 @@ def _refuse(images: Tensor, *_: Any) -> str:
     return checks.refuse_dtype(images)
 
 
-def normalize_conv_relu(norm_arguments: tuple[Any, ...], *layer: Any) -> Tensor | None:
-    """Run `normalize` on the arguments of one and `conv_relu` on the result and the others, or return None."""
-    call = joined(OP, norm_arguments, layer)
+def normalize_conv_relu(*arguments: Any) -> Tensor | None:
+    """Run the whole stage in one kernel, or return None."""
+    images, layer = OP.split(arguments)
+    call = joined(OP, images, layer)
     return None if call is None else autograd.with_batch(_run, *call)
-
-
-def stage(*arguments: Any) -> Tensor:
-    """Run the whole stage: in one kernel, or normalization and the rest one after another."""
-    images, *groups = OP.split(arguments)
-    others = [each for group in groups for each in group]
-    joined_output = normalize_conv_relu(images, *others)
-    return conv_relu(normalize.normalize(*images), *others) if joined_output is None else joined_output

@@ -5,32 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks, max_pool, normalize
+from fastcnn.ops import autograd, checks, convolution, max_pool
 from fastcnn.ops.codes import unpool
-from fastcnn.ops.conv_relu_pool import _backward, conv_relu_pool
+from fastcnn.ops.conv_relu_pool import _backward
 from fastcnn.ops.convolution import Convolution, output_shape
-from fastcnn.ops.normalize_conv_relu import flops, image_gradients, joined
+from fastcnn.ops.normalize_conv_relu import image_gradients, joined, of_images
 from fastcnn.ops.record import CONVOLUTION, IMAGES, POOL, Op, runner
-from fastcnn.shapes import Size, Window, conv_memory_format
-
-
-def _fake(
-    input: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size,
-    dilation: Size,
-    groups: int,
-    algorithm: str | None,
-    window: Window,
-) -> Tensor:
-    images, channels, height, width = output_shape(input, weight, stride, padding, dilation)
-    shape = (images, channels, *window.output_size(height, width))
-    return torch.empty(shape, dtype=weight.dtype, device=input.device, memory_format=conv_memory_format(input, weight))
-
+from fastcnn.shapes import Window
 
 OP = Op(
     *("normalize_conv_relu_pool", "conv2d_relu_max_pool2d"),
@@ -38,8 +19,9 @@ OP = Op(
     backends=("triton",),
     product="conv",
 )
-_values = OP.forward(_fake, flops)
-_codes = OP.codes(_fake, flops)
+_fake, _flops = of_images(convolution.fake), of_images(convolution.flops)
+_values = OP.forward(_fake, _flops)
+_codes = OP.codes(_fake, _flops)
 
 
 class NormalizeConvReLUPool(torch.autograd.Function):
@@ -88,21 +70,13 @@ class NormalizeConvReLUPool(torch.autograd.Function):
 _run = runner(NormalizeConvReLUPool, _values)
 
 
-def normalize_conv_relu_pool(norm_arguments: tuple[Any, ...], *arguments: Any) -> Tensor | None:
-    """Run `normalize` on the arguments of one and `conv_relu_pool` on the result and the others, or return None."""
-    _, layer, pool = OP.split((*norm_arguments, *arguments))
-    call = joined(OP, norm_arguments, layer, pool)
+def normalize_conv_relu_pool(*arguments: Any) -> Tensor | None:
+    """Run the whole stage in one kernel, or return None."""
+    images, layer, pool = OP.split(arguments)
+    call = joined(OP, images, layer, pool)
     if call is None:
         return None
     window = max_pool.window_over(OP.function, call.input, call.weight, call.settings, pool)
     if checks.refuse_window("pool_size", window):
         return None
     return autograd.with_batch(_run, *call[:-1], window, call.backend)
-
-
-def stage(*arguments: Any) -> Tensor:
-    """Run the whole stage: by one kernel, or normalization and the rest one after another."""
-    images, *groups = OP.split(arguments)
-    others = [each for group in groups for each in group]
-    joined_output = normalize_conv_relu_pool(images, *others)
-    return conv_relu_pool(normalize.normalize(*images), *others) if joined_output is None else joined_output

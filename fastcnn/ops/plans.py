@@ -1,24 +1,29 @@
 """Plans for the front: one planner an op, called once for each kind of call; it uses the op's checks and route."""
 
-from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastcnn.front import derivative, fronted
 from fastcnn.ops import add_relu as add
 from fastcnn.ops import bn_relu as bn
 from fastcnn.ops import bn_relu_pool as bn_pool
-from fastcnn.ops import checks, lrn
+from fastcnn.ops import checks
 from fastcnn.ops import conv_relu as conv
 from fastcnn.ops import conv_relu_pool as conv_pool
 from fastcnn.ops import linear_relu as linear
 from fastcnn.ops import linear_relu_dropout as dropout
+from fastcnn.ops import lrn as norm
 from fastcnn.ops import lrn_pool as norm_pool
 from fastcnn.ops import max_pool as pool
+from fastcnn.ops import normalize_conv_relu as joined
+from fastcnn.ops import normalize_conv_relu_pool as joined_pool
 from fastcnn.ops.convolution import Convolution, output_shape
-from fastcnn.route import choose
+from fastcnn.ops.normalize import normalize
+from fastcnn.ops.record import Op
 from fastcnn.shapes import pair
 
 Plan = dict[str, Any] | None
@@ -86,7 +91,7 @@ def _kernel_convolution(
 
 
 def _plan_conv_relu(*arguments: Any) -> Plan:
-    route, prepared = choose(conv.OP.stem, conv.OP.function, arguments, conv._prepare, conv._refuse)
+    route, prepared = conv.OP.route(arguments)
     if route.backend == "torch":
         return _stock(conv.OP.tensors(arguments), (_stock_convolution, *arguments))
     *tensors, settings = prepared
@@ -97,7 +102,7 @@ def _plan_conv_relu(*arguments: Any) -> Plan:
 
 def _plan_conv_relu_pool(*arguments: Any) -> Plan:
     given = conv_pool.OP.tensors(arguments)
-    route, prepared = choose(conv_pool.OP.stem, conv_pool.OP.function, arguments, conv_pool._prepare, conv_pool._refuse)
+    route, prepared = conv_pool.OP.route(arguments)
     if route.backend == "torch":
         (input,), layer, window = conv_pool.OP.split(arguments)
         return _stock(given, (_stock_convolution, input, *layer), (_stock_window, *window))
@@ -115,7 +120,7 @@ def _plan_max_pool(*arguments: Any) -> Plan:
     input, size, stride, padding, dilation, ceil_mode, return_indices = arguments
     if return_indices is not False:
         return None
-    route, prepared = choose(pool.OP.stem, pool.OP.function, arguments, pool._prepare, pool._refuse)
+    route, prepared = pool.OP.route(arguments)
     if route.backend == "torch":
         return _stock((input,), (_stock_window, size, stride, padding, ceil_mode, dilation))
     window = prepared[1]
@@ -126,28 +131,28 @@ def _plan_max_pool(*arguments: Any) -> Plan:
 
 
 def _plan_lrn(*arguments: Any) -> Plan:
-    route, prepared = choose(lrn.OP.stem, lrn.OP.function, arguments, lrn._prepare, lrn.refuse)
+    route, prepared = norm.OP.route(arguments)
     if route.backend == "torch":
-        return _stock(lrn.OP.tensors(arguments), (_stock_norm, *arguments))
-    size, *constants = norm = lrn.kernel_norm(prepared[1])
-    derive = derivative(lrn.LocalResponseNorm, norm=norm, backend=route.backend)
+        return _stock(norm.OP.tensors(arguments), (_stock_norm, *arguments))
+    size, *constants = settings = norm.kernel_norm(prepared[1])
+    derive = derivative(norm.LocalResponseNorm, norm=settings, backend=route.backend)
     return {"size": size, "constants": tuple(constants), "backend": route.backend, "derive": derive}
 
 
 def _plan_lrn_pool(*arguments: Any) -> Plan:
-    route, prepared = choose(norm_pool.OP.stem, norm_pool.OP.function, arguments, norm_pool._prepare, norm_pool._refuse)
+    route, prepared = norm_pool.OP.route(arguments)
     if route.backend == "torch":
         (input,), settings, window = norm_pool.OP.split(arguments)
         return _stock((input,), (_stock_norm, input, *settings), (_stock_window, *window))
     window = prepared[2]
-    size, *constants = norm = lrn.kernel_norm(prepared[1])
-    derive = derivative(norm_pool.LRNPool, others=1, norm=norm, window=window, backend=route.backend)
+    size, *constants = settings = norm.kernel_norm(prepared[1])
+    derive = derivative(norm_pool.LRNPool, others=1, norm=settings, window=window, backend=route.backend)
     numbers = {"size": size, "constants": tuple(constants), "window": window.numbers()}
     return {**numbers, "backend": route.backend, "derive": derive}
 
 
 def _plan_linear_relu(*arguments: Any) -> Plan:
-    route, prepared = choose(linear.OP.stem, linear.OP.function, arguments, linear._prepare, linear.refuse)
+    route, prepared = linear.OP.route(arguments)
     if route.backend == "torch":
         return _stock(arguments) if isinstance(arguments[1], Tensor) else None
     derive = derivative(linear.LinearReLU, backend=route.backend)
@@ -160,8 +165,7 @@ def _plan_linear_relu_dropout(*arguments: Any) -> Plan:
     if not isinstance(training, bool):
         return None
     if training and 0 < p < 1:
-        prepare = partial(linear.prepare, dropout.OP.function)
-        route, _ = choose(dropout.OP.stem, dropout.OP.function, tuple(layer), prepare, linear.refuse)
+        route, _ = dropout.OP.route(tuple(layer))
         if route.backend != "torch":
             return None
     plan = _plan_linear_relu(*layer)
@@ -170,7 +174,7 @@ def _plan_linear_relu_dropout(*arguments: Any) -> Plan:
 
 def _plan_bn_relu(*arguments: Any) -> Plan:
     (input,), numbers = bn.OP.split(arguments)
-    route, _ = choose(bn.OP.stem, bn.OP.function, arguments, bn._prepare, bn.refuse, bn.measured(*numbers))
+    route, _ = bn.OP.route(arguments, bn.measured(*numbers))
     if route.backend == "torch" or input.numel() == 0:
         return _stock(bn.OP.tensors(arguments), (_stock_batch_norm, *arguments))
     settings = _stock_batch_norm(*arguments)
@@ -180,7 +184,7 @@ def _plan_bn_relu(*arguments: Any) -> Plan:
 
 
 def _plan_bn_relu_pool(*arguments: Any) -> Plan:
-    route, prepared = choose(bn_pool.OP.stem, bn_pool.OP.function, arguments, bn_pool._prepare, bn_pool._refuse)
+    route, prepared = bn_pool.OP.route(arguments)
     (input,), numbers, pool_arguments = bn_pool.OP.split(arguments)
     if route.backend == "torch" or input.numel() == 0:
         tensors = bn_pool.OP.tensors(arguments)
@@ -192,7 +196,7 @@ def _plan_bn_relu_pool(*arguments: Any) -> Plan:
 
 
 def _plan_add_relu(*arguments: Any) -> Plan:
-    route, _ = choose(add.OP.stem, add.OP.function, arguments, add._prepare, add._refuse)
+    route, _ = add.OP.route(arguments)
     if route.backend == "torch":
         return _stock(arguments) if isinstance(arguments[1], Tensor) else None
     return {"backend": route.backend, "derive": derivative(add.AddReLU, backend=route.backend)}
@@ -205,18 +209,42 @@ def plain_linear_relu_dropout(*arguments: Any) -> Tensor:
     return F.dropout(linear.linear_relu(*layer), p, training) if fused is None else fused
 
 
-add_relu = fronted("add_relu", _plan_add_relu, add._prepare, add.add_relu)
-bn_relu = fronted("bn_relu", _plan_bn_relu, bn._prepare, bn.bn_relu)
-bn_relu_pool = fronted("bn_relu_pool", _plan_bn_relu_pool, bn_pool._prepare, bn_pool.bn_relu_pool)
-conv_relu = fronted("conv_relu", _plan_conv_relu, conv._prepare, conv.conv_relu)
-conv_relu_pool = fronted("conv_relu_pool", _plan_conv_relu_pool, conv_pool._prepare, conv_pool.conv_relu_pool)
-linear_relu = fronted("linear_relu", _plan_linear_relu, linear._prepare, linear.linear_relu)
+def _fronted(op: Op, plan: Any, python: Any) -> Any:
+    return fronted(op.stem, plan, op.prepare, python)
+
+
+add_relu = _fronted(add.OP, _plan_add_relu, add.add_relu)
+bn_relu = _fronted(bn.OP, _plan_bn_relu, bn.bn_relu)
+bn_relu_pool = _fronted(bn_pool.OP, _plan_bn_relu_pool, bn_pool.bn_relu_pool)
+conv_relu = _fronted(conv.OP, _plan_conv_relu, conv.conv_relu)
+conv_relu_pool = _fronted(conv_pool.OP, _plan_conv_relu_pool, conv_pool.conv_relu_pool)
+linear_relu = _fronted(linear.OP, _plan_linear_relu, linear.linear_relu)
 linear_relu_dropout = fronted(
-    "linear_relu_dropout",
+    dropout.OP.stem,
     _plan_linear_relu_dropout,
-    lambda input, weight, bias, *_: linear._prepare(input, weight, bias),
+    lambda input, weight, bias, *_: linear.OP.prepare(input, weight, bias),
     plain_linear_relu_dropout,
 )
-lrn_ = fronted("lrn", _plan_lrn, lrn._prepare, lrn.lrn)
-lrn_pool = fronted("lrn_pool", _plan_lrn_pool, norm_pool._prepare, norm_pool.lrn_pool)
-max_pool = fronted("max_pool", _plan_max_pool, pool._prepare, pool.max_pool)
+lrn = _fronted(norm.OP, _plan_lrn, norm.lrn)
+lrn_pool = _fronted(norm_pool.OP, _plan_lrn_pool, norm_pool.lrn_pool)
+max_pool = _fronted(pool.OP, _plan_max_pool, pool.max_pool)
+
+
+def _joined(op: Op, fused: Any, planned: Any, python: Any) -> Any:
+    """Return what runs a stage that begins with a normalization: in one kernel if there is one, else in two steps."""
+
+    def run(*arguments: Any) -> Tensor:
+        images, *groups = op.split(arguments)
+        output = fused(*arguments)
+        if output is not None:
+            return output
+        rest = python if is_compiling() else planned
+        return rest(normalize(*images), *chain.from_iterable(groups))
+
+    return run
+
+
+normalize_conv_relu = _joined(joined.OP, joined.normalize_conv_relu, conv_relu, conv.conv_relu)
+normalize_conv_relu_pool = _joined(
+    joined_pool.OP, joined_pool.normalize_conv_relu_pool, conv_relu_pool, conv_pool.conv_relu_pool
+)

@@ -28,6 +28,7 @@ from fastcnn.parameters import (
     Parameter,
     Record,
 )
+from fastcnn.route import Route, choose
 from fastcnn.shapes import Window
 
 _library = torch.library.Library("fastcnn", "DEF")
@@ -98,6 +99,9 @@ class Op:
         stem: its name in every folder.
         function: the public function's, for messages.
         groups: its parameters, in order.
+        stock: runs the stock layers on the function's arguments.
+        prepare: checks these, and returns what kernels take, the input first, after autocast.
+        refuse: says of what `prepare` returned why no kernel takes it, or returns an empty string.
         backends: that have kernels of it.
         product, tuned: of its record (fastcnn/parameters.py).
 
@@ -114,11 +118,15 @@ class Op:
         stem: str,
         function: str,
         *groups: Group,
+        stock: Callable[..., Any] | None = None,
+        prepare: Callable[..., Any] = lambda *arguments: arguments,
+        refuse: Callable[..., str] = lambda *_: "",
         backends: tuple[str, ...] = KERNEL_BACKENDS,
         product: str = "",
         tuned: bool = True,
     ) -> None:
         self.stem, self.function, self.backends = stem, function, backends
+        self.run_stock, self.prepare, self.refuse = stock, prepare, refuse
         self.schema = ", ".join(group.schema for group in groups)
         self._lengths = [len(group.parameters) for group in groups]
         self._parameters = tuple(each for group in groups for each in group.parameters)
@@ -133,6 +141,28 @@ class Op:
     def tensors(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return those of a function's arguments that are declared as tensors."""
         return tuple(each for parameter, each in zip(self._parameters, arguments) if parameter.kind in TENSORS)
+
+    def route(self, arguments: tuple[Any, ...], measured: str = "") -> tuple[Route, Any]:
+        """Return what runs a call, and its arguments as a kernel takes them: see `fastcnn.route.choose`."""
+        return choose(self.stem, self.function, arguments, self.prepare, self.refuse, measured)
+
+    def stock(self, *arguments: Any) -> Any:
+        """Run the stock layers, which check their arguments; if they raise, `prepare` may raise a clearer error."""
+        try:
+            return self.run_stock(*arguments)  # type: ignore[misc]  # only ops that have one call this
+        except Exception as error:
+            refused = error
+        self.prepare(*arguments)
+        raise refused
+
+    def by(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what runs the calls of the public function: the stock layers, or ``run(route, *prepared)``."""
+
+        def call(*arguments: Any) -> Any:
+            route, prepared = self.route(arguments)
+            return self.stock(*arguments) if route.backend == "torch" else run(route, *prepared)
+
+        return call
 
     def define(
         self,

@@ -21,16 +21,10 @@ COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no
 def operation(op: str) -> Callable[..., Tensor]:
     """Return what runs an op's calls, as eager code has them run: by the front, in ``fastcnn/ops/plans.py``.
 
-    It is found by name, as it stands above what asks for it. Stages that normalize images have Python alone.
+    It is found by name, as it stands above what asks for it.
     """
-    if RECORDS[op].normalizes:
-        function: Callable[..., Tensor] = importlib.import_module(f"fastcnn.ops.{op}").stage
-        return function
-    planned: Callable[..., Tensor] = getattr(importlib.import_module("fastcnn.ops.plans"), _PLANNED.get(op, op))
+    planned: Callable[..., Tensor] = getattr(importlib.import_module("fastcnn.ops.plans"), op)
     return planned
-
-
-_PLANNED = {"lrn": "lrn_"}  # names there that are not the op's
 
 
 def tensors_of(op: str, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
