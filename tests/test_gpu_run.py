@@ -10,8 +10,6 @@ import pytest
 import torch
 from gpu import run, tuning
 
-from fastcnn.tuning import timing
-
 ROOT = Path(__file__).parents[1]
 BLOCKED = (
     "typer",
@@ -162,7 +160,7 @@ def test_tuning_checks_shares_and_writes_each_time(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(tuning, "MODELS", {"mnist_cnn": 2})
     monkeypatch.setattr(tuning, "DTYPES", (torch.float32,))
-    monkeypatch.setattr(timing, "SECONDS", {"cpu": 1e-4})
+    monkeypatch.setattr("fastcnn.tune.run.SECONDS", {"cpu": 1e-4})
     seen = []
     monkeypatch.setattr(tuning, "check", lambda stage, *_: seen.append(stage) or [])
     for share in range(2):

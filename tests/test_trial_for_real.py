@@ -48,12 +48,12 @@ def test_a_captured_step_tries_before_its_capture(player, played):
 WORKER = """
 import torch, fastcnn, fastcnn.functional as FF
 from fastcnn.tuning import trial
-kept, problems = trial._fastest, []
-trial._problem, problem = lambda *each: problems.append(problem(*each)) or problems[-1], trial._problem
+passed = []
+trial._passes, passes = lambda *each: passed.append(passes(*each)) or passed[-1], trial._passes
 x = torch.randn(4, 8, 16, 16)
 for size in (2, 3):
     FF.max_pool2d(x, size)
-print(problems)
+print(passed)
 """
 
 
@@ -62,7 +62,7 @@ def test_processes_that_try_at_once_share_the_files(tmp_path):
     environment = os.environ | {"FASTCNN_CACHE": str(tmp_path), "FASTCNN_TRIAL": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WORKER]
     ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [rank.communicate()[0] for rank in ranks] == ["['', '']\n"] * 2
+    assert [rank.communicate()[0] for rank in ranks] == ["[True, True]\n"] * 2
     assert all(rank.returncode == 0 for rank in ranks)
     folder = tmp_path / "tuning"
     assert len(table.read(folder / table.user_path(NAME).name, NAME)) == 2

@@ -99,7 +99,6 @@ def test_a_gpu_times_the_launch_and_its_own_work(monkeypatch):
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: said.append(type(cycles)))
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(Event, "said", said)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     gpu = places.Gpu(torch.device("cuda", 0))
 
     def run(turn):
@@ -109,6 +108,49 @@ def test_a_gpu_times_the_launch_and_its_own_work(monkeypatch):
     assert times.device == 1.0
     assert times.call < 1.0
     assert said == ["wait", "wait", int, "end"]
-    assert gpu.is_capturing()
     assert gpu.by_default
     assert isinstance(gpu._driver(), str)
+
+
+@pytest.mark.parametrize(("captured", "sees"), [("mine", True), ("torch's", True), ("another", False)])
+def test_a_gpu_sees_captures_of_this_thread_and_of_the_stream_that_torch_takes(captured, sees, monkeypatch):
+    under = []
+
+    @contextlib.contextmanager
+    def stream(entered):
+        under.append(entered)
+        yield
+        under.pop()
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "mine")
+    monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", "torch's")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: under[-1] == captured)
+    assert places.Gpu(torch.device("cuda", 0)).is_capturing() == sees
+
+
+def test_a_trial_on_a_gpu_ignores_the_captures_of_other_threads_meanwhile(monkeypatch):
+    """CUDA's driver keeps a mode for each thread, 0 unless changed, and gives the former one back."""
+    modes = [0]
+
+    def exchange(mode):
+        modes[0], mode._obj.value = mode._obj.value, modes[0]
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(cuThreadExchangeStreamCaptureMode=exchange))
+    with places.Gpu(torch.device("cuda", 0)).apart():
+        assert modes == [places.THREAD_LOCAL]
+    assert modes == [0]
+
+
+def test_a_trial_runs_apart_from_other_threads_captures(player, monkeypatch):
+    said = []
+
+    @contextlib.contextmanager
+    def apart(self):
+        said.append(len(self.timed))
+        yield
+        said.append(len(self.timed))
+
+    monkeypatch.setattr(Player, "apart", apart)
+    pool()
+    assert said[0] == 0 < said[1] == len(player.timed)

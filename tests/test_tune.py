@@ -1,6 +1,12 @@
 """Tuning: which candidates are checked, timed and stored, and what the command shows."""
 
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,11 +71,12 @@ def run_by_kernel():
 def stub_timer(monkeypatch, seconds, again=None):
     """Let each candidate take the seconds of its backend, and stock, timed again, those of `again`."""
 
-    def take_turns(offered, run, device, watch):
-        *first, last = [seconds[each.backend] for each in offered]
-        return [*first, again or last]
+    def race(offered, measure, effort):
+        stock = seconds["torch"]
+        times = {each: timing.Times(seconds[each.backend], seconds[each.backend]) for each in offered}
+        return times, abs((again or stock) - stock) / stock
 
-    monkeypatch.setattr(timing, "take_turns", take_turns)
+    monkeypatch.setattr(timing, "race", race)
 
 
 def winners(**options):
@@ -298,6 +305,52 @@ def test_a_process_that_ends_leaves_the_note_of_its_candidate(tmp_path):
     assert not tried.problem(stage, STOCK)
 
 
+def stopped(tried, stage):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def exited(tried, stage):
+    """End the process normally while another thread, which does not count, runs a candidate."""
+
+    def run():
+        with tried.under_way(stage, KERNEL):
+            begun.set()
+            time.sleep(600)
+
+    begun = threading.Event()
+    threading.Thread(target=run, daemon=True).start()
+    begun.wait()
+    sys.exit()
+
+
+@pytest.mark.parametrize("end", [stopped, exited])
+def test_a_process_that_is_stopped_or_exits_does_not_count_against_its_candidate(end, tmp_path):
+    code = (
+        "import test_tune, pathlib, sys\n"
+        "tried = test_tune.attempts.Attempts(pathlib.Path(sys.argv[1]), test_tune.CPU)\n"
+        "stage = test_tune.small_stages()[1]\n"
+        "with tried.under_way(stage, test_tune.KERNEL if sys.argv[2] == 'stopped' else test_tune.STOCK):\n"
+        "    getattr(test_tune, sys.argv[2])(tried, stage)\n"
+    )
+    path = tmp_path / "table.json"
+    command = [sys.executable, "-c", code, str(path), end.__name__]
+    assert subprocess.run(command, cwd=Path(__file__).parent).returncode == (-signal.SIGTERM if end is stopped else 0)
+    tried = attempts.Attempts(path, CPU)
+    assert bool(list(tried.folder.iterdir())) == (end is stopped)
+    assert not tried.problem(small_stages()[1], KERNEL)
+    assert not list(tried.folder.iterdir())
+
+
+def test_a_handler_that_another_thread_sets_meanwhile_stays(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with attempts.Attempts(tmp_path / "table.json", CPU).under_way(small_stages()[1], KERNEL):
+        signal.signal(signal.SIGTERM, lambda *_: caught.append(True))
+    caught = []
+    signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    assert caught
+
+
 def test_a_stage_that_stock_cannot_run_is_reported_and_left_out(monkeypatch, caplog):
     stub_timer(monkeypatch, {"torch": 2.0, "cpu": 1.0})
     integers = tuner.Stage(
@@ -326,15 +379,15 @@ def test_every_configuration_is_a_candidate(monkeypatch):
 def test_gradients_are_timed_in_training_alone(mode, algorithms, monkeypatch, tmp_path):
     checked = [run.Trial(Winner("cpu", each), None, 0.0) for each in ("epilogue", OURS)]
     tried = attempts.Attempts(tmp_path / "table.json", CPU)
-    monkeypatch.setattr(timing, "take_turns", lambda offered, *_: [1.0] * len(offered))
+    stub_timer(monkeypatch, {"torch": 1.0, "cpu": 1.0})
     checked = [run.Trial(STOCK, None, 0.0), *checked]
     result = run.time_stage(small_stages()[0], mode, checked, CPU, tried)
     assert [trial.candidate.algorithm for trial in result.trials] == [None, *algorithms]
 
 
 def test_real_times_give_a_table_that_auto_reads(monkeypatch, capsys):
-    monkeypatch.setitem(timing.SECONDS, "cpu", 1e-4)
-    monkeypatch.setattr(timing, "ROUNDS", 2)
+    monkeypatch.setitem(run.SECONDS, "cpu", 1e-4)
+    monkeypatch.setattr(run, "ROUNDS", 2)
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["tune", "mnist_cnn", "--batch-size", "4", "--inference", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out

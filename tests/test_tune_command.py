@@ -73,5 +73,5 @@ def test_table_says_why_a_slower_one_wins():
     trials = [run.Trial(STOCK, 2e-3, 0.0), run.Trial(KERNEL, 1.98e-3, 0.1)]
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(report.table([run.Result(stage, "inference", trials, 0.01, trials[0], {})]))
-    said = "a candidate that is faster by less than 2% does not take stock's place"
+    said = "a candidate that is faster by less than 3% does not take stock's place"
     assert said in " ".join(console.file.getvalue().split())

@@ -1,6 +1,5 @@
 """Tuning a list of stages: parity first, then times, then the winner into the table."""
 
-import datetime
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,18 +9,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastcnn.tuning import Winner, forget, timing
-from fastcnn.tuning.attempts import Attempts, Lost
+from fastcnn.tuning import Winner, forget, parity, timing
+from fastcnn.tuning.attempts import Attempts
 from fastcnn.tuning.candidates import STOCK, TOO_NOISY, candidates, differs
 from fastcnn.tuning.device import device_name
-from fastcnn.tuning.parity import Reference
+from fastcnn.tuning.places import place_of
 from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import holds, merge, user_path
 
 logger = logging.getLogger("fastcnn")
 
 MODES = ("inference", "training")
-MARGIN = 0.02  # a winner beats stock by more than this and more than the noise
+ROUNDS = 7
+SECONDS = {"cpu": 0.03, "cuda": 0.005}  # that one measurement lasts, roughly; a GPU's is taken by two clocks in turn
 
 
 class Trial(NamedTuple):
@@ -42,7 +42,7 @@ class Result(NamedTuple):
     trials: list[Trial]
     noise: float  # by how much two times of stock differ, as a part of them
     winner: Trial
-    key: dict[str, Any]
+    entry: dict[str, Any]  # for the table
     too_noisy: bool = False  # a kernel was faster, by no more than the noise: stock is kept
 
     @property
@@ -109,7 +109,7 @@ def tune(
                 continue
             for mode in wanted:
                 result = time_stage(stage, mode, checked, device, attempts)
-                merge(target, name, [_entry(result)])
+                merge(target, name, [result.entry])
                 yield result
     forget()
 
@@ -135,55 +135,23 @@ def check(stage: Stage, offered: list[Winner], device: torch.device, attempts: A
     Raises:
         Lost: a candidate has left the GPU unusable for this process.
     """
-    reference = Reference(stage, device)
-    return [Trial(STOCK, None, 0.0), *(_checked(reference, each, attempts) for each in offered if each != STOCK)]
-
-
-def _checked(reference: Reference, candidate: Winner, attempts: Attempts) -> Trial:
-    if problem := attempts.problem(reference.stage, candidate):
-        return Trial(candidate, None, 0.0, refused=problem)
-    try:
-        with attempts.under_way(reference.stage, candidate):
-            part, problem = reference.compare(candidate)
-    except Lost:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())
-        if f"backend {candidate.backend!r}" in said:  # it takes no such arguments
-            return Trial(candidate, None, 0.0, problem=said)
-        return Trial(candidate, None, 0.0, refused=f"{type(error).__name__}: {said}")  # no memory, or a compiler's
-    return Trial(candidate, None, part, refused=problem)
+    reference = parity.Reference(stage, device)
+    kernels = [each for each in offered if each != STOCK]
+    return [Trial(STOCK, None, 0.0), *(Trial(each, None, *parity.check(reference, each, attempts)) for each in kernels)]
 
 
 def time_stage(stage: Stage, mode: str, checked: list[Trial], device: torch.device, attempts: Attempts) -> Result:
     """Time the candidates that passed, and stock twice: the difference of its two times is the noise."""
+    place = place_of(device)
+    assert place is not None
     checked = [trial for trial in checked if differs(trial.candidate, mode)]
-    sound = [trial for trial in checked if not (trial.problem or trial.refused)]
-    # Stock stands at both ends of a round.
-    offered = [*(trial.candidate for trial in sound), STOCK]
-    watch = partial(attempts.under_way, stage)
-    *seconds, again = timing.take_turns(offered, timing.step(stage, mode, device), device, watch)
-    noise = abs(seconds[0] - again) / min(seconds[0], again)
-    seconds[0] = min(seconds[0], again)
-    timed = {trial.candidate: trial._replace(seconds=value) for trial, value in zip(sound, seconds)}
-    trials = [timed.get(trial.candidate, trial) for trial in checked]
-    fastest = offered[seconds.index(min(seconds))]
-    beaten = min(seconds) < seconds[0] * (1 - max(noise, MARGIN))
-    too_noisy = not beaten and min(seconds) < seconds[0] * (1 - MARGIN)
+    sound = [trial.candidate for trial in checked if not (trial.problem or trial.refused)]
+    measure = place.timer(timing.step(stage, mode, device), partial(attempts.under_way, stage))
+    times, noise = timing.race(sound, measure, timing.Effort(ROUNDS, ROUNDS, SECONDS[device.type]))
+    winner, too_noisy = timing.fastest(times, noise)
     key = stage.key_in(mode, device)
-    return Result(stage, mode, trials, noise, timed[fastest if beaten else STOCK], key, too_noisy)
-
-
-def _entry(result: Result) -> dict[str, Any]:
-    winner = result.winner
-    return {
-        "key": result.key,
-        "backend": winner.candidate.backend,
-        "algorithm": winner.candidate.algorithm,
-        "seconds": winner.seconds,
-        "stock_seconds": result.stock,
-        "noise": round(result.noise, 4),
-        "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        "by": "tune",
-        **({"why": TOO_NOISY} if result.too_noisy else {}),
-    }
+    entry = timing.entry(key, winner, times, noise, "tune", TOO_NOISY if too_noisy else "")
+    timed = {each: mine.call for each, mine in times.items()}
+    trials = [trial._replace(seconds=timed.get(trial.candidate)) for trial in checked]
+    won = next(trial for trial in trials if trial.candidate == winner)
+    return Result(stage, mode, trials, noise, won, entry, too_noisy)

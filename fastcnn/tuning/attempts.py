@@ -1,9 +1,11 @@
 """Notes of running candidates: one that hangs, crashes or makes the GPU unusable is left out at the next start."""
 
+import atexit
 import faulthandler
 import fcntl
 import hashlib
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import Winner
 
 HANGS = 120  # seconds of one candidate on a GPU, its compilation included
+STOPS = (signal.SIGTERM, signal.SIGHUP)  # that others send to end a process
 
 
 class Lost(Exception):
@@ -45,7 +48,8 @@ class Attempts:
     """Notes in a folder beside a table, each there while its candidate runs; a note that is left ended its process.
 
     A note is locked by the process that wrote it, so that others which try the same at the same time (DDP) do not take
-    it for one that was left behind. Where no file can be written there are no notes.
+    it for one that was left behind. A process that is told to stop (SIGTERM), or ends by itself while another thread
+    runs a candidate, was not ended by that: such a note does not count. Where no file can be written there are none.
 
     Args:
         table: the table that is written; processes may share it.
@@ -64,8 +68,11 @@ class Attempts:
     def problem(self, stage: Stage, candidate: Winner) -> str:
         """Say that a candidate has ended a process, or return an empty string."""
         for note in self.folder.glob(f"{_name(stage, candidate)}.*.txt"):
-            if not _is_held(note):
+            lines = _left_behind(note)
+            if len(lines) == 1:
                 return f"it ended the process that tried it (to try it again, delete {note})"
+            if lines:  # a signal has stopped that process
+                note.unlink(missing_ok=True)
         return ""
 
     @contextmanager
@@ -81,7 +88,8 @@ class Attempts:
             faulthandler.dump_traceback_later(HANGS, exit=True)
         lost = False
         try:
-            yield
+            with _noting_stops(note, file):
+                yield
         except Exception as error:
             lost = is_lost(self._device)
             if lost:
@@ -94,6 +102,28 @@ class Attempts:
                 note.unlink(missing_ok=True)
             if file:
                 file.close()
+
+
+@contextmanager
+def _noting_stops(note: Path, file: IO[str] | None) -> Iterator[None]:
+    """While the block runs, have a signal that stops the process add its traceback to a note, and an exit remove it.
+
+    A handler of faulthandler also runs while a kernel does, which one of Python's would wait for.
+    """
+    if file is None:
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in STOPS}
+    for each in STOPS:
+        faulthandler.register(each, file, all_threads=False, chain=True)
+    atexit.register(note.unlink, missing_ok=True)
+    try:
+        yield
+    finally:
+        atexit.unregister(note.unlink)
+        for each, handler in before.items():
+            if signal.getsignal(each) == handler:  # else another thread has set one meanwhile, which stays
+                faulthandler.unregister(each)
 
 
 def _name(stage: Stage, candidate: Winner) -> str:
@@ -117,11 +147,11 @@ def _written(note: Path, text: str) -> IO[str] | None:
     return file
 
 
-def _is_held(note: Path) -> bool:
-    """Whether the process that wrote a note is at it still, or has just ended it."""
+def _left_behind(note: Path) -> list[str]:
+    """Return the lines of a note whose process has ended; none where that is at it still, or has just ended it."""
     try:
         with note.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return file.read().splitlines()
     except OSError:
-        return True
-    return False
+        return []

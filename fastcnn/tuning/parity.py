@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.backend import only_here
+from fastcnn.tuning.attempts import Attempts, Lost
 from fastcnn.tuning.call import setting_of
 from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import Winner
@@ -97,6 +98,40 @@ class Reference:
                     worst = max(worst, part)
                     problems += [problem] if problem else []
         return worst, "; ".join(dict.fromkeys(problems))
+
+
+class Verdict(NamedTuple):
+    """What is known of a candidate after it has run: only one without a problem and not refused is timed."""
+
+    part: float = 0.0  # its largest error as a part of what is allowed
+    problem: str = ""  # it does not serve the stage
+    refused: str = ""  # it serves it wrongly, or does not run
+
+
+def check(
+    reference: Reference,
+    candidate: Winner,
+    attempts: Attempts | None = None,
+    raises: tuple[type[Exception], ...] = (),
+) -> Verdict:
+    """Check the parity of a candidate, with a note in `attempts` meanwhile; errors that it `raises` come out.
+
+    Raises:
+        Lost: it has left the GPU unusable for this process.
+    """
+    if attempts and (ended := attempts.problem(reference.stage, candidate)):
+        return Verdict(refused=ended)
+    try:
+        with attempts.under_way(reference.stage, candidate) if attempts else nullcontext():
+            part, problem = reference.compare(candidate)
+    except (Lost, *raises):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if f"backend {candidate.backend!r}" in said:  # it takes no such arguments
+            return Verdict(problem=said)
+        return Verdict(refused=f"{type(error).__name__}: {said}")  # no memory, or a compiler's
+    return Verdict(part, refused=problem)
 
 
 def _widened(tensor: Tensor) -> Tensor:

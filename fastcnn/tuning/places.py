@@ -1,22 +1,28 @@
 """Devices on which candidates are tried: a clock and candidates for each kind of device. Tests put in their own."""
 
+import ctypes
 import functools
 import hashlib
 import platform
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastcnn.backend import only_here
 from fastcnn.tuning.candidates import light
 from fastcnn.tuning.device import device_name, versions
 from fastcnn.tuning.table import Winner
 from fastcnn.tuning.timing import Run, Times, seconds_of
 
 LONGEST_SLEEP = 0.02  # seconds that a GPU waits, so that launches queue up before it begins
+Watch = Callable[[Winner], AbstractContextManager[None]]  # what a candidate runs in
 CLOCK = 2e9  # cycles a second, at the most, of a GPU
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: captures in other threads forbid this one nothing
 
 
 class Place:
@@ -46,9 +52,23 @@ class Place:
         seconds = seconds_of(run, times, self.device)
         return Times(seconds, seconds)
 
+    def timer(self, run: Run, watch: Watch) -> Callable[[Winner, int], Times]:
+        """Return what measures a candidate's run so many times, within `watch`."""
+
+        def timed(candidate: Winner, times: int) -> Times:
+            with watch(candidate), only_here(*candidate):
+                run(0)  # what was planned is forgotten wherever the choice changes
+                return self.measure(run, times)
+
+        return timed
+
     def is_capturing(self) -> bool:
         """Whether a graph is being captured, in which nothing may be timed."""
         return False
+
+    def apart(self) -> AbstractContextManager[object]:
+        """Return what a trial runs in, so that it leaves the captures of other threads alone."""
+        return nullcontext()
 
     def make_room(self) -> None:
         """Free unused memory, after a call has run out of memory."""
@@ -85,9 +105,19 @@ class Gpu(Place):
             return Times(call, start.elapsed_time(end) / 1e3 / times)
 
     def is_capturing(self) -> bool:
-        """Whether this stream is captured into a CUDA graph."""
-        with torch.cuda.device(self.device):
-            return torch.cuda.is_current_stream_capturing()
+        """Whether this stream is captured into a CUDA graph, or the one that torch.cuda.graph takes in any thread."""
+        streams = [torch.cuda.current_stream(self.device), torch.cuda.graph.default_capture_stream]
+        return any(_is_captured(each) for each in streams if each is not None)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Let this thread wait for the GPU while another one captures; by CUDA's rule that would end the capture."""
+        driver, mode = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(THREAD_LOCAL)
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+        try:
+            yield
+        finally:
+            driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
     def make_room(self) -> None:
         """Let torch's allocator free its unused memory."""
@@ -96,6 +126,11 @@ class Gpu(Place):
     def _driver(self) -> str:
         file = Path("/proc/driver/nvidia/version")
         return driver_version(file.read_text()) if file.is_file() else ""
+
+
+def _is_captured(stream: torch.cuda.Stream) -> bool:
+    with torch.cuda.stream(stream):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def driver_version(text: str) -> str:

@@ -24,7 +24,7 @@ import torch
 
 from fastcnn.tuning import telling
 from fastcnn.tuning.call import Operand
-from fastcnn.tuning.parity import Reference
+from fastcnn.tuning.parity import Reference, check
 from fastcnn.tuning.places import Place
 from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import Winner, replace, user_path
@@ -242,14 +242,9 @@ def prove(name: str, device: torch.device) -> str:
             reference = Reference(stage, device)
         except RuntimeError:  # stock torch has no such operation here
             continue
-        try:
-            _, problem = reference.compare(candidate)
-        except Exception as error:
-            said = " ".join(str(error).split())
-            problem = "" if f"backend {backend!r}" in said else f"{type(error).__name__}: {said}"
-        if problem:
+        if wrong := check(reference, candidate).refused:
             dtype = str(stage.tensors["input"].dtype).removeprefix("torch.")
-            return f"{stage}, {dtype}: {problem}"
+            return f"{stage}, {dtype}: {wrong}"
     return ""
 
 

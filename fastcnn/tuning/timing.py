@@ -1,24 +1,25 @@
-"""Timing candidates against each other: in turn, synchronized, on rotating inputs, by their medians."""
+"""Timing candidates against each other: in turn, synchronized, on rotating inputs, by their medians; and the winner."""
 
+import datetime
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from fastcnn.backend import only_here
+from fastcnn.tuning.candidates import STOCK
 from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import Winner
 
-ROUNDS = 7
-SECONDS = {"cpu": 0.03, "cuda": 0.01}  # that one measurement lasts, at the least
+MARGIN = 0.03  # a winner beats stock by more than this and more than the noise
 COLD_BYTES = 256 * 2**20  # of inputs that rotate on a GPU: several times its L2 cache
 MOST_COPIES = 16
+MOST_CALLS = 1000  # in one measurement
 
 Run = Callable[[int], object]  # one call, on the inputs of this turn
-Watch = Callable[[Winner], AbstractContextManager[None]]  # what a candidate runs in
 
 
 class Times(NamedTuple):
@@ -28,21 +29,68 @@ class Times(NamedTuple):
     device: float
 
 
-def take_turns(
-    candidates: Sequence[Winner], run: Run, device: torch.device, watch: Watch = lambda _: nullcontext()
-) -> list[float]:
-    """Return each candidate's median seconds a call; each round measures all, so that a slow spell affects all."""
-    counts = []
-    for candidate in candidates:
-        with watch(candidate), only_here(*candidate):
-            seconds_of(run, 1, device)  # compiles and warms up
-            counts.append(max(1, round(SECONDS[device.type] / max(seconds_of(run, 2, device), 1e-7))))
-    seen: list[list[float]] = [[] for _ in candidates]
-    for _ in range(ROUNDS):
-        for mine, candidate, times in zip(seen, candidates, counts):
-            with watch(candidate), only_here(*candidate):
-                mine.append(seconds_of(run, times, device))
-    return [statistics.median(mine) for mine in seen]
+class Effort(NamedTuple):
+    """What is spent on timing: the rounds, the fewest where calls take long, and what one measurement in one lasts."""
+
+    rounds: int
+    least_rounds: int
+    seconds: float
+    hopeless: float = math.inf  # a candidate that first takes this many times stock's seconds is not timed again
+
+
+def race(
+    offered: Sequence[Winner], measure: Callable[[Winner, int], Times], effort: Effort
+) -> tuple[dict[Winner, Times], float]:
+    """Return the candidates' median times, and by how much two times of stock differ.
+
+    Each round measures all, so that a slow spell affects all, and stock, the first candidate, at both ends.
+    """
+    first = {each: measure(each, 1) for each in offered}  # all have run before, for parity
+    stock = first[STOCK].call
+    racing = [each for each in offered if each == STOCK or first[each].call < effort.hopeless * stock]
+    if racing == [STOCK] and math.isfinite(effort.hopeless):
+        return {STOCK: first[STOCK]}, 0.0
+    turns = [*racing, STOCK]
+    counts = [max(1, min(round(effort.seconds / max(first[each].call, 1e-7)), MOST_CALLS)) for each in turns]
+    rounds = max(effort.least_rounds, min(effort.rounds, round(2 * effort.seconds * effort.rounds / max(stock, 1e-7))))
+    seen = [[measure(*each) for each in zip(turns, counts)] for _ in range(rounds)]
+    medians = [Times(*map(statistics.median, zip(*mine))) for mine in zip(*seen)]
+    noise = max(abs(a - b) / max(min(a, b), 1e-12) for a, b in zip(medians[0], medians[-1]))
+    medians[0] = Times(*map(min, medians[0], medians[-1]))
+    return dict(zip(racing, medians)), noise
+
+
+def fastest(times: dict[Winner, Times], noise: float) -> tuple[Winner, bool]:
+    """Return the winner, and whether stock is kept although a kernel was faster, by no more than the noise."""
+    winner = _beats_stock(times, max(noise, MARGIN))
+    return winner, winner == STOCK != _beats_stock(times, MARGIN)
+
+
+def _beats_stock(times: dict[Winner, Times], clear: float) -> Winner:
+    """Return what beats stock by more than `clear`, by the device's time or the call's, and loses by neither."""
+    best, found = 0.0, STOCK
+    for candidate, mine in times.items():
+        gains = [math.log(theirs / max(own, 1e-12)) for own, theirs in zip(mine, times[STOCK])]
+        if candidate != STOCK and max(gains) > clear and min(gains) > -clear and sum(gains) > best:
+            best, found = sum(gains), candidate
+    return found
+
+
+def entry(key: dict[str, Any], winner: Winner, times: dict[Winner, Times], noise: float, by: str, why: str) -> Any:
+    """Return the table's entry of a stage that was timed; `why` is empty where the times tell it."""
+    return {
+        "key": key,
+        "backend": winner.backend,
+        "algorithm": winner.algorithm,
+        "seconds": times[winner].call,
+        "stock_seconds": times[STOCK].call,
+        "device_seconds": times[winner].device,
+        "stock_device_seconds": times[STOCK].device,
+        "noise": round(noise, 4),
+        "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "by": by,
+        **({"why": why} if why else {}),
+    }
 
 
 def seconds_of(run: Run, times: int, device: torch.device) -> float:

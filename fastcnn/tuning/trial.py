@@ -5,11 +5,8 @@ user's table. `off` says why a call is not tried.
 """
 
 import contextlib
-import datetime
 import logging
-import math
 import os
-import statistics
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,24 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.backend import only_here
 from fastcnn.tuning import proof, telling
 from fastcnn.tuning.attempts import Attempts, Lost
 from fastcnn.tuning.call import batch_of, call_of, describe, setting_of, text
 from fastcnn.tuning.candidates import STOCK, TOO_NOISY
 from fastcnn.tuning.lookup import entries_of, learn
-from fastcnn.tuning.parity import Reference
+from fastcnn.tuning.parity import Reference, check
 from fastcnn.tuning.places import Place, place_of
 from fastcnn.tuning.stage import Stage, tensors_of
 from fastcnn.tuning.table import Winner, merge, user_path
-from fastcnn.tuning.timing import Run, Times, step
+from fastcnn.tuning.timing import Effort, entry, fastest, race, step
 
 logger = logging.getLogger("fastcnn")
 
 SECONDS = 0.25  # the most that timing takes, roughly, without compilation
-ROUNDS = 5
+ROUNDS, LEAST_ROUNDS = 5, 2
 IMAGES = 2  # the number compared with float64
-MARGIN = 0.03  # a winner beats stock by more than this and more than the noise
 HOPELESS = 1.5  # a candidate that first takes this many times stock's seconds is not timed again
 
 _one = threading.Lock()
@@ -111,10 +106,10 @@ def run(op: str, arguments: tuple[Any, ...]) -> bool:
 def _entry(stage: Stage, key: dict[str, Any], own: dict[str, Tensor], place: Place) -> dict[str, Any]:
     try:
         verdicts = proof.verdicts(place)
-        with _apart(place.device), telling.under_way(f"trying kernels for each stage on {place.name}, once"):
-            entry = _tried(stage, key, own, place, verdicts)
-        telling.tried(place.name, user_path(place.name), faster=entry["backend"] != "torch")
-        return entry
+        with _apart(place), telling.under_way(f"trying kernels for each stage on {place.name}, once"):
+            tried = _tried(stage, key, own, place, verdicts)
+        telling.tried(place.name, user_path(place.name), faster=tried["backend"] != "torch")
+        return tried
     except Lost:
         raise
     except Exception as error:  # the user's call has nothing to do with it
@@ -123,9 +118,11 @@ def _entry(stage: Stage, key: dict[str, Any], own: dict[str, Tensor], place: Pla
 
 
 @contextlib.contextmanager
-def _apart(device: torch.device) -> Iterator[None]:
+def _apart(place: Place) -> Iterator[None]:
     """Keep a trial out of what the user's call is under: inference mode, hooks on saved tensors, autocast's cache."""
+    device = place.device
     with contextlib.ExitStack() as stack:
+        stack.enter_context(place.apart())
         stack.enter_context(torch.inference_mode(False))
         if torch._C._autograd._top_saved_tensors_default_hooks(True):  # else the front runs what is tried
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda each: each, lambda each: each))
@@ -143,9 +140,8 @@ def _tried(
     path = user_path(place.name)
     attempts = Attempts(path, place.device, ends=False)
     offered = [each for each in place.light(stage.op) if not verdicts.get(proof.kernel_name(stage.op, each), "")]
-    offered = [each for each in offered if not _ended_a_process(stage, each, attempts)]
     try:
-        entry = _measured(stage, key, own, place, offered, attempts)
+        measured = _measured(stage, key, own, place, offered, attempts)
     except Lost:
         raise
     except torch.OutOfMemoryError:
@@ -154,15 +150,8 @@ def _tried(
     except Exception as error:  # stock torch has no such operation here
         logger.info("%s %s is not tried: %s: %s", stage.op, stage, type(error).__name__, error)
         return _stock(key, "it could not be tried")
-    _keep(path, place.name, entry)
-    return entry
-
-
-def _ended_a_process(stage: Stage, candidate: Winner, attempts: Attempts) -> bool:
-    problem = attempts.problem(stage, candidate)
-    if problem:
-        logger.warning("%s %s runs without %s: %s", stage.op, stage, candidate, problem)
-    return bool(problem)
+    _keep(path, place.name, measured)
+    return measured
 
 
 def _stock(key: dict[str, Any], why: str) -> dict[str, Any]:
@@ -186,26 +175,12 @@ def _measured(
 ) -> dict[str, Any]:
     mode = key["mode"]
     sound = _in_parity(stage, mode, own, place, offered, attempts)
-    times, noise = _timed([STOCK, *sound], step(stage, mode, place.device), place, partial(attempts.under_way, stage))
-    winner = _fastest(times, max(noise, MARGIN))
-    why = {}
-    if not sound:
-        why = {"why": "no kernel passed its trial on this device"}
-    elif winner == STOCK != _fastest(times, MARGIN):
-        why = {"why": TOO_NOISY}
-    return {
-        "key": key,
-        "backend": winner.backend,
-        "algorithm": winner.algorithm,
-        "seconds": times[winner].call,
-        "stock_seconds": times[STOCK].call,
-        "device_seconds": times[winner].device,
-        "stock_device_seconds": times[STOCK].device,
-        "noise": round(noise, 4),
-        "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        "by": "trial",
-        **why,
-    }
+    measure = place.timer(step(stage, mode, place.device), partial(attempts.under_way, stage))
+    share = SECONDS / ROUNDS / (len(sound) + 2) / 2
+    times, noise = race([STOCK, *sound], measure, Effort(ROUNDS, LEAST_ROUNDS, share, HOPELESS))
+    winner, too_noisy = fastest(times, noise)
+    why = TOO_NOISY if too_noisy else "" if sound else "no kernel passed its trial on this device"
+    return entry(key, winner, times, noise, "trial", why)
 
 
 def _in_parity(
@@ -223,56 +198,11 @@ def _in_parity(
         images=IMAGES,
         poison=False,
     )
-    return [each for each in offered if not _problem(reference, each, attempts)]
+    return [each for each in offered if _passes(reference, each, attempts)]
 
 
-def _problem(reference: Reference, candidate: Winner, attempts: Attempts) -> str:
-    stage = reference.stage
-    try:
-        with attempts.under_way(stage, candidate):
-            _, problem = reference.compare(candidate)
-    except (Lost, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if f"backend {candidate.backend!r}" in problem:  # it takes no such arguments
-            return problem
-    if problem:
-        logger.warning("%s %s runs without %s, which failed its trial: %s", stage.op, stage, candidate, problem)
-    return problem
-
-
-def _timed(offered: Sequence[Winner], run: Run, place: Place, watch: Any) -> tuple[dict[Winner, Times], float]:
-    """Return the medians of the candidates that can win, and by how much two times of stock differ."""
-
-    def measure(candidate: Winner, times: int) -> Times:
-        with watch(candidate), only_here(*candidate):
-            run(0)  # what was planned is forgotten wherever the choice changes
-            return place.measure(run, times)
-
-    first = {each: measure(each, 1) for each in offered}  # all have run before, for parity
-    racing = [each for each in offered if each == STOCK or first[each].call < HOPELESS * first[STOCK].call]
-    if racing == [STOCK]:
-        return {STOCK: first[STOCK]}, 0.0
-    turns = [*racing, STOCK]  # stock stands at both ends of a round
-    share = SECONDS / ROUNDS / len(turns) / 2
-    counts = [max(1, min(round(share / max(first[each].call, 1e-7)), 1000)) for each in turns]
-    rounds = ROUNDS if first[STOCK].call < 2 * share else max(2, min(ROUNDS, round(share * ROUNDS / first[STOCK].call)))
-    seen: list[list[Times]] = [[] for _ in turns]
-    for _ in range(rounds):
-        for mine, candidate, count in zip(seen, turns, counts):
-            mine.append(measure(candidate, count))
-    medians = [Times(*map(statistics.median, zip(*mine))) for mine in seen]
-    noise = max(abs(a - b) / max(min(a, b), 1e-12) for a, b in zip(medians[0], medians[-1]))
-    medians[0] = Times(*map(min, medians[0], medians[-1]))
-    return dict(zip(racing, medians)), noise
-
-
-def _fastest(times: dict[Winner, Times], clear: float) -> Winner:
-    """Return what beats stock by more than `clear`, by the device's time or the call's, and loses by neither."""
-    best, found = 0.0, STOCK
-    for candidate, mine in times.items():
-        gains = [math.log(theirs / max(own, 1e-12)) for own, theirs in zip(mine, times[STOCK])]
-        if candidate != STOCK and max(gains) > clear and min(gains) > -clear and sum(gains) > best:
-            best, found = sum(gains), candidate
-    return found
+def _passes(reference: Reference, candidate: Winner, attempts: Attempts) -> bool:
+    verdict, stage = check(reference, candidate, attempts, raises=(torch.OutOfMemoryError,)), reference.stage
+    if verdict.refused:
+        logger.warning("%s %s runs without %s, which failed its trial: %s", stage.op, stage, candidate, verdict.refused)
+    return not (verdict.problem or verdict.refused)
