@@ -59,6 +59,8 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "whole pairs of a large plane": ((1, 2, 64, 64), {"kernel_size": 2}),
     "strips of rows": ((1, 2, 71, 9), {"kernel_size": 3, "stride": 2, "padding": 1}),
     "more strips than a block": ((1, 2, 9, 521), {"kernel_size": 3, "stride": 2}),
+    "padding in long rows": ((1, 2, 5, 13), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "ceil_mode in long rows": ((1, 2, 5, 14), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
     "larger planes than blocks": ((1, 2, 36, 40), {"kernel_size": 2, "stride": 2}),
 }
 
@@ -103,10 +105,11 @@ def test_a_window_between_pixels_has_an_index_in_the_plane(format: torch.memory_
 
 @each_backend
 @each_format
-def test_special_values_go_through_as_in_torch(format: torch.memory_format, backend: Any) -> None:
-    x = specials(2, 3, 9, 8).to(memory_format=format)
+@pytest.mark.parametrize("width", [4, 17], ids=["short rows", "long rows"])
+def test_special_values_go_through_as_in_torch(width: int, format: torch.memory_format, backend: Any) -> None:
+    x = specials(2, 3, 9, 2 * width).to(memory_format=format)
     assert_same(*both(kernel_size=3, stride=2, padding=1), (x,), backend)
-    everything_low = torch.full((1, 2, 4, 4), float("-inf"), device=DEVICE)
+    everything_low = torch.full((1, 2, 4, width), float("-inf"), device=DEVICE)
     assert_same(*both(kernel_size=2), (everything_low,), backend)
     assert_same(*both(kernel_size=3, padding=1), (everything_low.to(memory_format=format),), backend)
     assert_same(*both(kernel_size=(3, 2), padding=1), (everything_low.to(memory_format=format),), backend)
