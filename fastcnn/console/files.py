@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastcnn.console.errors import UserError
-from fastcnn.tuning.table import cache_folder
+from fastcnn.tuning.table import TEMPORARY, cache_folder, replace
 
-TEMPORARY = ".tmp"
+__all__ = ["TEMPORARY", "atomic_write", "remembered"]
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,16 +32,14 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         >>> path.read_text()
         'complete'
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    try:
-        with _explained(path), temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:  # Ctrl-C too leaves nothing half-written
-        temporary.unlink(missing_ok=True)
-        raise
+
+    def write_to_disk(file: BinaryIO) -> None:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+    with _explained(path):
+        replace(path, write_to_disk)
     _sync_folder(path.parent)
 
 

@@ -111,7 +111,8 @@ def _verdicts(place: Place) -> dict[str, str]:
         with FileLock(f"{path}.lock", timeout=LONGEST):  # of several processes (DDP) one proves, and the others read
             known = read(path, identity)
             known |= _proved(place, _missing(place, known))
-            replace(path, json.dumps({**identity, "verdicts": known}, indent=1) + "\n")
+            text = json.dumps({**identity, "verdicts": known}, indent=1) + "\n"
+            replace(path, lambda file: file.write(text.encode()))
     except (OSError, NotImplementedError):  # no file can be written: the verdicts are for this process
         if missing := _missing(place, known := _unkept | known):
             _unkept.update(_proved(place, missing))

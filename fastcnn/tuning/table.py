@@ -3,10 +3,10 @@
 import json
 import logging
 import os
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from fastcnn.tuning.call import text
 from fastcnn.tuning.device import file_name
@@ -14,6 +14,7 @@ from fastcnn.tuning.device import file_name
 logger = logging.getLogger("fastcnn")
 
 FORMAT = 1
+TEMPORARY = ".tmp"  # the suffix of a file that is being written
 LOCK_SECONDS = 60  # after which a lock that nobody holds that long is one that the file system does not have
 Entries = dict[str, dict[str, Any]]  # by their keys' text
 
@@ -124,23 +125,22 @@ def merge(path: Path, device: str, entries: list[dict[str, Any]]) -> Path | None
             path.rename(aside)
             logger.warning("tuning table %s has been moved to %s: %s", path, aside.name, reason)
         held |= {text(entry["key"]): entry for entry in entries}
-        replace(path, _dump(device, held))
+        replace(path, lambda file: file.write(_dump(device, held)))
         return aside
 
 
-def _dump(device: str, entries: Entries) -> str:
+def _dump(device: str, entries: Entries) -> bytes:
     lines = ",\n".join(json.dumps(entries[key]) for key in sorted(entries))
-    return f'{{"format": {FORMAT}, "device": {json.dumps(device)}, "entries": [\n{lines}\n]}}\n'
+    return f'{{"format": {FORMAT}, "device": {json.dumps(device)}, "entries": [\n{lines}\n]}}\n'.encode()
 
 
-def replace(path: Path, content: str) -> None:
-    """Write a file whole or not at all: readers see the old one or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all: readers see the old or the new one. Of several writers each holds a lock."""
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    except BaseException:  # Ctrl-C too leaves nothing half-written
+        temporary.unlink(missing_ok=True)
         raise
