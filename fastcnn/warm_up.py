@@ -65,9 +65,9 @@ def warm_up(model: nn.Module, input: Tensor) -> nn.Module:
     if not trial.concerns(input):
         return model
     for stage in stages_of(model, input):
-        for training in (True, False) if model.training else (False,):
-            if stage.trains if training else not stage.by_batch:
-                with only_here("auto"), torch.set_grad_enabled(training):
+        for mode in ("training", "inference") if model.training else ("inference",):
+            if stage.occurs(mode):
+                with only_here("auto"), torch.set_grad_enabled(mode == "training"):
                     stage.call(stage.draw(input.device, rounded=False))
     return model
 

@@ -113,7 +113,7 @@ def test_stages_with_batch_norm_are_those_of_training_and_evaluation():
     assert [str(stage) for stage in stages[1:3]] == ["6x4x6x5", "6x4x6x5, running statistics"]
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.state_dict().items())
     assert [child.training for child in (model, model.stem[0], model.frozen)] == [True, True, False]
-    modes = [[mode for mode in run.MODES if run.occurs(stage, mode)] for stage in stages]
+    modes = [[mode for mode in run.MODES if stage.occurs(mode)] for stage in stages]
     assert modes == [["training"], ["training"], *[["inference", "training"]] * 4]
 
 

@@ -95,7 +95,7 @@ def tune(
     attempts = Attempts(target, device)
     with _stock_at_its_best():
         for stage in stages:
-            wanted = [mode for mode in modes if occurs(stage, mode)]
+            wanted = [mode for mode in modes if stage.occurs(mode)]
             if resume:
                 left = [mode for mode in wanted if not holds(target, name, stage.key_in(mode, device), "tune")]
                 left_alone(len(wanted) - len(left))
@@ -112,11 +112,6 @@ def tune(
                 merge(target, name, [result.entry])
                 yield result
     forget()
-
-
-def occurs(stage: Stage, mode: str) -> bool:
-    """Whether a stage occurs in a mode: training needs gradients; inference excludes batch norms in training."""
-    return stage.trains if mode == "training" else not stage.by_batch
 
 
 @contextmanager

@@ -88,6 +88,10 @@ class Stage(NamedTuple):
         """Return whether a batch norm takes the statistics of all images together."""
         return self.settings.get("training") is True
 
+    def occurs(self, mode: str) -> bool:
+        """Whether it occurs in a mode: ``training`` needs gradients, ``inference`` excludes batch norms in training."""
+        return self.trains if mode == "training" else not self.by_batch
+
     def draw(self, device: torch.device, *, rounded: bool) -> dict[str, Tensor]:
         """Return random tensors like the recorded ones, the same at each call.
 
