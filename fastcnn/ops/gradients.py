@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastcnn.ops import convolution
 from fastcnn.ops.record import Op
-from fastcnn.shapes import Size, conv_memory_format
+from fastcnn.shapes import conv_memory_format
 
 
 class Incoming(NamedTuple):
@@ -29,31 +29,14 @@ class Incoming(NamedTuple):
 
 
 def _fake_dgrad(
-    grad: Tensor,
-    mask: Tensor | None,
-    input: Tensor,
-    weight: Tensor,
-    mask_input: bool,
-    bias_grad: bool,
-    config: str | None,
-    *_: Any,
+    grad: Tensor, mask: Tensor | None, input: Tensor, weight: Tensor, mask_input: bool, bias_grad: bool, *_: Any
 ) -> tuple[Tensor, Tensor]:
     grad_input = torch.empty_like(input, memory_format=conv_memory_format(input, weight))
     return grad_input, input.new_empty(input.shape[1] if bias_grad else 0)
 
 
 def _fake_wgrad(
-    grad: Tensor,
-    mask: Tensor | None,
-    input: Tensor,
-    weight: Tensor,
-    bias_grad: bool,
-    config: str | None,
-    stride: Size,
-    padding: Size,
-    dilation: Size,
-    groups: int,
-    *_: Any,
+    grad: Tensor, mask: Tensor | None, input: Tensor, weight: Tensor, bias_grad: bool, *_: Any
 ) -> tuple[Tensor, Tensor]:
     grad_weight = torch.empty_like(weight, memory_format=conv_memory_format(input, weight))
     return grad_weight, weight.new_empty(weight.shape[0] if bias_grad else 0)
