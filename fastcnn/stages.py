@@ -155,15 +155,8 @@ def _lrn_pool(input: Any, lrn: nn.LocalResponseNorm, pool: nn.MaxPool2d) -> Any:
 
 
 def _max_pool(input: Any, pool: nn.MaxPool2d) -> Any:
-    return FF.max_pool2d(
-        input,
-        pool.kernel_size,
-        pool.stride,
-        pool.padding,
-        pool.dilation,
-        ceil_mode=pool.ceil_mode,
-        return_indices=pool.return_indices,
-    )
+    window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
+    return FF.max_pool2d(input, *window, pool.ceil_mode, pool.return_indices)
 
 
 def _linear_relu(input: Any, linear: nn.Linear, _relu: nn.Module) -> Any:
