@@ -57,7 +57,7 @@ class Place:
 
         def timed(candidate: Winner, times: int) -> Times:
             with watch(candidate), only_here(*candidate):
-                run(0)  # what was planned is forgotten wherever the choice changes
+                run(0)  # plans, and warms caches that others have used meanwhile
                 return self.measure(run, times)
 
         return timed
