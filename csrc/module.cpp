@@ -3,6 +3,8 @@
 
 #include <Python.h>
 
+#include "tensors.h"
+
 #define STRING_OF(x) #x
 #define STRING(x) STRING_OF(x)
 
@@ -20,11 +22,19 @@ PyObject* built_with(PyObject*, PyObject*) {
       CUDA, "architectures", ARCHITECTURES);
 }
 
+PyObject* poison(PyObject*, PyObject* on) {
+  const bool before = fastcnn::poisons;
+  fastcnn::poisons = on == Py_True;
+  return PyBool_FromLong(before);
+}
+
 PyMethodDef methods[] = {
     {"built_with", built_with, METH_NOARGS,
         "Return what this build holds: the oldest torch it runs with, its compiler, and its CUDA version and "
         "architectures "
         "or None."},
+    {"poison", poison, METH_O,
+        "Fill what the CPU's kernels allocate with NaN first, or not, for tests; return what held before."},
     {nullptr, nullptr, 0, nullptr},
 };
 

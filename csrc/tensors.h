@@ -9,7 +9,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <limits>
 #include <vector>
@@ -30,6 +33,8 @@ using torch::stable::Tensor;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 using BFloat16 = torch::headeronly::BFloat16;
 using Half = torch::headeronly::Half;
+
+constexpr size_t MOST_AXES = 8;  // of a tensor that is allocated without the dispatcher
 
 // (N, C, pixels) of a dense tensor whose channels are its fastest axis or not.
 struct Layout {
@@ -95,11 +100,39 @@ inline Tensor new_contiguous(const Tensor& like, Sizes sizes, int32_t dtype) {
   return Tensor(made);
 }
 
+inline bool poisons = false;  // whether what is allocated on the CPU is first filled with NaN, for tests
+
+// An empty tensor on the CPU, without the dispatcher, and so without torch's own filling of new memory.
+inline Tensor new_on_cpu(Sizes sizes, int32_t dtype, bool channels_last) {
+  const auto axes = static_cast<int64_t>(sizes.size());
+  std::array<int64_t, MOST_AXES> strides{};
+  int64_t stride = 1;
+  for (int64_t i = 0; i < axes; ++i) {
+    const int64_t last = axes - 1 - i;  // channels_last: C, then the pixels' axes from the last, N
+    const int64_t axis = !channels_last || i == axes - 1 ? last : i == 0 ? 1 : last + 1;
+    strides[axis] = stride;
+    stride *= channels_last ? sizes[axis] : std::max<int64_t>(sizes[axis], 1);
+  }
+  AtenTensorHandle made = nullptr;
+  FASTCNN_TORCH_CHECK(
+      aoti_torch_empty_strided(axes, sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
+  Tensor tensor(made);
+  if (poisons) {
+    std::memset(tensor.mutable_data_ptr(), 0xff, tensor.numel() * tensor.element_size());
+  }
+  return tensor;
+}
+
 // An empty tensor (N, C, *) on the device of another.
 inline Tensor new_tensor(const Tensor& like, Sizes sizes, torch::headeronly::ScalarType dtype, bool channels_last) {
   const auto axes = static_cast<int64_t>(sizes.size());
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+#ifndef FASTCNN_HOST_CUDA
+  if (like.is_cpu() && sizes.size() <= MOST_AXES) {
+    return new_on_cpu(sizes, type, channels_last);
+  }
+#endif
   if (!channels_last) {  // a third of the time of the dispatcher's search by name
-    const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
     return new_contiguous(like, sizes, type);
   }
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format(axes, channels_last));

@@ -68,6 +68,14 @@ def _load_extension() -> str:
 _EXTENSION_PROBLEM = _load_extension()
 
 
+def poison(on: bool) -> bool:
+    """Have the CPU's kernels fill what they allocate with NaN first, or not; return what held before.
+
+    For checks that nothing unwritten passes: those kernels allocate without torch's own filling.
+    """
+    return not _EXTENSION_PROBLEM and importlib.import_module("fastcnn._C").poison(on)
+
+
 def _cuda_missing() -> str:
     if _PLAYED or _EXTENSION_PROBLEM:
         return "" if _PLAYED else _EXTENSION_PROBLEM

@@ -33,7 +33,11 @@ def poisoned_memory() -> Iterator[None]:
         return
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
+    from fastcnn import available  # now that the interpreter has been asked for
+
+    available.poison(True)
     yield
+    available.poison(False)
     torch.use_deterministic_algorithms(False)
 
 

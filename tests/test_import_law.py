@@ -84,7 +84,7 @@ KERNEL_TESTS = {
     "test_front_autograd.py": {"front", "ops", "tuning", "route"},
     "test_autograd.py": {"front"},
     "test_backend.py": {"front"},
-    "conftest.py": {"front"},
+    "conftest.py": {"available", "front"},
     "test_overrides.py": {"route"},
     "test_linear_relu_dropout.py": {"triton"},
     "test_gradients.py": {"backend"},

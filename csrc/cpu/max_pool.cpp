@@ -7,6 +7,7 @@
 #include "max_pool.h"
 
 #include <array>
+#include <bit>
 #include <cstring>
 
 #include "../ops.h"
@@ -55,7 +56,10 @@ FASTCNN_CLONES void pool_values(
   }
 }
 
-// The same with codes, for small windows, each by itself.
+// Whether a plane's output rows are shorter than a vector is worth, given the columns of a window.
+bool is_narrow(const Plane& plane, const Window& window) { return plane.out_width * window.columns.size <= 6; }
+
+// The same with codes, for small windows, each by itself; without branches, which would be mispredicted.
 template <class T, bool RELU>
 void pool_windows(
     const T* x, T* y, uint8_t* codes, const Plane& plane, const Window& window, int64_t begin, int64_t end) {
@@ -67,24 +71,23 @@ void pool_windows(
       for (int64_t ow = 0; ow < plane.out_width; ++ow) {
         const int64_t left = first_pixel(columns, ow), s0 = std::max<int64_t>(-left, 0);
         const int64_t s1 = std::min(columns.size, plane.width - left);
-        float best = LOWEST;
-        int32_t winner = NO_PLACE;
+        const bool some = r0 < r1 && s0 < s1;
+        float best = some ? static_cast<float>(x[(top + r0) * plane.width + left + s0]) : LOWEST;
+        uint32_t winner = some ? code_of(r0, s0, columns) : NO_PLACE;
         for (int64_t r = r0; r < r1; ++r) {
-          const T* from = x + (top + r) * plane.width + left;
           for (int64_t s = s0; s < s1; ++s) {
-            const float value = static_cast<float>(from[s]);
-            const bool won = winner == NO_PLACE || wins(value, best);
-            best = won ? value : best;
-            winner = won ? code_of(r, s, columns) : winner;
+            const float value = static_cast<float>(x[(top + r) * plane.width + left + s]);
+            const uint32_t won = -static_cast<uint32_t>(wins(value, best)), kept = ~won;
+            best =
+                std::bit_cast<float>((std::bit_cast<uint32_t>(value) & won) | (std::bit_cast<uint32_t>(best) & kept));
+            winner = (code_of(r, s, columns) & won) | (winner & kept);
           }
         }
-        finish<T, true, RELU>(best, winner, 0, y++, codes++);
+        finish<T, true, RELU>(best, static_cast<int32_t>(winner), 0, y++, codes++);
       }
     }
   }
 }
-
-constexpr int64_t NARROW = 4;  // columns of an output that are fewer than a vector is worth
 
 // Compare one more pixel of a window, all channels.
 template <class T, bool CODES>
@@ -169,11 +172,11 @@ void run_pool(const T* x, T* y, uint8_t* codes, const Plane& plane, const Layout
   } else if (!CODES && is_small(window)) {
     parallel(layout.images * layout.channels, layout.pixels,
         [&](int64_t begin, int64_t end) { pool_values<T, RELU>(x, y, plane, window, begin, end); });
-  } else if (CODES && plane.out_width <= NARROW && is_small(window)) {
+  } else if (CODES && is_small(window) && is_narrow(plane, window)) {
     const int64_t pixels = plane.height * plane.width, outputs = plane.out_height * plane.out_width;
     parallel(layout.images * layout.channels, layout.pixels, [&](int64_t begin, int64_t end) {
-      pool_windows<T, RELU>(
-          x + begin * pixels, y + begin * outputs, codes + begin * outputs, plane, window, begin, end);
+      const int64_t at = begin * outputs;
+      pool_windows<T, RELU>(x + begin * pixels, y + at, codes + at, plane, window, begin, end);
     });
   } else {
     parallel(layout.images * layout.channels, layout.pixels,

@@ -67,11 +67,11 @@ def fake(
     input: Tensor, weight: Tensor, _: Tensor | None, stride: Size, padding: Size, dilation: Size, *others: Any
 ) -> Tensor:
     """Return an empty tensor with the shape and strides of the stage's output; a pool's window comes last."""
-    images, channels, *size = output_shape(input, weight, stride, padding, dilation)
+    shape = output_shape(input, weight, stride, padding, dilation)
     if isinstance(others[-1], Window):
-        size = others[-1].output_size(*size)
+        shape = *shape[:2], *others[-1].output_size(*shape[2:])
     format = conv_memory_format(input, weight)
-    return torch.empty((images, channels, *size), dtype=weight.dtype, device=input.device, memory_format=format)
+    return torch.empty(shape, dtype=weight.dtype, device=input.device, memory_format=format)
 
 
 def prepare(
