@@ -55,6 +55,7 @@ def player(monkeypatch):
     """Let a player stand for the processor, on which stages are tried now; nothing is deterministic."""
     monkeypatch.setenv("FASTCNN_TRIAL", "1")
     monkeypatch.setitem(places.PLACES, "cpu", Player)
+    monkeypatch.setattr("fastcnn.route.FASTEST", {})  # tables alone decide
     places.place_of.cache_clear()
     telling.forget()
     monkeypatch.setattr(proof, "_unkept", {})
