@@ -94,6 +94,7 @@ KERNEL_TESTS = {
     "tables.py": {"tuning"},
     "tuning.py": {"tuning"},
     "test_tma.py": {"triton", "shapes"},
+    "test_attempts.py": {"tuning"},
     "test_tune.py": {"tuning"},
     "test_tune_command.py": {"tuning"},
     "test_gpu_run.py": {"tuning"},
