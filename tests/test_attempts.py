@@ -75,7 +75,7 @@ def test_a_process_that_is_stopped_or_exits_does_not_count_against_its_candidate
         "tried = test_attempts.attempts.Attempts(pathlib.Path(sys.argv[1]), test_attempts.CPU)\n"
         "stage = test_attempts.small_stages()[1]\n"
         "with tried.under_way(stage, test_attempts.KERNEL if sys.argv[2] == 'stopped' else test_attempts.STOCK):\n"
-        "    getattr(test_tune, sys.argv[2])(tried, stage)\n"
+        "    getattr(test_attempts, sys.argv[2])(tried, stage)\n"
     )
     path = tmp_path / "table.json"
     command = [sys.executable, "-c", code, str(path), end.__name__]
