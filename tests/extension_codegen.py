@@ -26,11 +26,14 @@ def extension() -> str:
     return found.origin if found and found.origin else ""
 
 
-@functools.cache
 def dump(*options: str, binary: str = "") -> str:
     """Return cuobjdump's text of the extension or another file, with kernels' names as they are written in C++."""
-    command = [CUOBJDUMP, *options, binary or extension()]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return _dump(binary or extension(), *options)
+
+
+@functools.cache
+def _dump(binary: str, *options: str) -> str:
+    text = subprocess.run([CUOBJDUMP, *options, binary], capture_output=True, text=True, check=True).stdout
     return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
 
 
