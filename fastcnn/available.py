@@ -73,7 +73,8 @@ def poison(on: bool) -> bool:
 
     For checks that nothing unwritten passes: those kernels allocate without torch's own filling.
     """
-    return not _EXTENSION_PROBLEM and importlib.import_module("fastcnn._C").poison(on)
+    extension = None if _EXTENSION_PROBLEM else importlib.import_module("fastcnn._C")
+    return hasattr(extension, "poison") and extension.poison(on)  # not of one that an older source tree has left here
 
 
 def _cuda_missing() -> str:
