@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -73,7 +74,7 @@ def poison(on: bool) -> bool:
 
     For checks that nothing unwritten passes: those kernels allocate without torch's own filling.
     """
-    extension = None if _EXTENSION_PROBLEM else importlib.import_module("fastcnn._C")
+    extension: Any = None if _EXTENSION_PROBLEM else importlib.import_module("fastcnn._C")
     return hasattr(extension, "poison") and extension.poison(on)  # not of one that an older source tree has left here
 
 
