@@ -110,16 +110,20 @@ def split_columns(k, group, GROUP_IN, WINDOW: tl.constexpr, LAST: tl.constexpr, 
 
 
 @triton.jit
-def load_places(x_ptr, image, top, left, channel, down, right, mask, C, H, W, LAST: tl.constexpr):
+def load_places(
+    x_ptr, image, top, left, channel, down, right, mask, C, H, W, LAST: tl.constexpr, FEW: tl.constexpr = False
+):
     """Load an input's places (down, right) of the windows that start at top, left: [P, K]; and which are inside it.
 
-    Args: image, top, left: [P]; channel, down, right: [K]; mask: [P, K].
+    Args: image, top, left: [P]; channel, down, right: [K]; mask: [P, K]. FEW channels: no vectors of them to preserve.
     """
     h = top[:, None] + down[None, :]
     w = left[:, None] + right[None, :]
     inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & mask
     # a place outside the image reads nothing, at an offset inside it
-    if LAST.x:
+    if FEW:
+        at = tl.where(inside, offset(channel[None, :], h * W + w, C, H * W, LAST.x), 0)
+    elif LAST.x:
         at = ((top * W + left) * C)[:, None] + ((down * W + right) * C + channel)[None, :]
         at = tl.where(inside, at, channel[None, :])
     else:
@@ -153,7 +157,8 @@ def implicit_gemm_kernel(
     left = pixel % OW * WINDOW.stride[1] - WINDOW.padding[1]
     out = block_n * CONFIG.block_n + tl.arange(0, CONFIG.block_n)
     out_mask = out < sizes.group_out
-    out = group * sizes.group_out + out % sizes.group_out  # in range, and still in runs that one store can take
+    if CHANNELS is None:  # otherwise there is one group
+        out = group * sizes.group_out + out % sizes.group_out  # in range, and still in runs that one store can take
     K = GROUP_IN * (WINDOW.size[0] * WINDOW.size[1])
     w_rows = w_ptr + out.to(tl.int64) * K
     acc = tl.full((CONFIG.block_m, CONFIG.block_n), 0.0, tl.float32)
@@ -162,8 +167,20 @@ def implicit_gemm_kernel(
         channel, down, right = split_columns(k, group, GROUP_IN, WINDOW, LAST, WIDE)
         mask = m_mask[:, None] & (k < K)[None, :]
         x, inside = load_places(
-            x_ptr, image, top, left, channel, down, right, mask, C, sizes.height, sizes.width, LAST
-        )  # fmt: skip
+            x_ptr,
+            image,
+            top,
+            left,
+            channel,
+            down,
+            right,
+            mask,
+            C,
+            sizes.height,
+            sizes.width,
+            LAST,
+            CHANNELS is not None,
+        )
         if mean_ptr is not None:
             shift, scale = shift_and_scale(mean_ptr, std_ptr, channel, k < K, x_ptr.dtype.element_ty == tl.uint8)
             x = tl.where(inside, (x.to(tl.float32) - shift[None, :]) * scale[None, :], 0.0).to(w_ptr.dtype.element_ty)
