@@ -95,7 +95,7 @@ def test_no_spills(rows: list[dict[str, Any]]) -> None:
 
 def test_matrix_products_run_on_tensor_cores(rows: list[dict[str, Any]]) -> None:
     kernels = ("implicit_gemm_kernel", "dgrad_kernel", "wgrad_kernel")
-    products = [row for row in rows if row["kernel"] in kernels]
+    products = [row for row in rows if row["kernel"] in kernels and "exact" not in row["case"]]
     assert [where(row) for row in products if not row["tensor_cores"]] == []
     assert [where(row) for row in products if row["architecture"] == 90 and not row["wgmma"]] == []
 
