@@ -23,7 +23,7 @@ FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 SIZES = {
     ("few", "NCHW"): ((1, 1, 1, 1), (1, 80, 7, 1), (1, 1, 42, 40)),
     ("few", "NHWC"): ((1, 5, 1, 1), (3, 1, 7, 1)),
-    ("rest", "NCHW"): ((1, 5, 5, 6), (3, 1, 1, 7)),
+    ("rest", "NCHW"): ((1, 5, 5, 6), (3, 1, 1, 7), (2, 3, 2, 4)),
     ("rest", "NHWC"): ((1, 1, 5, 6), (1, 80, 1, 7), (3, 5, 42, 40)),
 }
 

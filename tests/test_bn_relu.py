@@ -241,12 +241,21 @@ def test_second_derivative(backend: Any) -> None:
 
 @pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
 @pytest.mark.parametrize(
-    ("training", "rows", "runs"),
-    [(True, 64, {"bn_relu_statistics", "bn_relu"}), (False, 256, set()), (True, 16, set())],
-    ids=["batch", "running", "batch, small"],
+    ("training", "layout", "gradient", "runs"),
+    [
+        (True, "nchw", True, {"bn_relu_statistics", "bn_relu"}),
+        (False, "nchw", True, {"bn_relu"}),
+        (True, "channels_last", False, set()),
+        (False, "channels_last", False, {"bn_relu"}),
+        (False, "channels_last", True, set()),
+    ],
+    ids=["batch", "running", "batch, channels_last", "running, channels_last", "running, channels_last, gradient"],
 )
-def test_auto_looks_at_whose_statistics_and_how_large(training: bool, rows: int, runs: set[str]) -> None:
-    x, mean, variance = torch.randn(rows, 4, 32, 32), torch.zeros(4), torch.ones(4)
+def test_auto_looks_at_whose_statistics_and_the_layout(
+    training: bool, layout: str, gradient: bool, runs: set[str]
+) -> None:
+    x, mean, variance = torch.randn(64, 4, 32, 32), torch.zeros(4), torch.ones(4)
+    x = x.to(memory_format=FORMATS[layout]).requires_grad_(gradient)
     with fastcnn.use_backend("auto"):
         ran = operators(lambda: FF.batch_norm_relu(x, mean, variance, training=training))
     assert set(ran) == {f"fastcnn.{name}.cpu" for name in runs}

@@ -36,6 +36,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], dict[st
     "one channel, as in MNIST": ((3, 1, 10, 10), (6, 1, 3, 3), {"padding": 1}, {"kernel_size": 2}),
     "many channels": ((1, 20, 6, 4), (70, 20, 3, 3), {"padding": 1}, {"kernel_size": 2}),
     "empty batch": ((0, 3, 6, 6), (4, 3, 3, 3), {"padding": 1}, {"kernel_size": 2}),
+    "stride over a window's width": ((1, 2, 7, 8), (3, 2, 3, 3), {}, {"kernel_size": (2, 1), "stride": (1, 2)}),
     "whole vectors": ((2, 3, 6, 7), (16, 3, 3, 3), {"padding": 1}, {"kernel_size": 2}),
     "whole vectors, 3x3/2": ((2, 3, 9, 8), (16, 3, 3, 3), {"padding": 1}, {"kernel_size": 3, "stride": 2}),
     "partial windows, 3x3/2": (

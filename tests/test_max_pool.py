@@ -39,6 +39,9 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
         {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 1), "dilation": (2, 3), "ceil_mode": True},
     ),
     "stride over the window": ((1, 3, 9, 9), {"kernel_size": 2, "stride": 4}),
+    "stride over a window's width": ((2, 3, 5, 8), {"kernel_size": (2, 1), "stride": (1, 2)}),
+    "stride over a window's height": ((2, 3, 8, 5), {"kernel_size": (1, 2), "stride": (2, 1), "padding": (0, 1)}),
+    "one pixel of four": ((2, 3, 6, 8), {"kernel_size": 1, "stride": 2}),
     "stride over the image": ((2, 3, 9, 8), {"kernel_size": 2, "stride": (2, 2**29), "ceil_mode": True}),
     "stride to the last column": ((1, 3, 7, 9), {"kernel_size": 3, "stride": (1, 9), "padding": 1, "ceil_mode": True}),
     "dilated over the image": (

@@ -91,11 +91,11 @@ STAGE_CASES = {
     "twins": ([fastcnn.nn.LocalResponseNorm(3), fastcnn.nn.MaxPool2d(2)], ["local_response_norm_max_pool2d"]),
     "subclass that keeps forward": ([KeepsForward(3, 4, 3), nn.ReLU()], ["conv2d_relu"]),
     "conv batch norm relu pool": (
-        [conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)],
+        [conv(bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)],  # a bias has no gradient but rounding errors
         ["batch_norm_relu_max_pool2d"],
     ),
-    "conv batch norm relu": ([conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.Sigmoid()], ["batch_norm_relu"]),
-    "conv batch norm": ([conv(), nn.BatchNorm2d(4), nn.Sigmoid()], []),
+    "conv batch norm relu": ([conv(bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Sigmoid()], ["batch_norm_relu"]),
+    "conv batch norm": ([conv(bias=False), nn.BatchNorm2d(4), nn.Sigmoid()], []),
     "batch norm relu pool": (
         [nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)],
         ["batch_norm_relu_max_pool2d"],

@@ -229,7 +229,9 @@ def test_last_layer_of_the_same_size_is_kept(hub: Hub) -> None:
     pretrained = tiny_state()
     hub.publish(TINY, pretrained)
     model = fastcnn.models.MODELS["tiny_alexnet"].build(num_classes=len(CATEGORIES))
-    assert "classifier.4 is kept, whose 5 classes" in load_pretrained(model, "tiny_alexnet", "DEFAULT")
+    assert "classifier.4 is kept: the data are taken to have its 5 classes" in load_pretrained(
+        model, "tiny_alexnet", "DEFAULT"
+    )
     torch.testing.assert_close(model.state_dict(), pretrained, rtol=0, atol=0)
 
 

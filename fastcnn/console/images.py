@@ -88,6 +88,7 @@ def fit(images: Tensor, input_size: tuple[int, int, int]) -> Tensor:
     """Resize grey images (N, 1, h, w) to a network's input (C, H, W), and repeat the channel.
 
     Example:
+        >>> import torch
         >>> fit(torch.zeros(4, 1, 28, 28), (3, 32, 32)).shape
         torch.Size([4, 3, 32, 32])
     """

@@ -134,7 +134,10 @@ def unpool_quads_kernel(
             )
         for a in tl.static_range(DOWN):
             for b in tl.static_range(RIGHT):
-                total = tl.where(windows[0][1] == a * COLUMNS + b, windows[0][0], 0.0)  # type: ignore[misc]
+                if a < ROWS and b < COLUMNS:
+                    total = tl.where(windows[0][1] == a * COLUMNS + b, windows[0][0], 0.0)  # type: ignore[misc]
+                else:  # between windows
+                    total = tl.zeros_like(windows[0][0])  # type: ignore[misc]
                 for k in tl.static_range(1, 4):
                     if a + k // 2 * DOWN < ROWS and b + k % 2 * RIGHT < COLUMNS:
                         place = (a + k // 2 * DOWN) * COLUMNS + b + k % 2 * RIGHT

@@ -34,7 +34,9 @@ FILES = {
     **dict.fromkeys(("conv_relu", "conv_relu_pool", "max_pool", "linear_relu", "linear_relu_dropout", "normalize"), 1),
     **dict.fromkeys(("normalize_conv_relu", "normalize_conv_relu_pool", "add_relu", "batch_norm_stages"), 1),
     **dict.fromkeys(("equal_values", "first_layers", "optim", "cuda", "autograd", "func", "sequential", "fuse"), 1),
-    **dict.fromkeys(("resnet", "shared_gradients", "strided_operands", "compile_func", "flops", "overrides"), 1),
+    **dict.fromkeys(
+        ("resnet", "shared_gradients", "strided_operands", "compile_func", "flops", "overrides", "turning"), 1
+    ),
 }
 
 
