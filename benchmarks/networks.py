@@ -1,6 +1,7 @@
 """A whole model as work to be timed: inference or a training step, by each method."""
 
 import contextlib
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -59,9 +60,14 @@ def _as_it_is(model: nn.Module) -> nn.Module:
     return model
 
 
+def _stock(model: nn.Module) -> nn.Module:
+    """Return the stock model: a copy, as other methods share the model."""
+    return fastcnn.unfuse(copy.deepcopy(model))
+
+
 def _with_cudnn(model: nn.Module) -> nn.Module:
     """Return the stock model with each convolution that a ReLU follows in cuDNN's fused form."""
-    stock = fastcnn.unfuse(model)
+    stock = _stock(model)
     for parent in [module for module in stock.modules() if isinstance(module, nn.Sequential)]:
         for index, (child, following) in enumerate(itertools.pairwise(list(parent))):
             if isinstance(child, nn.Conv2d) and isinstance(following, nn.ReLU):
@@ -69,16 +75,16 @@ def _with_cudnn(model: nn.Module) -> nn.Module:
     return stock
 
 
-EAGER = Method(fastcnn.unfuse, "nchw", cudnn_benchmark=False)
+EAGER = Method(_stock, "nchw", cudnn_benchmark=False)
 METHODS = {
     "eager": EAGER,
     "eager again": EAGER,
-    "eager channels_last": Method(fastcnn.unfuse, "channels_last"),
-    "eager channels_last autocast": Method(fastcnn.unfuse, "channels_last", autocast=True),
-    "compile": Method(fastcnn.unfuse, compile="default"),
-    "compile max-autotune": Method(fastcnn.unfuse, compile="max-autotune"),
+    "eager channels_last": Method(_stock, "channels_last"),
+    "eager channels_last autocast": Method(_stock, "channels_last", autocast=True),
+    "compile": Method(_stock, compile="default"),
+    "compile max-autotune": Method(_stock, compile="max-autotune"),
     "cudnn fused": Method(_with_cudnn),
-    "cuda graph": Method(fastcnn.unfuse, graph=True),
+    "cuda graph": Method(_stock, graph=True),
     "fastcnn nchw": Method(_as_it_is, "nchw"),
     "fastcnn autocast": Method(_as_it_is, autocast=True),
     "fastcnn cuda graph": Method(_as_it_is, graph=True),

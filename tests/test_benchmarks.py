@@ -382,3 +382,17 @@ def test_the_model_of_cudnn_has_each_convolution_with_its_relu():
     model = networks._with_cudnn(fastcnn.AlexNet())
     assert [type(layer).__name__ for layer in model.features[:3]] == ["_CudnnConvReLU", "Identity", "MaxPool2d"]
     assert not any(type(layer) in (nn.Conv2d, nn.ReLU) for layer in model.features)
+
+
+@pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
+def test_methods_that_share_a_model_run_what_their_names_say():
+    rows = {cell.method: cell for cell in cells.model_cells("small", "cpu") if str(cell).startswith("mnist_cnn")}
+    ran = {}
+    for method in ("eager", "fastcnn", "eager channels_last", "fastcnn cpu"):
+        cell = rows[method]._replace(batch=2)
+        with networks.model_work(cell, torch.device("cpu")) as step:
+            ran[method] = [name for name in operators(step) if name.startswith("fastcnn.")]
+    assert not ran["eager"]
+    assert not ran["eager channels_last"]
+    assert any("conv_relu_pool" in name for name in ran["fastcnn"])
+    assert any("conv_relu_pool" in name for name in ran["fastcnn cpu"])
