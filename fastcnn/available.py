@@ -74,8 +74,10 @@ def poison(on: bool) -> bool:
 
     For checks that nothing unwritten passes: those kernels allocate without torch's own filling.
     """
-    extension: Any = None if _EXTENSION_PROBLEM else importlib.import_module("fastcnn._C")
-    return hasattr(extension, "poison") and extension.poison(on)  # not of one that an older source tree has left here
+    if _EXTENSION_PROBLEM:  # there are none of those kernels
+        return False
+    extension: Any = importlib.import_module("fastcnn._C")
+    return bool(extension.poison(on))
 
 
 def _cuda_missing() -> str:

@@ -254,10 +254,8 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
         kept = [place for place, role in enumerate(roles) if role != IDENTITY]
         layers, settings, roles = (tuple(row[place] for place in kept) for row in (layers, settings, roles))
     compiling = is_dynamo_compiling()
-    parts, convolutions, end_turned = _plan(roles) if compiling else _plans[roles]
-    turned = not (compiling or end_turned == 0 or is_grad_enabled()) and _pays_turned(
-        input, [layers[place] for place in convolutions], layers[:end_turned]
-    )
+    parts, end_turned = _plan(roles) if compiling else _plans[roles]
+    turned = not (compiling or end_turned == 0 or is_grad_enabled()) and _pays_turned(input, layers[:end_turned])
     if turned:
         input = turning.turn(input)
     for stage, start, end, reads_alone in parts:
@@ -273,13 +271,9 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
     return turning.turn_back(input) if turned else input
 
 
-def _pays_turned(input: Any, convolutions: list[nn.Conv2d], row: tuple[Any, ...]) -> bool:
-    weights = [conv.__dict__["_parameters"].get("weight") for conv in convolutions]
-    if any(weight is None for weight in weights):
-        return False  # a look at a weight that is computed may change it
-    return turning.pays(input, weights, convolutions[0].stride) and not any(  # type: ignore[arg-type]
-        isinstance(layer, nn.BatchNorm2d) and _uses_own_statistics(layer) for layer in row
-    )
+def _pays_turned(input: Any, row: tuple[Any, ...]) -> bool:
+    norms = [layer for layer in row if isinstance(layer, nn.BatchNorm2d)]
+    return turning.pays(input, row) and not any(map(_uses_own_statistics, norms))
 
 
 def _settings(layer: Any) -> Any:
@@ -300,12 +294,11 @@ class Plan(NamedTuple):
 
     Attributes:
         parts: the stages and single layers, in order.
-        convolutions: the places of two convolutions or more, with whose stages alone the row begins; or none.
-        end_turned: where those stages end, which may all run in channels_last.
+        end_turned: where the stages end with which the row begins and which may run in channels_last, two convolutions
+            or more and what lies between; 0 where there are no such.
     """
 
     parts: tuple[Part, ...]
-    convolutions: tuple[int, ...]
     end_turned: int
 
 
@@ -319,9 +312,9 @@ def _plan(roles: tuple[str | None, ...]) -> Plan:
         parts.append(Part(stage, start, end, stage is not None and before is _CONV_RELU and roles[start] == "conv"))
         start, before = end, stage
     leading = tuple(takewhile(lambda part: part.stage in _IN_EITHER_LAYOUT, parts))
-    convolutions = tuple(part.start for part in leading if part.stage in _CONVOLUTIONS)
+    convolutions = [part.start for part in leading if part.stage in _CONVOLUTIONS]
     turns = len(convolutions) > 1 and convolutions[0] == 0
-    return Plan(tuple(parts), convolutions if turns else (), leading[-1].end if turns else 0)
+    return Plan(tuple(parts), leading[-1].end if turns else 0)
 
 
 def _forms(stage: Stage, roles: tuple[str | None, ...], start: int) -> bool:

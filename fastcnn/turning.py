@@ -5,10 +5,10 @@ pass of its own. In inference a row of convolutions saves that pass where there 
 which torch turns at each call. (In training the weights' gradients would come in other strides than stock's.)
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcnn.backend import chosen
 from fastcnn.overrides import is_watched
@@ -17,18 +17,21 @@ from fastcnn.shapes import memory_format
 LEAST_ACTIVATIONS = 2**18
 
 
-def pays(input: Tensor, weights: Sequence[Tensor], stride: tuple[int, int]) -> bool:
-    """Whether a row of convolutions in inference is faster in channels_last: measured with AlexNet and VGG-16.
+def pays(input: Any, row: tuple[Any, ...]) -> bool:
+    """Whether a row of layers in inference is faster in channels_last: measured with AlexNet and VGG-16.
 
     Args:
-        input: (N, C, H, W), of the first convolution.
-        weights: of the convolutions.
-        stride: of the first.
+        input: of the first layer, a convolution: (N, C, H, W).
+        row: convolutions and what else runs in either layout.
     """
-    if chosen() != "auto" or type(input) is not Tensor or input.dim() != 4:
+    if type(input) is not Tensor or not input.is_cpu or input.dim() != 4 or chosen() != "auto":
         return False
-    pixels = input.shape[0] * (input.shape[2] // stride[0]) * (input.shape[3] // stride[1])
-    activations = pixels * weights[0].shape[0]
+    convolutions = [layer for layer in row if isinstance(layer, nn.Conv2d)]
+    weights = [conv.__dict__["_parameters"].get("weight") for conv in convolutions]
+    if any(weight is None for weight in weights):
+        return False  # a look at a weight that is computed may change it
+    down, right = convolutions[0].stride
+    activations = input.shape[0] * (input.shape[2] // down) * (input.shape[3] // right) * weights[0].shape[0]
     if activations < max(LEAST_ACTIVATIONS, sum(weight.numel() for weight in weights) // 2):
         return False
     tensors = (input, *weights)
