@@ -61,8 +61,8 @@ def _as_it_is(model: nn.Module) -> nn.Module:
 
 
 def _stock(model: nn.Module) -> nn.Module:
-    """Return the stock model: a copy, as other methods share the model."""
-    return fastcnn.unfuse(copy.deepcopy(model))
+    """Return the stock model: modules of its own, and the very weights, so that all methods read the same memory."""
+    return fastcnn.unfuse(copy.deepcopy(model, {id(each): each for each in model.parameters()}))
 
 
 def _with_cudnn(model: nn.Module) -> nn.Module:

@@ -259,7 +259,7 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
     if turned:
         input = turning.turn(input)
     for stage, start, end, reads_alone in parts:
-        if turned and start == end_turned:
+        if turned and (start == end_turned or not turning.pays_still(input, layers[start])):
             input, turned = turning.turn_back(input), False
         if stage is None:
             input = layers[start](input)

@@ -2,7 +2,8 @@
 
 torch's float32 convolution computes blocks of channels, which channels_last holds as they are; NCHW is written in a
 pass of its own. In inference a row of convolutions saves that pass where there are many activations for its weights,
-which torch turns at each call. (In training the weights' gradients would come in other strides than stock's.)
+which torch turns at each call; before the first convolution with more weights than activations it is turned back. (In
+training the weights' gradients would come in other strides than stock's.)
 """
 
 from typing import Any
@@ -30,9 +31,7 @@ def pays(input: Any, row: tuple[Any, ...]) -> bool:
     weights = [conv.__dict__["_parameters"].get("weight") for conv in convolutions]
     if any(weight is None for weight in weights):
         return False  # a look at a weight that is computed may change it
-    down, right = convolutions[0].stride
-    activations = input.shape[0] * (input.shape[2] // down) * (input.shape[3] // right) * weights[0].shape[0]
-    if activations < max(LEAST_ACTIVATIONS, sum(weight.numel() for weight in weights) // 2):
+    if _activations(input, convolutions[0]) < LEAST_ACTIVATIONS or not pays_still(input, convolutions[0]):
         return False
     tensors = (input, *weights)
     return (
@@ -41,6 +40,16 @@ def pays(input: Any, row: tuple[Any, ...]) -> bool:
         and torch.backends.mkldnn.is_available()
         and not (torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active() or is_watched())
     )
+
+
+def pays_still(input: Tensor, layer: Any) -> bool:
+    """Whether a layer of a turned row is no slower turned: a convolution has as many activations as weights."""
+    return not isinstance(layer, nn.Conv2d) or _activations(input, layer) >= layer.weight.numel()
+
+
+def _activations(input: Tensor, conv: nn.Conv2d) -> int:
+    down, right = conv.stride
+    return input.shape[0] * (input.shape[2] // down) * (input.shape[3] // right) * conv.weight.shape[0]
 
 
 def turn(input: Tensor) -> Tensor:

@@ -54,6 +54,19 @@ def test_strides_of_one_pixel_are_stocks():
     assert output.stride() == nn.Sequential(*row)(x).stride()
 
 
+@torch.no_grad()
+def test_a_row_is_turned_back_where_weights_outnumber_activations():
+    first = (nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(16))
+    second = (nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 5, 3, padding=1), nn.ReLU())  # 4,096, 36,864
+    model, x = fastcnn.fuse(nn.Sequential(*first, *second)), torch.randn(IMAGE)
+    output, found = layouts(model, x)
+    assert found == ["channels_last"] * 2 + ["nchw"] * 2
+    stock = fastcnn.unfuse(copy.deepcopy(model))
+    expected, truth = stock(x), copy.deepcopy(stock).double()(x.double())
+    assert output.stride() == expected.stride()
+    assert_within_twice(output, expected, truth)
+
+
 def under(backend):
     def run(model, x):
         with fastcnn.use_backend(backend):
