@@ -52,7 +52,7 @@ def _speed(axes: Axes, theme: Theme) -> None:
     for cell in (cell for cell in cells if cell.device == device):
         side, colour = (1, theme.blue) if cell.mode == "training" else (-1, theme.green)
         ratio = cell.speedup(FASTCNN, EAGER) or 0.0
-        _bar(axes, theme, names.index(cell.subject) + side * WIDTH / 2, ratio, f"{ratio:.2f}x", colour)
+        _bar(axes, theme, names.index(cell.subject) + side * WIDTH / 2, ratio, f"{ratio:.2f}x", colour, 1)
     axes.axvline(1, color=theme.ink, lw=0.8)
     axes.set_yticks(range(len(names)), [_label(name, cells) for name in names], size=NORMAL)
     axes.set_xlim(0, 1.25 * max(cell.speedup(FASTCNN, EAGER) or 1 for cell in cells))
@@ -69,9 +69,10 @@ def _label(name: str, cells: list[Cell]) -> str:
     return f"{name}\n{batch}"
 
 
-def _bar(axes: Axes, theme: Theme, row: float, size: float, text: str, colour: str) -> None:
+def _bar(axes: Axes, theme: Theme, row: float, size: float, text: str, colour: str, line: float = 0) -> None:
+    """Draw a bar with its size in words, right of the bar and of a vertical line."""
     axes.barh(row, size, height=WIDTH * 0.9, color=colour, alpha=0.6)
-    axes.text(size, row, f" {text}", va="center", size=SMALL, color=theme.ink)
+    axes.text(max(size, line), row, f" {text}", va="center", size=SMALL, color=theme.ink)
 
 
 def _title(axes: Axes, theme: Theme, title: str, what: str) -> None:
