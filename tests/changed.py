@@ -28,27 +28,50 @@ def changed() -> list[str]:
     return sorted({*git("diff", "--name-only", since), *git("ls-files", "--others", "--exclude-standard")})
 
 
+def users(source: str) -> set[str]:
+    """Return the files under csrc/ that include one of them, itself among them.
+
+    Example:
+        >>> users("csrc/cpu/max_pool_rows.h")
+        {'csrc/cpu/max_pool_rows.h', 'csrc/cpu/max_pool.cpp'}
+    """
+    includes = {
+        path: {(path.parent / name).resolve() for name in re.findall(r'^#include "(.*)"', path.read_text(), re.M)}
+        for path in (ROOT / "csrc").glob("**/*.*")
+    }
+    found, fresh = set(), {ROOT / source}
+    while fresh:
+        found |= fresh
+        fresh = {path for path, named in includes.items() if named & fresh} - found
+    return {str(path.relative_to(ROOT)) for path in found}
+
+
 def tests_of(files: list[str]) -> list[str]:
     """Return the test files of changed files: themselves, those named after a file, and those that import a module.
+
+    What includes a changed header has changed with it. Changed test files come first, then in the order of `files`.
 
     Example:
         >>> tests_of(["csrc/cpu/lrn.cpp"])
         ['tests/test_lrn.py']
     """
     tests = {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "tests").glob("test_*.py"))}
-    found = set()
-    for file in files:
+    found: dict[str, None] = {}
+    for file in sorted(files, key=lambda file: not file.startswith("tests/test_")):
         path = Path(file)
         if file.startswith("tests/") and not path.name.startswith("test_"):
             names = rf"^(?:import|from) {path.stem}\b"
+        elif file.startswith("csrc/"):
+            names = rf'^#include "(?:.*/)?{re.escape(path.name)}"'
         else:
-            modules = path.with_suffix("").parts
-            names = (
-                rf"^(?:import|from) {re.escape('.'.join(modules[:-1] if path.stem.startswith('__') else modules))}\b"
-            )
-        found |= {test for test, text in tests.items() if re.search(names, text, flags=re.MULTILINE)}
-        found |= {file, f"tests/test_{path.stem}.py"} & tests.keys()
-    return sorted(found)
+            *package, name = path.parts[:-1] if path.stem.startswith("__") else path.with_suffix("").parts
+            names = rf"\b{re.escape('.'.join([*package, name]))}\b"
+            names += rf"|^ *from {re.escape('.'.join(package))} import .*\b{re.escape(name)}\b" if package else ""
+        named = {f"tests/test_{Path(each).stem}.py" for each in (users(file) if file.startswith("csrc/") else [file])}
+        named |= {test for test, text in tests.items() if re.search(names, text, flags=re.MULTILINE)}
+        mine = (named | {file}) & tests.keys()
+        found |= dict.fromkeys(sorted(mine, key=lambda test: (path.stem not in test, test)))
+    return list(found)
 
 
 class Limit:

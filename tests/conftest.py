@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,11 @@ import torch
 # Without a GPU the Triton kernels run in Triton's CPU interpreter: it must be asked for before anything imports them.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    with suppress(ImportError):  # of Triton, or of NumPy, which it needs
+        import interpreter
+
+        interpreter.hasten()
 
 # The user's tuning tables stay out of the tests.
 os.environ["FASTCNN_CACHE"] = os.devnull
