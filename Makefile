@@ -18,17 +18,18 @@ NUMERIC := $(patsubst %,tests/test_%.py,add_relu autograd batch_norm_stages bn_r
 	normalize normalize_conv_relu resnet sequential swapped_in)
 PARALLEL := -n $(JOBS) --dist worksteal
 
-.PHONY: demo check announce-check test test-all test-avx2 zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
+.PHONY: demo check test test-all test-avx2 zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
 
-check: announce-check lint
-	tests=$$($(BIN)/python tests/changed.py); if [ -z "$$tests" ]; then echo "no tests belong to what has changed"; \
-	else PYTHONPATH=tests $(BIN)/python -m pytest -q -x -p changed -m "not sweep" $$tests; fi
-
-announce-check:
-	@echo "make check: lint, then the tests of what differs from main, but the sweeps, for 60 seconds: 90 seconds in all"
+# With the extension as it was built last: building takes minutes.
+check:
+	@[ -e $(VENV)/dev.stamp ] || $(MAKE) $(VENV)/dev.stamp
+	@$(BIN)/python tests/changed.py --announce
+	$(LINT)
+	@tests=$$($(BIN)/python tests/changed.py); \
+	[ -z "$$tests" ] || PYTHONPATH=tests $(BIN)/python -m pytest -q -x -p changed -m "not sweep" $$tests
 
 test: $(VENV)/dev.stamp
 	@echo "make test: all tests but the sweeps, then the played CUDA kernels: 10 minutes on two idle cores"
@@ -52,11 +53,15 @@ zoo: $(VENV)/dev.stamp
 docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+define LINT
+$(BIN)/ruff format --check .
+$(BIN)/ruff check .
+$(BIN)/mypy
+$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/host_cuda/*.h)
+endef
+
 lint: $(VENV)/dev.stamp
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/host_cuda/*.h)
+	$(LINT)
 
 gpu:
 	"$(PYTHON)" tests/gpu/run.py

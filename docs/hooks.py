@@ -12,7 +12,6 @@ from mkdocs.structure.files import File, Files
 
 from docs.pictures import drawn
 
-RESULTS = Path("benchmarks/results")
 # Tables of ten columns need the whole window; on a telephone they scroll, and their first column does not break apart.
 WIDE = """---
 hide: [navigation, toc]
@@ -29,7 +28,7 @@ hide: [navigation, toc]
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated files."""
     with tempfile.TemporaryDirectory() as folder:
-        reporting = start("-m", "benchmarks.report", str(RESULTS), "--output", folder)
+        reporting = start("-m", "benchmarks.report", config.extra["results"], "--output", folder)
         # Drawn while the report is.
         generated = [*pictures(), ("api/command-line.md", command_line())]
         output_of(reporting)
@@ -46,7 +45,7 @@ def pictures() -> Iterator[tuple[str, str | bytes]]:
 
 
 def report(folder: Path) -> Iterator[tuple[str, str | bytes]]:
-    """Yield what `benchmarks.report` made of the committed results: the page `benchmarks.md` and its charts."""
+    """Yield what `benchmarks.report` made of the results: the page `benchmarks.md` and its charts."""
     for chart in sorted(folder.glob("*.png")):
         yield chart.name, chart.read_bytes()
     yield "benchmarks.md", WIDE + (folder / "report.md").read_text(encoding="utf-8")

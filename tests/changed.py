@@ -1,6 +1,7 @@
 """What `make check` tests: the files of tests that belong to what has changed since main, for so many seconds.
 
-    python tests/changed.py       # prints their paths
+    python tests/changed.py             # prints their paths
+    python tests/changed.py --announce  # says what will run
 
 As a pytest plugin it begins no test after SECONDS (60), and says how many are left.
 """
@@ -8,6 +9,7 @@ As a pytest plugin it begins no test after SECONDS (60), and says how many are l
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -104,5 +106,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"make check: {Limit.left} more tests of what has changed: make test runs them")
 
 
+def announcement(files: list[str]) -> str:
+    """Say what `make check` runs, and what it cannot test."""
+    tests = [Path(test).stem.removeprefix("test_") for test in tests_of(files)]
+    says = [
+        f"make check: lint, then for {SECONDS:.0f} seconds the tests of what differs from main, but the sweeps; "
+        f"90 seconds in all. Tests: {', '.join(tests) or 'none'}"
+    ]
+    sources = [file for file in files if file.startswith("csrc/") and (ROOT / file).exists()]
+    built = max((path.stat().st_mtime for path in (ROOT / "fastcnn").glob("_*.so")), default=0.0)
+    newer = [file for file in sources if (ROOT / file).stat().st_mtime > built]
+    if newer:
+        says.append(f"Not built yet, and so tested by make test alone, which builds first: {', '.join(newer)}")
+    return "\n".join(says)
+
+
 if __name__ == "__main__":
-    print(*tests_of(changed()))
+    files = changed()
+    print(announcement(files) if "--announce" in sys.argv[1:] else " ".join(tests_of(files)))

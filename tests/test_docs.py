@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -18,14 +19,29 @@ ROOT = Path(__file__).parents[1]
 pytest.importorskip("mkdocstrings", reason="the documentation needs the extra docs")
 
 
+def built(folder, **changes):
+    """Build the site into a folder, with changes of mkdocs.yml."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", "-", "--site-dir", str(folder)]
+    config = json.dumps({"INHERIT": "mkdocs.yml", **changes})  # JSON is YAML
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, input=config, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
+    """The site, with the results of whole models: the charts of all stages take longer than all the rest."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return folder
+    shutil.copytree(ROOT / "benchmarks/results", folder / "results", ignore=shutil.ignore_patterns("ops.jsonl"))
+    return built(folder / "site", extra={"results": str(folder / "results")})
+
+
+@pytest.mark.sweep
+def test_the_site_of_all_results(tmp_path):
+    charts = re.findall(r'src="([^"]*speedups\.png)"', (built(tmp_path) / "benchmarks.html").read_text())
+    assert len(charts) == len(set(charts)) > 10
+    assert all((tmp_path / name).is_file() for name in charts)
 
 
 class Fetched(HTMLParser):
