@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from fastcnn import backend
-from fastcnn.available import _PLAYED
+from fastcnn.available import _BUILD, _PLAYED
 
 
 def _load() -> tuple[Any, str]:
@@ -22,7 +24,10 @@ def _load() -> tuple[Any, str]:
     except ImportError as error:
         if importlib.util.find_spec("fastcnn._front") is None:
             return None, "it was not built"
-        return None, str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
+        if "undefined symbol" in reason:  # the linker misses a symbol of torch before the front can compare versions
+            reason = f"it was built for another torch, this is torch {torch.__version__}"
+        return None, f"{reason}; build it again: {_BUILD}"
 
 
 _front, problem = _load()

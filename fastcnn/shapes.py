@@ -32,7 +32,7 @@ def pair(function: str, name: str, value: Size) -> Pair:
     if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int and _fits(value):
         return value  # as layers hold it
     values = value if isinstance(value, (tuple, list)) else (value,)
-    if any(isinstance(v, bool) or not hasattr(v, "__index__") for v in values):
+    if not all(is_integer(each) for each in values):
         raise TypeError(f"{function}: argument {name!r}: expected an int or two of them, got {value!r}")
     if len(values) not in (1, 2):
         raise RuntimeError(f"{function}: argument {name!r}: expected an int or two of them, got {value!r}")
@@ -41,6 +41,11 @@ def pair(function: str, name: str, value: Size) -> Pair:
         kind = TypeError if isinstance(value, (tuple, list)) else ValueError  # as torch's own arguments do
         raise kind(f"{function}: argument {name!r}: expected 64-bit integers, got {value!r}")
     return sizes
+
+
+def is_integer(value: object) -> bool:
+    """Whether torch takes a value as an integer: an int, which Dynamo's symbols are too, or another type's; no bool."""
+    return type(value) is int or (hasattr(value, "__index__") and not isinstance(value, bool))
 
 
 def _fits(sizes: Pair) -> bool:

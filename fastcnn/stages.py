@@ -254,8 +254,8 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
         kept = [place for place, role in enumerate(roles) if role != IDENTITY]
         layers, settings, roles = (tuple(row[place] for place in kept) for row in (layers, settings, roles))
     compiling = is_dynamo_compiling()
-    parts, end_turned = _plan(roles) if compiling else _plans[roles]
-    turned = not (compiling or end_turned == 0 or is_grad_enabled()) and _pays_turned(input, layers[:end_turned])
+    parts, end_turned = (_parts(roles), 0) if compiling else _plans[roles]
+    turned = not (end_turned == 0 or is_grad_enabled()) and _pays_turned(input, layers[:end_turned])
     if turned:
         input = turning.turn(input)
     for stage, start, end, reads_alone in parts:
@@ -302,7 +302,7 @@ class Plan(NamedTuple):
     end_turned: int
 
 
-def _plan(roles: tuple[str | None, ...]) -> Plan:
+def _parts(roles: tuple[str | None, ...]) -> tuple[Part, ...]:
     """Divide a row of layers, by their roles, into the longest stages."""
     parts: list[Part] = []
     start, before = 0, None
@@ -311,10 +311,14 @@ def _plan(roles: tuple[str | None, ...]) -> Plan:
         end = start + (len(stage.roles) if stage else 1)
         parts.append(Part(stage, start, end, stage is not None and before is _CONV_RELU and roles[start] == "conv"))
         start, before = end, stage
+    return tuple(parts)
+
+
+def _end_turned(parts: tuple[Part, ...]) -> int:
     leading = tuple(takewhile(lambda part: part.stage in _IN_EITHER_LAYOUT, parts))
     convolutions = [part.start for part in leading if part.stage in _CONVOLUTIONS]
     turns = len(convolutions) > 1 and convolutions[0] == 0
-    return Plan(tuple(parts), leading[-1].end if turns else 0)
+    return leading[-1].end if turns else 0
 
 
 def _forms(stage: Stage, roles: tuple[str | None, ...], start: int) -> bool:
@@ -325,7 +329,8 @@ class _Plans(dict[tuple[str | None, ...], Plan]):
     """The plans of the rows that have run so far, by their roles."""
 
     def __missing__(self, roles: tuple[str | None, ...]) -> Plan:
-        self[roles] = plan = _plan(roles)
+        parts = _parts(roles)
+        self[roles] = plan = Plan(parts, _end_turned(parts))
         return plan
 
 
@@ -335,5 +340,5 @@ _plans = _Plans()
 def parts_of(layers: tuple[Any, ...]) -> list[tuple[Stage | None, tuple[Any, ...]]]:
     """Return a row in the parts in which it would run now: stage and layers; the stage of a layer by itself is None."""
     pairs = [(layer, role) for layer, role in zip(layers, roles_of(layers), strict=True) if role != IDENTITY]
-    plan = _plan(tuple(role for _, role in pairs))
-    return [(part.stage, tuple(layer for layer, _ in pairs[part.start : part.end])) for part in plan.parts]
+    parts = _parts(tuple(role for _, role in pairs))
+    return [(part.stage, tuple(layer for layer, _ in pairs[part.start : part.end])) for part in parts]

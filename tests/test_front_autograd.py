@@ -1,8 +1,10 @@
 """The front's autograd nodes and calls behave as any of torch's: saved tensors, hooks, threads, second derivatives."""
 
+import importlib.util
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +244,16 @@ def test_beside_another_torch_it_steps_aside():
     done = subprocess.run([sys.executable, "-c", OTHER_TORCH], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1.0"
+
+
+def test_where_the_linker_finds_another_torch_it_says_so(monkeypatch):
+    def refuse(name):
+        raise ImportError(f"/{name}.so: undefined symbol: _ZN5torch8autograd4Node17release_resourcesEv")
+
+    monkeypatch.setattr("fastcnn.front.importlib", SimpleNamespace(import_module=refuse, util=importlib.util))
+    found, problem = front._load()
+    assert found is None
+    assert problem.startswith(f"it was built for another torch, this is torch {torch.__version__}; build it again: pip")
 
 
 def test_compiled_autograd_runs_the_nodes(backend):

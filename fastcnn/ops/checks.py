@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.shapes import LARGEST, MAX_WINDOW_PLACES, Window
+from fastcnn.shapes import LARGEST, MAX_WINDOW_PLACES, Window, is_integer
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_PIXELS = 2**31 - 1  # of a pool's window, stride, padding or dilation: torch takes them as C's int
@@ -26,7 +26,7 @@ def check_tensor(function: str, name: str, value: object) -> None:
 
 def check_integer(function: str, name: str, value: object) -> None:
     """Raise a TypeError unless the argument is an integer."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if not is_integer(value):
         raise wrong(function, name, "an int", repr(value), TypeError)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastcnn.backend import tables_changed
 from fastcnn.overrides import constant_while_compiling
+from fastcnn.parameters import CONSTANT, FREE, RECORDS
 from fastcnn.tuning import telling
 from fastcnn.tuning.call import batch_of, call_of, describe, setting_of, text, without_batch
 from fastcnn.tuning.device import device_name
@@ -138,10 +139,13 @@ def _winner_while_compiling(op: str, arguments: tuple[Any, ...], problem: Proble
     """Do the same while torch.compile traces: the graph holds tables as constants, and varying sizes have no entry."""
     from torch.fx.experimental.symbolic_shapes import has_static_value  # slow to import, here imported long since
 
-    for each in arguments:
-        if isinstance(each, Tensor) and not all(has_static_value(size) for size in each.shape):
+    kinds = [parameter.kind for parameter in RECORDS[op].parameters]
+    read = tuple([None if kind in (CONSTANT, FREE) else each for kind, each in zip(kinds, arguments)])
+    for each in read:
+        numbers = each.shape if isinstance(each, Tensor) else each if isinstance(each, tuple | list) else (each,)
+        if not all(has_static_value(number) for number in numbers if isinstance(number, int | float)):
             return None
-    backend, algorithm, batch, why = _constant(call_of(op, arguments, None), problem)
+    backend, algorithm, batch, why = _constant(call_of(op, read, None), problem)
     return Found(Winner(backend, algorithm or None), batch or None, why) if backend else None
 
 
