@@ -17,6 +17,8 @@ NUMERIC := $(patsubst %,tests/test_%.py,add_relu autograd batch_norm_stages bn_r
 	conv_relu_pool equal_values first_layers func linear_relu linear_relu_dropout lrn lrn_pool max_pool models \
 	normalize normalize_conv_relu resnet sequential swapped_in)
 PARALLEL := -n $(JOBS) --dist worksteal
+# A thread that waits for others leaves its core to another process: by turning round it would take most of the time.
+check test test-all test-avx2: export OMP_WAIT_POLICY := passive
 
 .PHONY: demo check test test-all test-avx2 zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
 

@@ -59,11 +59,12 @@ def run_suite(results, *arguments, plugin=None):
     (results / "brief_rows.py").write_text(BRIEF)
     folders = [str(folder) for folder in (ROOT, results, plugin) if folder]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
-    environment |= {"OMP_NUM_THREADS": "1", "FASTCNN_BACKEND": "auto"}
+    environment |= {"OMP_NUM_THREADS": "1", "FASTCNN_BACKEND": "auto", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     for name in ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER"):  # pytest-benchmark does not time in xdist's workers
         environment.pop(name, None)
     options = ["--device", "cpu", "--group", "ops", "--op", "lrn", "--results", str(results), *arguments]
-    command = [sys.executable, "-m", "pytest", "-p", "brief_rows", "benchmarks", *options]
+    plugins = ["-p", "pytest_benchmark.plugin", "-p", "brief_rows"]
+    command = [sys.executable, "-m", "pytest", *plugins, "benchmarks", *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -49,6 +49,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "tests" / "test_some.py").write_text(TESTS)
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # seconds of imports in each process
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     return tmp_path
 

@@ -6,6 +6,7 @@ Without a GPU, graphs are played on the CPU (played_graphs.py).
 import copy
 import doctest
 import functools
+import itertools
 
 import played_graphs
 import pytest
@@ -130,9 +131,17 @@ def fake_lane(model, optimizer, amp="off"):
         return mode, training.Lane("fastcnn", net, optimizer, torch.device("cpu"), seed=0, amp=amp), images
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
-@pytest.mark.parametrize("model", MODELS)
+def fake_trainings():
+    """Return each model with each optimizer and precision; all but the small one with one pair beside the sweeps."""
+    pairs = list(itertools.product(training.OPTIMIZERS, ("off", "bf16")))
+    return [
+        pytest.param(model, *pair, marks=() if model == "mnist_cnn" or each == number % 4 else pytest.mark.sweep)
+        for number, model in enumerate(MODELS)
+        for each, pair in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize(("model", "optimizer", "amp"), fake_trainings())
 def test_captured_code_never_asks_for_a_value(model, optimizer, amp, played):
     mode, lane, images = fake_lane(model, optimizer, amp)
     with mode:

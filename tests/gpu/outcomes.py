@@ -8,11 +8,11 @@ import faulthandler
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from run import DONE, read
 
 OUTCOMES = Path(os.environ["FASTCNN_OUTCOMES"])
@@ -83,11 +83,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def is_lost() -> bool:
     """Whether the GPU is unusable for this process after an error; that of a failed launch goes when it is asked."""
-    return torch.cuda.is_available() and not (answers() or answers())
+    torch = sys.modules.get("torch")  # without it no test has used the GPU
+    return torch is not None and torch.cuda.is_available() and not (answers() or answers())
 
 
 def answers() -> bool:
     """Whether the GPU does what is asked, and nothing before has failed."""
+    import torch
+
     try:
         torch.cuda.synchronize()
     except RuntimeError:
