@@ -17,27 +17,11 @@ from typing import Any, NamedTuple
 
 import issue_slots
 import limits
+import stock_cases
 from extension_codegen import dump, kernel_name, resources
+from planes import BATCH_NORMED, NORMED, PLANES, POOLED
 
 TYPES = {"bf16": ("BFloat16", 2), "fp32": ("float", 4)}
-POOL3, POOL2 = 3, 2  # the sides of windows, at a stride of 2
-# Images, channels, height = width: torchvision's AlexNet and the paper's at batch 128, VGG-16 at batch 64.
-PLANES = {
-    "AlexNet 55": (128, 64, 55),
-    "AlexNet 27": (128, 192, 27),
-    "AlexNet 13": (128, 384, 13),
-    "VGG 224": (64, 64, 224),
-    "VGG 28": (64, 512, 28),
-    "VGG 14": (64, 512, 14),
-}
-POOLED = {
-    "AlexNet 55": ((128, 64, 55), POOL3),
-    "AlexNet 27": ((128, 192, 27), POOL3),
-    "VGG 224": ((64, 64, 224), POOL2),
-    "VGG 28": ((64, 512, 28), POOL2),
-}
-NORMED = {"paper 55": (128, 96, 55), "paper 27": (128, 256, 27)}
-BATCH_NORMED = {"VGG 224": (64, 64, 224), "VGG 28": (64, 512, 28)}
 MOST_BLOCKS, MOST_SUMS, MOST_STATISTICS, BLOCK, LRN_BLOCK = 8192, 4096, 2048, 256, 128  # of walk.h and lrn.h
 
 
@@ -53,6 +37,7 @@ class Launch(NamedTuple):
     often: tuple[float, ...] = ()  # of a kernel that goes through shared memory: how often its loops run, in order
     inner: float = 0.0  # and the loops in these: a thread's rows
     shared: int = 0  # bytes that a block has of it
+    branches: tuple[float, ...] = ()  # of a kernel without loops: its way, as issue_slots.follow takes it
 
 
 class Case(NamedTuple):
@@ -325,7 +310,7 @@ def operators(type_name: str, layout: str) -> Iterator[Case]:
     blocks = ceil_div(x.elements, BLOCK * x.width)
     for backward, name in ((False, "add+ReLU ResNet 56"), (True, "add+ReLU backward ResNet 56")):
         kernel = f"combine_kernel<{cpp}, {x.width}, {str(backward).lower()}>"
-        yield Case(name, 3 * x.elements * size, [Launch(kernel, blocks, BLOCK)])
+        yield Case(name, 3 * x.elements * size, [Launch(kernel, blocks, BLOCK, branches=(0,))])
 
 
 def passes(code: issue_slots.Code, launch: Launch) -> list[float]:
@@ -368,7 +353,10 @@ def count(case: Case, code: dict[str, issue_slots.Code], used: dict[str, dict[st
     issue, kernels = 0.0, []
     for launch in case.launches:
         body = issue_slots.body(code[launch.kernel])
-        work = issue_slots.work(body, passes(body, launch))
+        if launch.branches:
+            work = issue_slots.follow(body, launch.branches)
+        else:
+            work = issue_slots.work(body, passes(body, launch))
         issue += issue_slots.issue_seconds(work.clocks, launch.blocks * launch.threads / 32)
         registers, stack = (used[launch.kernel][key] for key in ("registers", "stack"))
         kernels.append(
@@ -416,29 +404,33 @@ def reason(case: str) -> str:
 def main() -> None:
     """Print the table, or JSON."""
     rows = count_all(*[each for each in sys.argv[1:] if each != "--json"])
+    stock_cases.stand_beside(rows, "CUDA")
     if "--json" in sys.argv:
         print(json.dumps(rows))
         return
-    head = f"{'case':46} {'issue':>6} {'memory':>6} {'ratio':>5} {'copy':>5}"
+    head = f"{'case':46} {'issue':>6} {'memory':>6} {'ratio':>5} {'copy':>5} {'stock':>6}"
     print(f"{head}  {'kernel (instructions)':58} regs stack filled loads; stores")
     for row in rows:
         ratio, share = row["issue"] / row["memory"], issue_slots.share_of_copy(row["issue"], row["memory"])
         head = f"{row['case']:46} {row['issue'] * 1e6:6.1f} {row['memory'] * 1e6:6.1f} {ratio:5.2f} {share:5.0%}"
+        head += f" {row['stock'] * 1e6:6.1f}" if row["stock"] else f" {'-':>6}"
         for kernel in row["kernels"]:
             widths = ["+".join(f"{n}x{width}" for width, n in kernel[key]) for key in ("loads", "stores")]
             name = f"{kernel['kernel']} ({kernel['instructions']:.0f})"
             print(
-                f"{head:72}  {name:58} {kernel['registers']:4} {kernel['stack']:5} {kernel['occupancy']:6.0%} "
+                f"{head:79}  {name:58} {kernel['registers']:4} {kernel['stack']:5} {kernel['occupancy']:6.0%} "
                 f"{widths[0]}; {widths[1]}"
             )
             head = ""
         if ratio > issue_slots.AIM:
             print(f"{'':46} because: {reason(row['case'])}")
+        if row["more"]:
+            print(f"{'':46} more than stock's: {row['more']}")
     print("issue, memory: µs in which an H200 issues the instructions, and moves each tensor once; copy: the smaller")
     print(
-        "ceiling as a share of the copy bandwidth; filled: occupancy by registers, and by the tile of a block that has"
+        "ceiling as a share of the copy bandwidth; stock: the issue time of its kernels for that; filled: occupancy by"
     )
-    print("one; loads; stores: how many there are in the code, of so many bytes each")
+    print("registers, and by the tile of a block that has one; loads; stores: how many the code has, of so many bytes")
 
 
 if __name__ == "__main__":

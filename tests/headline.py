@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cuda_headline
 import issue_slots
 import launching
 import limits
-import stock_kernels
+import planes
+import stock_cases
 import torch
 
 from fastcnn.shapes import Window
@@ -29,7 +29,7 @@ FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 NORM = (5, 1e-4, 0.75, 2.0)
 WINDOWS = {side: Window((side, side), (2, 2), (0, 0), (1, 1), False) for side in (2, 3)}
 POOL3 = WINDOWS[3]
-POOLED = {name: (plane, WINDOWS[side]) for name, (plane, side) in cuda_headline.POOLED.items()}
+POOLED = {name: (plane, WINDOWS[side]) for name, (plane, side) in planes.POOLED.items()}
 
 
 def cases() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
@@ -57,7 +57,7 @@ def operators(dtype: torch.dtype, format: Any) -> Iterator[tuple[str, str, str, 
         size = pool.output_size(height, height)[0]
         return new(images, channels, size), new(images, channels, size, torch.uint8)
 
-    for name, shape in cuda_headline.PLANES.items():
+    for name, shape in planes.PLANES.items():
         yield f"bias+ReLU {name}", "conv_relu", "conv_relu", bare(*shape)
         yield f"bias+ReLU backward {name}", "conv_relu", "conv_relu_backward", (new(*shape), new(*shape), True)
     for name, (shape, pool) in POOLED.items():
@@ -68,14 +68,14 @@ def operators(dtype: torch.dtype, format: Any) -> Iterator[tuple[str, str, str, 
         yield f"max-pool {name}", "max_pool", "max_pool_codes", (new(*shape), pool)
         backward = (*pooled(shape, pool), size, size, pool)
         yield f"max-pool backward {name}", "max_pool", "max_pool_backward", backward
-    for name, shape in cuda_headline.NORMED.items():
+    for name, shape in planes.NORMED.items():
         x = new(*shape)
         yield f"LRN {name}", "lrn", "lrn", (x, *NORM)
         yield f"LRN backward {name}", "lrn", "lrn_backward", (new(*shape), x, *NORM)
         yield f"LRN+pool {name}", "lrn_pool", "lrn_pool_codes", (x, *NORM, POOL3)
         backward = (*pooled(shape, POOL3), x, *NORM, POOL3)
         yield f"LRN+pool backward {name}", "lrn_pool", "lrn_pool_backward", backward
-    for name, shape in cuda_headline.BATCH_NORMED.items():
+    for name, shape in planes.BATCH_NORMED.items():
         x, numbers = new(*shape), (*(torch.empty(shape[1], device="meta") for _ in range(4)), 1e-5)
         yield f"batch norm statistics {name}", "bn_statistics", "bn_relu_statistics", (x,)
         yield f"batch norm+ReLU {name}", "bn_relu", "bn_relu", (x, *numbers)
@@ -118,6 +118,12 @@ PASSES: dict[str, Callable[[dict[str, Any]], list[float]]] = {
 }
 
 
+def unrolled(repeat: int) -> tuple[float, ...]:
+    """Return the branches of relu_backward_planes_kernel where it does four passes at once, then two, then one."""
+    fours = (0, repeat // 4) if repeat > 3 else (1,)
+    return (0, 1, *fours, 0 if repeat % 4 > 1 else 1, *((0, 1) if repeat % 2 else (1,)))
+
+
 def counted(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Compile a launch and count what it asks of the issue slots."""
     name, given = kernel.__name__, dict(zip(kernel.arg_names, args, strict=False)) | kwargs
@@ -125,13 +131,17 @@ def counted(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: d
     usage = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", launching.dump(binary, "-res-usage"))
     assert usage
     code = next(code for _, code in issue_slots.functions(launching.dump(binary, "-sass")))
-    passes = PASSES[name](given) if name in PASSES else []
-    work, warps = issue_slots.work(code, passes), binary.metadata.num_warps
+    passes, loops = PASSES[name](given) if name in PASSES else [], issue_slots.loops(issue_slots.body(code))
+    if name == "relu_backward_planes_kernel" and len(loops) > 1:
+        work = issue_slots.follow(code, unrolled(given["REPEAT"]))
+    else:
+        work = issue_slots.work(code, passes)
+    warps = binary.metadata.num_warps
     programs = functools.reduce(int.__mul__, grid)
     return {
         "kernel": name,
         "instructions": work.instructions,
-        "loops": len(issue_slots.loops(issue_slots.body(code))),
+        "loops": len(loops),
         "issue": issue_slots.issue_seconds(work.clocks, programs * warps),
         "memory": limits.least_seconds(name, given, programs),
         "registers": int(usage[1]),
@@ -174,29 +184,30 @@ def main() -> None:
     """Print the table, or JSON."""
     options = [each for each in sys.argv[1:] if each != "--json"]
     rows = count_all(*options)
+    stock_cases.stand_beside(rows, "Triton")
     if "--json" in sys.argv:
         print(json.dumps(rows))
         return
-    head = f"{'case':44} {'issue':>6} {'memory':>6} {'ratio':>5} {'copy':>5}"
+    head = f"{'case':44} {'issue':>6} {'memory':>6} {'ratio':>5} {'copy':>5} {'stock':>6}"
     print(f"{head}  {'kernel':26} regs spill filled loads; stores")
     for row in rows:
         ratio, share = row["issue"] / row["memory"], issue_slots.share_of_copy(row["issue"], row["memory"])
         head = f"{row['case']:44} {row['issue'] * 1e6:6.1f} {row['memory'] * 1e6:6.1f} {ratio:5.2f} {share:5.0%}"
+        head += f" {row['stock'] * 1e6:6.1f}" if row["stock"] else f" {'-':>6}"
         for kernel in row["kernels"]:
             print(
-                f"{head:70}  {kernel['kernel']:26} {kernel['registers']:4} {kernel['stack']:5} "
+                f"{head:77}  {kernel['kernel']:26} {kernel['registers']:4} {kernel['stack']:5} "
                 f"{kernel['occupancy']:6.0%} {accesses(kernel['loads'])}; {accesses(kernel['stores'])}"
                 f" ({kernel['instructions']:.0f} instructions, {kernel['loops']} loops)"
             )
             head = ""
         if ratio > issue_slots.AIM:
             print(f"    over {issue_slots.AIM:.1f}: {reason(row['case']) or 'unexplained'}")
-    for stock in () if options else stock_kernels.rows():
-        print(f"stock: {stock['case']:37} {stock['issue'] * 1e6:6.1f} {stock['memory'] * 1e6:6.1f}")
+        if row["more"]:
+            print(f"    more than stock's: {row['more']}")
     print("issue, memory: µs that an H200 takes to issue the instructions, and to move each tensor once; copy: the")
-    print(
-        "smaller ceiling as a share of the copy bandwidth; loads; stores: how many a thread has, of so many bytes each"
-    )
+    print("smaller ceiling as a share of the copy bandwidth; stock: the issue time of its kernels; loads; stores:")
+    print("how many a thread has, of so many bytes each")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from limits import COPY
 
@@ -23,6 +23,7 @@ _TRANSCENDENTAL = re.compile(r"(MUFU|I2F|F2I|FRND)\b")
 _OPCODE = re.compile(r"^(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 _BRANCH = re.compile(r"\bBRA(?:\.\w+)*\s+(?:!?U?P\w+,\s*)?(?:`\(\S+\)|0x([0-9a-f]+))")
 _WIDTH = re.compile(r"\.(128|64|U16|S16|U8|S8)\b")
+_CONDITIONAL = re.compile(r"^@|\bBRA(?:\.\w+)*\s+!?U?P\w+,")
 BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
 
@@ -99,6 +100,46 @@ def work(code: Code, passes: Sequence[float]) -> Work:
         instructions += times
         transcendental += times if _TRANSCENDENTAL.match(each.opcode) else 0.0
     return Work(instructions, transcendental)
+
+
+def follow(code: Code, branches: Sequence[Any]) -> Work:
+    """Return what a warp issues on the way that `branches` say.
+
+    Args:
+        code: of the kernel.
+        branches: of each conditional branch that is reached, in the order of their addresses: for one ahead, how often
+            of a time it is taken; for one back, how often its loop runs. An Ellipsis ends the way: what comes after is
+            not counted. A branch around a call is taken and needs no entry: calls are slow paths of divisions.
+
+    Raises:
+        ValueError: there are more or fewer branches than `branches` has: the code is not the one they were read from.
+    """
+    code, given = [each for each in code if each.opcode != "NOP"], list(branches)
+    times, arriving, here = [0.0] * len(code), Counter[int](), 1.0
+    for i, each in enumerate(code):
+        here += arriving.pop(each.address, 0.0)
+        times[i] = here
+        found = _BRANCH.search(each.text)
+        if here and found and found[1]:
+            target = int(found[1], 16)
+            around_call = target > each.address and any(one.opcode[:4] == "CALL" for one in code[i + 1 : i + 7])
+            if around_call or not _CONDITIONAL.search(each.text):
+                share = 1.0
+            elif not given:
+                raise ValueError(f"no entry for the branch at {each.address:#x}")
+            elif (share := given.pop(0)) is ...:
+                break
+            if target <= each.address:
+                times[:] = [n * share if code[j].address >= target else n for j, n in enumerate(times)]
+            else:
+                arriving[target] += here * share
+                here *= 1 - share
+        elif each.opcode in ("EXIT", "RET") and not each.text.startswith("@"):
+            here = 0.0
+    if given:
+        raise ValueError(f"{len(given)} branches too many")
+    slow = sum(n for each, n in zip(code, times, strict=True) if _TRANSCENDENTAL.match(each.opcode))
+    return Work(sum(times), slow)
 
 
 def widths(code: Code, opcode: str) -> Counter[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cuda_headline
 import pytest
+import stock_cases
 from extension_codegen import extension, instructions, resources
 from issue_slots import AIM
 
@@ -94,20 +95,22 @@ REACHED = {
     "batch norm statistics": (0.76, 0.76, 0.35, 0.34),
     "batch norm+ReLU": (0.65, 0.64, 0.29, 0.33),
     "batch norm+ReLU backward": (0.55, 0.53, 0.25, 0.27),
-    "add+ReLU": (0.25, 0.25, 0.17, 0.17),
-    "add+ReLU backward": (0.28, 0.28, 0.17, 0.17),
+    "add+ReLU": (0.20, 0.20, 0.11, 0.11),
+    "add+ReLU backward": (0.22, 0.22, 0.11, 0.11),
 }
 
 
 @pytest.mark.skipif("9.0" not in BUILD, reason="counted for sm_90")
 def test_no_headline_case_issues_more_than_has_been_reached():
-    worst = {}
-    for row in cuda_headline.count_all():
+    worst, rows = {}, cuda_headline.count_all()
+    stock_cases.stand_beside(rows, "CUDA")
+    for row in rows:
         type_name, layout, operator = re.sub(r" \w+ \d+$", "", row["case"]).split(" ", 2)
         place = ("bf16 NHWC", "bf16 NCHW", "fp32 NHWC", "fp32 NCHW").index(f"{type_name} {layout}")
         reached = worst.setdefault(operator, [0.0] * 4)
         reached[place] = max(reached[place], row["issue"] / row["memory"])
         assert row["issue"] <= AIM * row["memory"] or cuda_headline.reason(row["case"]), row["case"]
+        assert row["more"] != "unexplained", row  # than stock's
         for kernel in row["kernels"]:
             assert kernel["stack"] == 0, kernel
             assert kernel["occupancy"] >= 0.25, kernel

@@ -17,7 +17,7 @@ PLACES = ("bf16 NHWC", "bf16 NCHW", "fp32 NHWC", "fp32 NCHW")
 # Issue time over memory time, the most of an operator's planes, in the order of PLACES; by Triton 3.8.
 REACHED = {
     "bias+ReLU": (0.63, 0.55, 0.28, 0.35),
-    "bias+ReLU backward": (0.46, 0.91, 0.20, 0.89),
+    "bias+ReLU backward": (0.46, 0.91, 0.20, 0.44),
     "bias+ReLU+pool": (1.16, 3.05, 0.47, 1.25),
     "bias+ReLU+pool backward": (1.09, 4.31, 0.69, 2.18),
     "max-pool": (0.76, 2.35, 0.39, 1.07),
@@ -52,5 +52,6 @@ def test_no_headline_case_issues_more_than_has_been_reached(part: str) -> None:
         found.add(operator)
         assert ratio <= REACHED[operator][place] + 0.02, row["case"]
         assert ratio <= AIM or headline.reason(row["case"]), row["case"]
+        assert row["more"] != "unexplained", row  # than stock's
         assert [kernel for kernel in row["kernels"] if kernel["stack"]] == [], row["case"]
     assert found == set(REACHED)

@@ -45,6 +45,46 @@ def test_work_multiplies_the_passes_of_loops_that_hold_each_other() -> None:
     assert issue_slots.Work(10, 2).clocks == 16
 
 
+WAYS = """
+	Function : ways
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/              @P0  BRA 0x60 ;
+        /*0020*/                   FADD R6, R6, R5 ;
+        /*0030*/              @P1  BRA 0x20 ;
+        /*0040*/                   MUFU.RCP R6, R6 ;
+        /*0050*/                   BRA 0x70 ;
+        /*0060*/                   FADD R6, R6, R5 ;
+        /*0070*/              @P2  EXIT ;
+        /*0080*/              @P3  BRA 0xb0 ;
+        /*0090*/                   CALL.REL.NOINC 0xd0 ;
+        /*00a0*/                   FADD R6, R6, R5 ;
+        /*00b0*/                   STG.E desc[UR4][R2.64], R4 ;
+        /*00c0*/                   EXIT ;
+        /*00d0*/                   RET.REL.NODEC R6 0x0 ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("branches", "instructions", "transcendental"),
+    [
+        ((0, 5), 2 + 5 * 2 + 2 + 2 + 2, 1),  # through the loop, and around the call
+        ((1,), 2 + 1 + 2 + 2, 0),
+        ((0.75, 8), 2 + 0.25 * (8 * 2 + 2) + 0.75 + 2 + 2, 0.25),
+        ((0, ...), 2 + 2, 0),
+    ],
+)
+def test_follow_takes_the_way_that_is_said(
+    branches: tuple[float, ...], instructions: float, transcendental: float
+) -> None:
+    assert issue_slots.follow(dict(issue_slots.functions(WAYS))["ways"], branches) == (instructions, transcendental)
+
+
+@pytest.mark.parametrize("branches", [(), (0,), (1, 1), (0, 5, 1)])
+def test_follow_asks_for_an_entry_of_each_branch(branches: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="branch"):
+        issue_slots.follow(dict(issue_slots.functions(WAYS))["ways"], branches)
+
+
 def test_widths_of_loads_and_stores() -> None:
     assert issue_slots.widths(code(), "LDG") == {16: 1, 2: 1}
     assert issue_slots.widths(code(), "STG") == {8: 1, 4: 1}
