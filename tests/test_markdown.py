@@ -30,7 +30,9 @@ def name_of(path):
 
 def commands(text):
     """Yield the words of each command of ours, and of make, that a page shows, and whether it could be typed so."""
-    blocks = [line.removeprefix("$ ") for block in SHELL.findall(text) for line in block.splitlines()]
+    blocks = [
+        line.removeprefix("$ ") for block in SHELL.findall(text) for line in block.replace("\\\n", "").splitlines()
+    ]
     prose = FENCED.sub("", text)
     for whole, lines in ((True, [*blocks, *INDENTED.findall(prose)]), (False, QUOTED.findall(prose))):
         for line in lines:
