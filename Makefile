@@ -1,5 +1,5 @@
 # make demo | check | test | test-all | lint | bench-cpu | wheel: each installs what it needs into .venv, at the versions of constraints.txt.
-# make gpu, sanitize, bench and bench-quick use the python that is there (PYTHON=...), with its own torch.
+# make parity, gpu, sanitize, bench and bench-quick use the python that is there (PYTHON=...), with its own torch.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,11 +16,13 @@ export NVCC_APPEND_FLAGS ?= -Werror=all-warnings
 NUMERIC := $(patsubst %,tests/test_%.py,add_relu autograd batch_norm_stages bn_relu bn_relu_pool compile conv_relu \
 	conv_relu_pool equal_values first_layers func linear_relu linear_relu_dropout lrn lrn_pool max_pool models \
 	normalize normalize_conv_relu resnet sequential swapped_in)
+# Those that run over both paths besides.
+BOTH_PATHS := tests/test_gradients.py tests/test_errors.py
 PARALLEL := -n $(JOBS) --dist worksteal
 # A thread that waits for others leaves its core to another process: by turning round it would take most of the time.
 check test test-all test-avx2: export OMP_WAIT_POLICY := passive
 
-.PHONY: demo check test test-all test-avx2 zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
+.PHONY: demo check test test-all test-avx2 parity zoo docs lint gpu sanitize codegen bench bench-quick bench-cpu asan wheel clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fastcnn train mnist --compare
@@ -41,12 +43,17 @@ test: $(VENV)/dev.stamp
 test-all: $(VENV)/dev.stamp
 	@echo "make test-all: all tests, then the played CUDA kernels under AddressSanitizer and UBSan: 30 minutes on two idle cores"
 	$(BIN)/python -m pytest $(PARALLEL)
-	$(BIN)/python -m pytest --path python $(PARALLEL) $(NUMERIC) tests/test_gradients.py tests/test_errors.py
+	$(BIN)/python -m pytest --path python $(PARALLEL) $(NUMERIC) $(BOTH_PATHS)
 	bash tests/host_cuda/run.sh $(PARALLEL)
 
 test-avx2: $(VENV)/dev.stamp
 	@echo "make test-avx2: the numeric tests but the sweeps, as on a processor without AVX-512: 5 minutes on two idle cores"
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PARALLEL) -m "not sweep" $(NUMERIC)
+
+parity:
+	FASTCNN_BUILD_CUDA=0 "$(PYTHON)" setup.py -q build_ext --inplace
+	"$(PYTHON)" -m pytest $(PARALLEL) -m "not sweep" $(NUMERIC) $(BOTH_PATHS) tests/test_front*.py
+	"$(PYTHON)" -m pytest --path python $(PARALLEL) -m "not sweep" $(NUMERIC) $(BOTH_PATHS)
 
 zoo: $(VENV)/dev.stamp
 	FASTCNN_ZOO=1 $(BIN)/python -m pytest tests/test_zoo.py -v
