@@ -211,6 +211,10 @@ def test_distributed_tensors(one_process, function, shapes):
         pytest.skip("as linear_relu")
     mesh = init_device_mesh(DEVICE, (1,))
     tensors = [distribute_tensor(each, mesh, [Replicate()]) for each in drawn(shapes)]
+    try:
+        stock(function, tensors)
+    except NotImplementedError as error:  # of pools and batch norms in torch 2.11
+        pytest.skip(f"torch has no rule for the stock layers: {error}")
     output = function(*tensors)
     assert isinstance(output, DTensor)
     torch.testing.assert_close(output.to_local(), stock(function, drawn(shapes)))

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import socket
 import warnings
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def test_alexnet_takes_the_tensors_of_the_file_and_downloads_it_once(hub: Hub, c
         assert all(bool((own[key] == value).all()) for key, value in state.items())
     assert len(hub.asked) == 1
     assert list(hub.checkpoints.iterdir()) == [file]
-    assert "100%" in capsys.readouterr().err
+    assert re.search(r"100(\.0)?%", capsys.readouterr().err)  # by tqdm, or by torch.hub alone
 
 
 LEGACY = {
