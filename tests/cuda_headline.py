@@ -354,7 +354,7 @@ def count(case: Case, code: dict[str, issue_slots.Code], used: dict[str, dict[st
     for launch in case.launches:
         body = issue_slots.body(code[launch.kernel])
         if launch.branches:
-            work = issue_slots.follow(body, launch.branches)
+            work = issue_slots.work_on_way(body, launch.branches)
         else:
             work = issue_slots.work(body, passes(body, launch))
         issue += issue_slots.issue_seconds(work.clocks, launch.blocks * launch.threads / 32)

@@ -133,7 +133,7 @@ def counted(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: d
     code = next(code for _, code in issue_slots.functions(launching.dump(binary, "-sass")))
     passes, loops = PASSES[name](given) if name in PASSES else [], issue_slots.loops(issue_slots.body(code))
     if name == "relu_backward_planes_kernel" and len(loops) > 1:
-        work = issue_slots.follow(code, unrolled(given["REPEAT"]))
+        work = issue_slots.work_on_way(code, unrolled(given["REPEAT"]))
     else:
         work = issue_slots.work(code, passes)
     warps = binary.metadata.num_warps

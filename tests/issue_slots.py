@@ -102,19 +102,20 @@ def work(code: Code, passes: Sequence[float]) -> Work:
     return Work(instructions, transcendental)
 
 
-def follow(code: Code, branches: Sequence[Any]) -> Work:
-    """Return what a warp issues on the way that `branches` say.
+def follow(code: Code, branches: Sequence[Any]) -> list[float]:
+    """Return how often a warp issues each instruction on the way that `branches` say.
 
     Args:
         code: of the kernel.
         branches: of each conditional branch that is reached, in the order of their addresses: for one ahead, how often
-            of a time it is taken; for one back, how often its loop runs. An Ellipsis ends the way: what comes after is
-            not counted. A branch around a call is taken and needs no entry: calls are slow paths of divisions.
+            of a time it is taken; for one back, how often its loop runs. An Ellipsis ends the way there, or at
+            an exit before: what comes after is not counted. A branch around a call is taken and needs no entry: calls
+            are slow paths of divisions.
 
     Raises:
         ValueError: there are more or fewer branches than `branches` has: the code is not the one they were read from.
     """
-    code, given = [each for each in code if each.opcode != "NOP"], list(branches)
+    given = list(branches)
     times, arriving, here = [0.0] * len(code), Counter[int](), 1.0
     for i, each in enumerate(code):
         here += arriving.pop(each.address, 0.0)
@@ -134,22 +135,31 @@ def follow(code: Code, branches: Sequence[Any]) -> Work:
             else:
                 arriving[target] += here * share
                 here *= 1 - share
-        elif each.opcode in ("EXIT", "RET") and not each.text.startswith("@"):
-            here = 0.0
+        elif each.opcode.split(".")[0] in ("EXIT", "RET"):
+            if given == [...]:
+                given.clear()
+                break
+            here *= each.text.startswith("@")
     if given:
         raise ValueError(f"{len(given)} branches too many")
-    slow = sum(n for each, n in zip(code, times, strict=True) if _TRANSCENDENTAL.match(each.opcode))
-    return Work(sum(times), slow)
+    return times
+
+
+def work_on_way(code: Code, branches: Sequence[Any]) -> Work:
+    """Return what a warp issues on the way that `branches` say, as `follow` takes them."""
+    issued = [(each.opcode, n) for each, n in zip(code, follow(code, branches), strict=True) if each.opcode != "NOP"]
+    return Work(sum(n for _, n in issued), sum(n for opcode, n in issued if _TRANSCENDENTAL.match(opcode)))
 
 
 def widths(code: Code, opcode: str) -> Counter[int]:
     """Return how many accesses of each width in bytes a thread has: of `opcode` LDG (loads) or STG (stores)."""
-    found: Counter[int] = Counter()
-    for each in body(code):
-        if each.opcode.split(".")[0] in (opcode, f"{opcode}STS"):
-            width = _WIDTH.search(each.opcode)
-            found[BYTES[width[1]] if width else 4] += 1
-    return found
+    return Counter(bytes_of(each) for each in body(code) if each.opcode.split(".")[0] in (opcode, f"{opcode}STS"))
+
+
+def bytes_of(each: Instruction) -> int:
+    """Return how many a thread's instruction loads from or stores to global memory."""
+    width = _WIDTH.search(each.opcode)
+    return (BYTES[width[1]] if width else 4) if each.opcode[:3] in ("LDG", "STG") else 0
 
 
 def issue_seconds(clocks: float, warps: float) -> float:

@@ -140,7 +140,7 @@ def rows(wanted: str = "") -> dict[str, dict[str, Any]]:
     code, found = listings(), {}
     for case, kernels in every:
         try:
-            work = [issue_slots.follow(code[kernel.name], kernel.branches) for kernel in kernels]
+            work = [issue_slots.work_on_way(code[kernel.name], kernel.branches) for kernel in kernels]
         except (KeyError, ValueError):
             continue
         each = [

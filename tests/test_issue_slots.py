@@ -76,7 +76,8 @@ WAYS = """
 def test_follow_takes_the_way_that_is_said(
     branches: tuple[float, ...], instructions: float, transcendental: float
 ) -> None:
-    assert issue_slots.follow(dict(issue_slots.functions(WAYS))["ways"], branches) == (instructions, transcendental)
+    code = dict(issue_slots.functions(WAYS))["ways"]
+    assert issue_slots.work_on_way(code, branches) == (instructions, transcendental)
 
 
 @pytest.mark.parametrize("branches", [(), (0,), (1, 1), (0, 5, 1)])

@@ -1,6 +1,9 @@
 """Stock torch's kernels are found in its library, and go the ways that were read there."""
 
+import re
+
 import cuda_headline
+import issue_slots
 import pytest
 import stock_cases
 import torch
@@ -9,13 +12,32 @@ from stock_kernels import copy, dimensions, launched, multiply
 READ = "2.14"  # the torch whose code the branches of stock_kernels.py were read from
 
 
-@pytest.mark.skipif(not stock_cases.LIBRARY.exists(), reason="torch is built without CUDA")
-@pytest.mark.skipif(not torch.__version__.startswith(READ), reason=f"the kernels' branches are those of torch {READ}")
+LIKE_READ = pytest.mark.skipif(
+    not (torch.__version__.startswith(READ) and stock_cases.LIBRARY.exists()),
+    reason=f"read from torch {READ}'s library",
+)
+
+
+@LIKE_READ
 def test_stock_is_counted_for_every_case_whose_kernels_are_in_its_library() -> None:
     names = {case.name for case in cuda_headline.cases()}
     assert stock_cases.rows().keys() == {
         name for name in names if not name.startswith(("fp32 NHWC batch", "fp32 NCHW batch"))
     }
+
+
+@LIKE_READ
+def test_kernels_that_touch_each_element_once_access_all_of_their_bytes_on_the_way_they_go() -> None:
+    once = ("29vectorized", "13reduce", "36batch", "50batch", "26batch", "46batch", "47batch_norm_backward")
+    code = stock_cases.listings()
+    kernels = [kernel for case, kernels in stock_cases.cases() if re.search("224|55|56", case) for kernel in kernels]
+    found = {kernel for kernel in kernels if kernel.name.startswith(once)}
+    assert {name for name in once if any(kernel.name.startswith(name) for kernel in found)} == set(once)
+    for kernel in found:
+        times = issue_slots.follow(code[kernel.name], kernel.branches)
+        accesses = zip(code[kernel.name], times, strict=True)
+        accessed = sum(n * issue_slots.bytes_of(each) for each, n in accesses) * 32 * kernel.warps
+        assert accessed == pytest.approx(kernel.bytes, rel=0.01), kernel
 
 
 def new(format: torch.memory_format = torch.contiguous_format, side: int = 4) -> torch.Tensor:
