@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -80,19 +79,3 @@ def aside() -> Iterator[None]:
     finally:
         if _front:
             _front.aside(-1)
-
-
-def derivative(function: Any, *, others: int = 0, **context: Any) -> Callable[..., Any]:
-    """Return the backward of a Function for a front's node that must itself be differentiable.
-
-    Args:
-        function: the Function, whose backward is called with a context of these attributes.
-        others: the number of the forward's outputs besides the first, which have no gradient.
-        context: the attributes that the Function's setup_context sets.
-    """
-
-    def derive(saved: tuple[Any, ...], needs: tuple[bool, ...], grad: Any) -> Any:
-        ctx = SimpleNamespace(saved_tensors=saved, needs_input_grad=needs, **context)
-        return function.backward(ctx, grad, *(None,) * others)
-
-    return derive

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
-from fastcnn.ops.record import INPUT, OTHER, Op, runner
+from fastcnn.ops.record import INPUT, OTHER, Op
 
 
 def reference(input: Tensor, other: Tensor) -> Tensor:
@@ -47,27 +47,23 @@ _backward = OP.define(
 )
 
 
+@OP.differentiable(_forward)
 class AddReLU(torch.autograd.Function):
     """Two tensors of one shape -> the same; saves the output alone, whose sign is the ReLU mask."""
 
     @staticmethod
-    def forward(input: Tensor, other: Tensor, backend: str) -> Tensor:
-        return _forward[backend](input, other)
+    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        return (output,)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *_, ctx.backend = inputs
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (output,) = ctx.saved_tensors
         if autograd.differentiable():
             masked = autograd.relu_gradient(grad, output)
         else:
             masked = _backward[ctx.backend](grad, output)
         needs = ctx.needs_input_grad
-        return masked if needs[0] else None, masked if needs[1] else None, None
+        return masked if needs[0] else None, masked if needs[1] else None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -79,5 +75,4 @@ class AddReLU(torch.autograd.Function):
         return AddReLU.apply(input, other, backend), 0
 
 
-_run = runner(AddReLU, _forward)
-add_relu = OP.by(lambda route, input, other: _run(input, other, route.backend))
+add_relu = OP.by(lambda route, *prepared: OP.run(*prepared, route.backend))

@@ -38,11 +38,6 @@ def anchor(output: Tensor) -> Tensor:
     return output.new_empty(output.shape[0], 0)
 
 
-def incoming(grad: Tensor | None, grad_anchor: Tensor | None, codes: Tensor) -> Tensor | None:
-    """Return the gradient of a pooled output: zeros where only the anchor has one, None where neither has."""
-    return grad if grad is not None or grad_anchor is None else grad_anchor.new_zeros(codes.shape)
-
-
 _in_graph: list[Callable[..., Any]] = []  # of the Functions, one each
 
 

@@ -5,6 +5,8 @@ gradient and one that writes it. Nothing is kept but the input and two numbers a
 again from them.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,23 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
-from fastcnn.ops.record import BATCH_NORM, INPUT, Op
-from fastcnn.shapes import memory_format
+from fastcnn.ops.record import BATCH_NORM, INPUT, Op, like
+from fastcnn.route import Route
 
 
-class Norm(NamedTuple):
-    """Mean, variance, weight and bias as kernels take them: float32, (C,); weight and bias may be None."""
+class Mode(NamedTuple):
+    """The settings of a batch norm; `training`: whether mean and variance are the input's own."""
 
-    mean: Tensor
-    variance: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
+    training: bool
+    momentum: float
     eps: float
-    training: bool  # whether mean and variance are the input's own
 
-    def operands(self) -> tuple[Any, ...]:
-        """Return the forward operators' arguments: all but `training`."""
-        return self.mean, self.variance, self.weight, self.bias, self.eps
+    def operands(self) -> tuple[float]:
+        """Return the forward operators' argument."""
+        return (self.eps,)
 
 
 def reference(*arguments: Any) -> Tensor:
@@ -36,10 +35,12 @@ def reference(*arguments: Any) -> Tensor:
     return stock.relu(F.batch_norm(*arguments))
 
 
-def stock_output(input: Tensor, norm: Norm) -> Tensor:
+def stock_output(input: Tensor, tensors: Sequence[Any], mode: Mode) -> Tensor:
     """Return the output in stock, differentiable operations, leaving the running statistics alone."""
-    mean, variance = (None, None) if norm.training else (norm.mean, norm.variance)
-    return F.relu(F.batch_norm(input, mean, variance, norm.weight, norm.bias, norm.training, 0.0, norm.eps))
+    mean, variance, weight, bias = tensors
+    if mode.training:
+        mean = variance = None
+    return F.relu(F.batch_norm(input, mean, variance, weight, bias, mode.training, 0.0, mode.eps))
 
 
 def stock_gradients(output: Tensor, grad: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -49,8 +50,10 @@ def stock_gradients(output: Tensor, grad: Tensor, *tensors: Tensor | None) -> tu
     return tuple(next(found) if each is not None and each.requires_grad else None for each in tensors)
 
 
-def _fake(input: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(input, memory_format=memory_format(input))
+def spread(gradients: tuple[Any, ...], tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the gradients of input, weight and bias among those of mean and variance, None for what is None."""
+    grad_input, *others = gradients
+    return grad_input, None, None, *(None if each is None else grad for each, grad in zip(tensors[2:], others))
 
 
 def _fake_statistics(input: Tensor) -> Tensor:
@@ -59,32 +62,21 @@ def _fake_statistics(input: Tensor) -> Tensor:
 
 def fake_gradients(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return empty tensors like the gradients of input, weight and bias."""
-    channels = input.shape[1]
-    sums = [input.new_empty(channels, dtype=torch.float32) for _ in range(2)]
-    return torch.empty_like(input, memory_format=memory_format(input)), sums[0], sums[1]
-
-
-def _fake_backward(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_gradients(input)
+    sums = [input.new_empty(input.shape[1], dtype=torch.float32) for _ in range(2)]
+    return like(input), sums[0], sums[1]
 
 
 GRADIENTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
 
 
-def _prepare(
-    input: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None, bias: Tensor | None, *rest: Any
-) -> tuple[Any, ...]:
-    checks.check_batch_norm(OP.function, input, mean, variance, weight, bias, *rest)
-    return input, mean, variance, weight, bias
+def prepare(function: str, input: Tensor, *norm: Any) -> tuple[Any, ...]:
+    """Check a batch norm's arguments; return its tensors and its mode."""
+    checks.check_batch_norm(function, input, *norm)
+    *tensors, training, momentum, eps = norm
+    return input, *tensors, Mode(training, momentum, float(eps))
 
 
-def refuse(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-) -> str:
+def refuse(input: Tensor, *tensors: Any) -> str:
     """Say why no kernel takes these, or return an empty string."""
     if torch._C._are_functorch_transforms_active():
         return "has no rule for torch.func transforms of argument 'input'; backend 'torch' has"
@@ -92,104 +84,69 @@ def refuse(
         return reason
     if input.dim() > 5:
         return f"takes argument 'input' with two to five axes, got shape {tuple(input.shape)}"
-    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    for name, each in named.items():
+    for name, each in zip(("running_mean", "running_var", "weight", "bias"), tensors):
         if each is not None and each.dtype not in (torch.float32, input.dtype):
             return f"takes argument {name!r} in float32 or the dtype of 'input', {input.dtype}, got {each.dtype}"
     return ""
 
 
-OP = Op("bn_relu", "batch_norm_relu", INPUT, BATCH_NORM, stock=reference, prepare=_prepare, refuse=refuse)
+def _measured(*arguments: Any) -> str:
+    """Return the name by which it was measured: with the input's own statistics, or with running ones."""
+    *_, training, _momentum, _eps = arguments
+    return "bn_relu" if training is True else "bn_relu_running"
+
+
+OP = Op(
+    *("bn_relu", "batch_norm_relu"),
+    *(INPUT, BATCH_NORM),
+    stock=reference,
+    prepare=partial(prepare, "batch_norm_relu"),
+    refuse=refuse,
+    measured=_measured,
+    takes_empty=False,
+)
 _statistics = OP.define("bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics, stem="bn_statistics")
-_forward = OP.forward(_fake)
-_backward = OP.define("bn_relu_backward", f"(Tensor grad, {OP.schema}, bool training) -> {GRADIENTS}", _fake_backward)
+_forward = OP.forward(like)
+_backward = OP.define(
+    "bn_relu_backward",
+    f"(Tensor grad, {OP.schema}, bool training) -> {GRADIENTS}",
+    lambda grad, input, *_: fake_gradients(input),
+)
 
 
+@OP.differentiable(_forward, "mode")
 class BatchNormReLU(torch.autograd.Function):
     """(N, C, *) -> the same; saves the input, mean, variance, weight and bias."""
 
     @staticmethod
-    def forward(
-        input: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        training: bool,
-        backend: str,
-    ) -> Tensor:
-        return _forward[backend](input, mean, variance, weight, bias, eps)
+    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
+        return inputs[:5]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.eps, ctx.training, ctx.backend = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, *tensors = ctx.saved_tensors
-        mean, variance, weight, bias = tensors
-        norm = Norm(mean, variance, weight, bias, ctx.eps, ctx.training)
         if autograd.differentiable():
-            dx, grad_weight, grad_bias = stock_gradients(stock_output(input, norm), grad, input, norm.weight, norm.bias)
+            found = stock_gradients(stock_output(input, tensors, ctx.mode), grad, input, *tensors[2:])
         else:
-            dx, grad_weight, grad_bias = _backward[ctx.backend](grad, input, *norm)
-        return dx, None, None, *given(norm, grad_weight, grad_bias), None, None, None
+            found = _backward[ctx.backend](grad, input, *tensors, ctx.mode.eps, ctx.mode.training)
+        return spread(found, tensors)
 
 
-_apply = autograd.applier(BatchNormReLU)
+def launch(op: Op, route: Route, input: Tensor, *prepared: Any) -> Tensor:
+    """Run the kernels of a prepared call; in training, take the input's statistics and update the running ones first.
 
-
-def _run(
-    input: Tensor, mean: Tensor, variance: Tensor, weight: Any, bias: Any, eps: float, training: bool, backend: str
-) -> Any:
-    if autograd.needs_grad(input, weight, bias):
-        return _apply(input, mean, variance, weight, bias, eps, training, backend)
-    return _forward[backend](input, mean, variance, weight, bias, eps)
-
-
-def given(norm: Norm, grad_weight: Any, grad_bias: Any) -> tuple[Any, Any]:
-    """Return the gradients of weight and bias, None for one that is None."""
-    return None if norm.weight is None else grad_weight, None if norm.bias is None else grad_bias
-
-
-def bn_relu(*arguments: Any) -> Tensor:
-    """Run ``fastcnn.functional.batch_norm_relu``."""
-    (input,), norm = OP.split(arguments)
-    route, _ = OP.route(arguments, measured(*norm))
-    if route.backend == "torch" or input.numel() == 0:  # nothing to launch a kernel for
-        return OP.stock(*arguments)
-    output: Tensor = _run(input, *prepare(route.backend, *arguments), route.backend)
-    return output
-
-
-def measured(mean: Any, variance: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float) -> str:
-    """Return the name by which it was measured: with the input's own statistics, or with running ones."""
-    return "bn_relu" if training is True else "bn_relu_running"
-
-
-def prepare(
-    backend: str,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Norm:
-    """Return what the kernels need; in training, take the input's statistics and update the running ones."""
+    The kernels take mean, variance, weight and bias in float32.
+    """
+    mean, variance, weight, bias, mode, *window = prepared
     scale, shift = (None if each is None else each.float() for each in (weight, bias))
-    if not training:
-        mean, variance = running_mean.float(), running_var.float()  # type: ignore[union-attr]  # the check has seen
-        return Norm(mean, variance, scale, shift, float(eps), False)
-    with torch.no_grad():
-        mean, variance, unbiased = _statistics[backend](input.detach()).unbind()
-        _update(running_mean, mean, momentum)
-        _update(running_var, unbiased, momentum)
-    return Norm(mean, variance, scale, shift, float(eps), True)
+    if mode.training:
+        with torch.no_grad():
+            own_mean, own_variance, unbiased = _statistics[route.backend](input.detach()).unbind()
+            _update(mean, own_mean, mode.momentum)
+            _update(variance, unbiased, mode.momentum)
+        mean, variance = own_mean, own_variance
+    output: Tensor = op.run(input, mean.float(), variance.float(), scale, shift, mode, *window, route.backend)
+    return output
 
 
 def _update(running: Tensor | None, batch: Tensor, momentum: float) -> None:
@@ -199,3 +156,6 @@ def _update(running: Tensor | None, batch: Tensor, momentum: float) -> None:
         running.lerp_(batch, momentum)
     else:
         running.copy_(torch.lerp(running.float(), batch, momentum))
+
+
+bn_relu = OP.by(partial(launch, OP))

@@ -151,7 +151,7 @@ def check_lrn(function: str, input: Tensor, size: int, alpha: float, beta: float
             raise wrong(function, name, "a number", repr(value), TypeError)
 
 
-def refuse_dtype(input: Tensor) -> str:
+def refuse_dtype(input: Tensor, *_: Any) -> str:
     """Say why no kernel takes this dtype or layout, or return an empty string."""
     if input.dtype not in KERNEL_DTYPES:
         return f"takes argument 'input' in float32, float16 or bfloat16, got {input.dtype}"

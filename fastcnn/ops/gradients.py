@@ -111,10 +111,18 @@ def only_reader(activations: Any) -> None:
         activations.read_once = True  # an attribute, as that costs least: most stages never read it
 
 
-def let_go(ctx: Any) -> None:
-    """Have the stage before mask its gradient itself: this backward builds a graph that reads its output too."""
+def stock_gradients(
+    ctx: Any, grad: Tensor, input: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return differentiable gradients of input, weight and bias from that of the convolution's output.
+
+    This backward builds a graph that reads the output of the stage before too, which so masks its gradient itself.
+    """
     if ctx.before is not None:
         ctx.before.masked, ctx.before = False, None
+    needs = ctx.needs_input_grad
+    grad_bias = grad.sum((0, 2, 3)) if needs[2] else None
+    return *convolution.gradients(grad, input, weight, ctx.settings, needs), grad_bias
 
 
 def stage_before(input: Tensor, settings: convolution.Convolution) -> Any:

@@ -4,6 +4,7 @@ The matrix products are torch's; ours is the pass that masks the gradient and su
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.ops.conv_relu import fake_backward
-from fastcnn.ops.record import INPUT, LINEAR, Op, runner
+from fastcnn.ops.record import INPUT, LINEAR, Op
 
 
 def reference(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -20,7 +21,8 @@ def reference(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return stock.relu(F.linear(input, weight, bias))
 
 
-def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def fake(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    """Return an empty tensor with the shape of the output."""
     return input.new_empty(input.shape[0], weight.shape[0])
 
 
@@ -36,66 +38,6 @@ def refuse(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     if bias is not None and bias.shape not in ((), (1,), weight.shape[:1]):
         return f"takes argument 'bias' as ({weight.shape[0]},), got shape {tuple(bias.shape)}"
     return checks.refuse_dtype(input)
-
-
-def _prepare(*arguments: Any) -> tuple[Any, ...]:
-    return prepare(OP.function, *arguments)
-
-
-OP = Op("linear_relu", "linear_relu", INPUT, LINEAR, stock=reference, prepare=_prepare, refuse=refuse, product="matmul")
-_forward = OP.forward(_fake, flops)
-_backward = OP.define(
-    "linear_relu_backward",
-    "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
-    fake_backward,
-)
-
-
-class LinearReLU(torch.autograd.Function):
-    """(N, features) -> (N, out_features); saves input, weight and the output, whose sign is the ReLU mask."""
-
-    @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-        return _forward[backend](input, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, ctx.backend = inputs
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, output = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        if autograd.differentiable():
-            grad_linear, grad_bias = autograd.relu_gradient(grad, output), None
-        else:
-            grad_linear, grad_bias = _backward[ctx.backend](grad, output, needs[2])
-        return *gradients(grad_linear, grad_bias, input, weight, needs), None
-
-
-def gradients(
-    grad: Tensor, grad_bias: Tensor | None, input: Tensor, weight: Tensor, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of input, weight and bias from that of the linear layer's output, each only if needed."""
-    if needs[2] and grad_bias is None:
-        grad_bias = grad.sum(0)
-    return grad @ weight if needs[0] else None, grad.t() @ input if needs[1] else None, grad_bias if needs[2] else None
-
-
-_run = runner(LinearReLU, _forward)
-linear_relu = OP.by(lambda route, *prepared: by_rows(_run, *prepared, route.backend))
-
-
-def by_rows(run: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:
-    """Run a kernel, which takes rows (N, in_features) and a bias of every feature, on an input of any rank."""
-    if bias is not None and bias.shape != weight.shape[:1]:
-        bias = bias.expand(weight.shape[0])
-    if input.dim() == 2:
-        return run(input, weight, bias, *others)
-    rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
-    return run(rows, weight, bias, *others).view(*input.shape[:-1], weight.shape[0])
 
 
 def prepare(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -118,3 +60,66 @@ def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (dtype == weight.dtype and device == weight.device)
         and (bias is None or (bias.shape == matrix[:1] and bias.dtype == dtype and bias.device == device))
     )
+
+
+OP = Op(
+    *("linear_relu", "linear_relu"),
+    *(INPUT, LINEAR),
+    stock=reference,
+    prepare=partial(prepare, "linear_relu"),
+    refuse=refuse,
+    product="matmul",
+)
+_forward = OP.forward(fake, flops)
+_backward = OP.define(
+    "linear_relu_backward",
+    "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
+    fake_backward,
+)
+
+
+@OP.differentiable(_forward)
+class LinearReLU(torch.autograd.Function):
+    """(N, features) -> (N, out_features); saves input, weight and the output, whose sign is the ReLU mask."""
+
+    @staticmethod
+    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
+        return *operands_to_save(ctx, inputs), output
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if autograd.differentiable():
+            grad_linear, grad_bias = autograd.relu_gradient(grad, output), None
+        else:
+            grad_linear, grad_bias = _backward[ctx.backend](grad, output, needs[2])
+        return gradients(grad_linear, grad_bias, input, weight, needs)
+
+
+def operands_to_save(ctx: Any, inputs: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """Return input and weight, each only if the other's gradient will be asked for."""
+    needs = ctx.needs_input_grad
+    return inputs[0] if needs[1] else None, inputs[1] if needs[0] else None
+
+
+def gradients(
+    grad: Tensor, grad_bias: Tensor | None, input: Tensor, weight: Tensor, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of input, weight and bias from that of the linear layer's output, each only if needed."""
+    if needs[2] and grad_bias is None:
+        grad_bias = grad.sum(0)
+    return grad @ weight if needs[0] else None, grad.t() @ input if needs[1] else None, grad_bias if needs[2] else None
+
+
+linear_relu = OP.by(lambda route, *prepared: by_rows(OP.run, *prepared, route.backend))
+
+
+def by_rows(run: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:
+    """Run a kernel, which takes rows (N, in_features) and a bias of every feature, on an input of any rank."""
+    if bias is not None and bias.shape != weight.shape[:1]:
+        bias = bias.expand(weight.shape[0])
+    if input.dim() == 2:
+        return run(input, weight, bias, *others)
+    rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
+    return run(rows, weight, bias, *others).view(*input.shape[:-1], weight.shape[0])

@@ -12,17 +12,8 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.conv_relu import fake_backward
-from fastcnn.ops.linear_relu import by_rows, flops, gradients, prepare, refuse
-from fastcnn.ops.record import INPUT, LINEAR, Op, runner
-
-
-def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float) -> Tensor:
-    return input.new_empty(input.shape[0], weight.shape[0])
-
-
-def _fake_backward(grad: Tensor, output: Tensor, p: float, bias_grad: bool) -> tuple[Tensor, Tensor]:
-    return fake_backward(grad, output, bias_grad)
-
+from fastcnn.ops.linear_relu import by_rows, fake, flops, gradients, operands_to_save, prepare, refuse
+from fastcnn.ops.record import INPUT, LINEAR, Op
 
 OP = Op(
     *("linear_relu_dropout", "linear_relu_dropout"),
@@ -33,14 +24,15 @@ OP = Op(
     product="matmul",
     tuned=False,
 )
-_forward = OP.define(OP.stem, f"({OP.schema}, Tensor seed, float p) -> Tensor", _fake, flops=flops)
+_forward = OP.define(OP.stem, f"({OP.schema}, Tensor seed, float p) -> Tensor", fake, flops=flops)
 _backward = OP.define(
     "linear_relu_dropout_backward",
     "(Tensor grad, Tensor output, float p, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
-    _fake_backward,
+    lambda grad, output, p, bias_grad: fake_backward(grad, output, bias_grad),
 )
 
 
+@OP.differentiable(_forward, "p", anchored=True)
 class LinearReLUDropout(torch.autograd.Function):
     """(N, features) -> (N, out_features), a mask of what is not zero, an anchor; saves input, weight, mask and anchor.
 
@@ -55,28 +47,18 @@ class LinearReLUDropout(torch.autograd.Function):
         return output, output != 0, autograd.anchor(output)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-        input, weight, _, _, ctx.p, ctx.backend = inputs
-        needs = ctx.needs_input_grad
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(outputs[1])
-        ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None, *outputs[1:])
+    def saves(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        return *operands_to_save(ctx, inputs), *outputs[1:]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None, grad_anchor: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, kept, anchor = ctx.saved_tensors
-        grad = autograd.incoming(grad, grad_anchor, kept)
-        if grad is None:
-            return (None,) * 6
         needs = ctx.needs_input_grad
         if autograd.differentiable():
             grad_linear, grad_bias = torch.where(kept, grad / (1 - ctx.p), 0) + anchor.sum(1, keepdim=True), None
         else:
             grad_linear, grad_bias = _backward[ctx.backend](grad, kept.to(grad.dtype), ctx.p, needs[2])
-        return *gradients(grad_linear, grad_bias, input, weight, needs), None, None, None
-
-
-_run = runner(LinearReLUDropout, _forward)
+        return *gradients(grad_linear, grad_bias, input, weight, needs), None
 
 
 def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool) -> Tensor | None:
@@ -94,7 +76,7 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: f
     # Drawn on the device by torch's generator: it obeys manual_seed, checkpointing repeats it, and a CUDA graph draws
     # another at each replay.
     seed = torch.randint(2**62, (1,), dtype=torch.int64, device=input.device)
-    return by_rows(_run, *prepared, seed, float(p), route.backend)
+    return by_rows(OP.run, *prepared, seed, float(p), route.backend)
 
 
 def check_probability(p: object) -> None:

@@ -1,5 +1,6 @@
 """Local response normalization across channels: the operators ``lrn`` and ``lrn_backward``, and autograd."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks
-from fastcnn.ops.record import INPUT, Op, runner
+from fastcnn.ops.record import INPUT, Op, like
 from fastcnn.ops.record import LRN as NORM
-from fastcnn.shapes import LRN, memory_format
+from fastcnn.shapes import LRN
 
 
 def reference(input: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -20,11 +21,12 @@ def reference(input: Tensor, size: int, alpha: float, beta: float, k: float) -> 
 
 def stock_backward(grad: Tensor, input: Tensor, norm: LRN) -> Tensor:
     """Return the gradient in stock, differentiable operations."""
+    size, alpha, beta, k = norm.operands()
     wide = torch.promote_types(input.dtype, torch.float32)
     x, dy = input.to(wide), grad.to(wide)
-    scale = norm.k + norm.alpha / norm.size * _window_sum(x * x, norm.size // 2, (norm.size - 1) // 2)
-    ratio = _window_sum(dy * x * scale ** (-norm.beta - 1), (norm.size - 1) // 2, norm.size // 2)
-    dx = dy * scale**-norm.beta - 2 * norm.alpha * norm.beta / norm.size * x * ratio
+    scale = k + alpha / size * _window_sum(x * x, size // 2, (size - 1) // 2)
+    ratio = _window_sum(dy * x * scale ** (-beta - 1), (size - 1) // 2, size // 2)
+    dx = dy * scale**-beta - 2 * alpha * beta / size * x * ratio
     return dx.to(input.dtype)
 
 
@@ -34,21 +36,13 @@ def _window_sum(values: Tensor, before: int, after: int) -> Tensor:
     return padded.unfold(1, before + after + 1, 1).sum(-1).view(values.shape)
 
 
-def _fake(input: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(input, memory_format=memory_format(input))
-
-
-def _fake_backward(grad: Tensor, input: Tensor, *norm: Any) -> Tensor:
-    return _fake(input)
-
-
-def _prepare(*arguments: Any) -> tuple[Tensor, LRN]:
-    checks.check_lrn(OP.function, *arguments)
-    (input,), norm = OP.split(arguments)
+def prepare(function: str, input: Tensor, *norm: Any) -> tuple[Tensor, LRN]:
+    """Check an LRN's arguments; return its input and its settings."""
+    checks.check_lrn(function, input, *norm)
     return input, LRN(*norm)
 
 
-def refuse(input: Tensor, norm: LRN) -> str:
+def refuse(input: Tensor, norm: LRN, *_: Any) -> str:
     """Say why no kernel normalizes this input so, or return an empty string."""
     constants = {"alpha": norm.alpha, "beta": norm.beta, "k": norm.k}
     if reason := checks.refuse_dtype(input) or checks.refuse_constants(**constants):
@@ -58,35 +52,31 @@ def refuse(input: Tensor, norm: LRN) -> str:
     return ""
 
 
-OP = Op("lrn", "local_response_norm", INPUT, NORM, stock=reference, prepare=_prepare, refuse=refuse)
-_forward = OP.forward(_fake)
-_backward = OP.define("lrn_backward", f"(Tensor grad, {OP.schema}) -> Tensor", _fake_backward)
+OP = Op(
+    *("lrn", "local_response_norm"),
+    *(INPUT, NORM),
+    stock=reference,
+    prepare=partial(prepare, "local_response_norm"),
+    refuse=refuse,
+)
+_forward = OP.forward(like)
+_backward = OP.define("lrn_backward", f"(Tensor grad, {OP.schema}) -> Tensor", lambda grad, input, *_: like(input))
 
 
+@OP.differentiable(_forward, "norm")
 class LocalResponseNorm(torch.autograd.Function):
     """(N, C, *) -> the same; saves only its input: backward computes the scale anew."""
 
     @staticmethod
-    def forward(input: Tensor, norm: LRN, backend: str) -> Tensor:
-        return _forward[backend](input, *norm.operands())
+    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        return inputs[:1]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, ctx.norm, ctx.backend = inputs
-        ctx.save_for_backward(input)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
         (input,) = ctx.saved_tensors
         if autograd.differentiable():
-            return stock_backward(grad, input, ctx.norm), None, None
-        return _backward[ctx.backend](grad, input, *ctx.norm.operands()), None, None
+            return (stock_backward(grad, input, ctx.norm),)
+        return (_backward[ctx.backend](grad, input, *ctx.norm.operands()),)
 
 
-_run = runner(LocalResponseNorm, _forward)
-lrn = OP.by(lambda route, input, norm: _run(input, kernel_norm(norm), route.backend))
-
-
-def kernel_norm(norm: LRN) -> LRN:
-    """Return the settings in Python's own numbers."""
-    return LRN(*norm.operands())
+lrn = OP.by(lambda route, *prepared: OP.run(*prepared, route.backend))

@@ -1,5 +1,6 @@
 """Max-pool: the reference, the operators ``max_pool``, ``max_pool_codes``, ``max_pool_backward``, and autograd."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,88 +9,81 @@ from torch import Tensor
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.convolution import Convolution, output_shape
-from fastcnn.ops.record import INPUT, WINDOW, Op, runner
+from fastcnn.ops.record import INPUT, WINDOW, Op
 from fastcnn.ops.stock import max_pool as reference
 from fastcnn.shapes import Size, Window, memory_format, pair
 
 
-def fake(input: Tensor, window: Window) -> Tensor:
-    """Return an empty tensor with the shape and strides of the pooled output."""
-    size = window.output_size(input.shape[2], input.shape[3])
-    return torch.empty(
-        (*input.shape[:2], *size), dtype=input.dtype, device=input.device, memory_format=memory_format(input)
-    )
+def fake(input: Tensor, *others: Any) -> Tensor:
+    """Return an empty tensor with the shape and strides of the pooled output; the window comes last."""
+    return _empty(input, *others[-1].output_size(input.shape[2], input.shape[3]))
 
 
-def _fake_backward(grad: Tensor, codes: Tensor, height: int, width: int, _: Window) -> Tensor:
-    shape = (*codes.shape[:2], height, width)
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format(codes))
+def unpooled(grad: Tensor, codes: Tensor, height: int, width: int, *_: Any) -> Tensor:
+    """Return an empty tensor like the gradient of what was pooled."""
+    return _empty(codes, height, width, grad.dtype)
+
+
+def _empty(input: Tensor, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an empty tensor like an input of another size."""
+    shape = (*input.shape[:2], height, width)
+    format = memory_format(input)
+    return torch.empty(shape, dtype=dtype or input.dtype, device=input.device, memory_format=format)
 
 
 def _prepare(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None,
-    padding: Size,
-    dilation: Size,
-    ceil_mode: bool,
-    return_indices: bool,
+    input: Tensor, size: Size, stride: Size | None, padding: Size, dilation: Size, ceil_mode: bool, _: bool
 ) -> tuple[Tensor, Window]:
     checks.check_tensor(OP.function, "input", input)
     checks.check_image(OP.function, input)
-    window = pool_window(OP.function, "", kernel_size, stride, padding, ceil_mode, dilation)
+    window = pool_window(OP.function, "", size, stride, padding, ceil_mode, dilation)
     check_window(OP.function, window, "", *input.shape[-3:])
     return input, window
 
 
-def _refuse(input: Tensor, window: Window) -> str:
-    return refuse(input, window, "kernel_size")
+def refuse(input: Tensor, *others: Any, name: str = "pool_size") -> str:
+    """Say why no kernel pools this input over this window, which comes last, or return an empty string."""
+    return checks.refuse_dtype(input) or checks.refuse_window(name, others[-1])
 
 
-def refuse(input: Tensor, window: Window, name: str) -> str:
-    """Say why no kernel pools this input over this window, or return an empty string."""
-    return checks.refuse_dtype(input) or checks.refuse_window(name, window)
+def refuse_after_norm(input: Tensor, *others: Any) -> str:
+    """Say why no kernel pools this input after a normalization, or return an empty string."""
+    if input.dim() == 3:  # to a normalization it is (N, C, L), to max-pool (C, H, W)
+        return "takes argument 'input' as (N, C, H, W), got three axes"
+    return refuse(input, *others)
 
 
-OP = Op("max_pool", "max_pool2d", INPUT, WINDOW, stock=reference, prepare=_prepare, refuse=_refuse)
+OP = Op(
+    *("max_pool", "max_pool2d"),
+    *(INPUT, WINDOW),
+    stock=reference,
+    prepare=_prepare,
+    refuse=partial(refuse, name="kernel_size"),
+)
 _values = OP.forward(fake)
 _codes = OP.codes(fake)
 _backward = OP.define(
     "max_pool_backward",
     f"(Tensor grad, Tensor codes, SymInt height, SymInt width, {WINDOW.schema}) -> Tensor",
-    _fake_backward,
+    unpooled,
 )
 
 
+@OP.differentiable(_values, "window", recorded=_codes, anchored=True)
 class MaxPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values, their codes, an anchor; saves only the codes and the anchor, which is empty."""
 
     @staticmethod
-    def forward(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-        output, codes = _codes[backend](input, window.numbers())
-        return output, codes, autograd.anchor(output)
+    def saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        ctx.height, ctx.width = inputs[0].shape[2:]
+        return output[1:]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        input, ctx.window, ctx.backend = inputs
-        ctx.height, ctx.width = input.shape[2:]
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None, grad_anchor: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
         codes, anchor = ctx.saved_tensors
-        grad = autograd.incoming(grad, grad_anchor, codes)
-        if grad is None:
-            return None, None, None
         if autograd.differentiable():
-            return unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor), None, None
-        return _backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()), None, None
-
-
-_apply = autograd.applier(MaxPool)
-_run = runner(MaxPool, _values)
+            return (unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor),)
+        return (_backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()),)
 
 
 def max_pool(*arguments: Any) -> Any:
@@ -97,11 +91,11 @@ def max_pool(*arguments: Any) -> Any:
     route, prepared = OP.route(arguments)
     if route.backend == "torch":
         return OP.stock(*arguments)
-    return autograd.with_batch(_run_with_indices if arguments[-1] else _run, *prepared, route.backend)
+    return autograd.with_batch(_run_with_indices if arguments[-1] else OP.run, *prepared, route.backend)
 
 
 def _run_with_indices(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
-    output, codes, _ = _apply(input, window, backend)
+    output, codes, _ = OP.record(input, window, backend)
     return output, codes_to_indices(codes, window, input.shape[-1])
 
 
@@ -133,4 +127,12 @@ def window_over(function: str, input: Tensor, weight: Tensor, settings: Convolut
     window = pool_window(function, "pool_", *pool)
     images = input if input.dim() == 4 else input[None]
     check_window(function, window, "pool_", *output_shape(images, weight, *settings.window())[1:])
+    return window
+
+
+def window_after_norm(function: str, input: Tensor, pool: tuple[Any, ...]) -> Window:
+    """Return the window of a pool over a normalization's output, checked against it."""
+    checks.check_image(function, input)
+    window = pool_window(function, "pool_", *pool)
+    check_window(function, window, "pool_", *input.shape[-3:])
     return window

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastcnn.backend import device_type
 from fastcnn.ops import autograd, checks
-from fastcnn.ops.record import IMAGES, Op, runner
+from fastcnn.ops.record import IMAGES, Op
 from fastcnn.route import choose
 from fastcnn.shapes import memory_format
 
@@ -35,25 +35,19 @@ def input_gradient(grad: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     return (grad.to(std.dtype) / std[:, None, None]).to(dtype)
 
 
+@OP.differentiable(forward, "output_dtype")
 class Normalize(torch.autograd.Function):
     """(N, C, H, W) -> the same in another dtype; saves the constants."""
 
     @staticmethod
-    def forward(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-        return forward[backend](input, mean, std, dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
         input, _, std, *_ = inputs
         ctx.dtype = input.dtype
-        ctx.save_for_backward(std)
+        return (std,)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return input_gradient(grad, ctx.saved_tensors[0], ctx.dtype), None, None, None, None
-
-
-_run = runner(Normalize, forward)
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return input_gradient(grad, ctx.saved_tensors[0], ctx.dtype), None, None
 
 
 def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None) -> Tensor:
@@ -62,7 +56,7 @@ def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype
     route, _ = choose(OP.stem, OP.function, (input, mean, std, dtype), lambda *arguments: arguments, refuse)
     if route.backend == "torch":
         return reference(input, mean, std, dtype)
-    return autograd.with_batch(_run, input, mean, std, dtype, route.backend)
+    return autograd.with_batch(OP.run, input, mean, std, dtype, route.backend)
 
 
 def prepare(

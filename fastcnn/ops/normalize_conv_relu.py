@@ -5,6 +5,7 @@ one after another, and so they do under `auto` unless a tuning table names a joi
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from fastcnn.algorithms import JOINED
 from fastcnn.ops import autograd, checks, convolution, normalize
-from fastcnn.ops.conv_relu import _backward
-from fastcnn.ops.convolution import Convolution, gradients, prepare
-from fastcnn.ops.record import CONVOLUTION, IMAGES, Op, runner
+from fastcnn.ops.conv_relu import ConvReLU
+from fastcnn.ops.convolution import Convolution, prepare
+from fastcnn.ops.record import CONVOLUTION, IMAGES, Op
 from fastcnn.route import choose
 
 
@@ -39,55 +40,39 @@ OP = Op("normalize_conv_relu", "conv2d_relu", IMAGES, CONVOLUTION, backends=("tr
 _forward = OP.forward(of_images(convolution.fake), of_images(convolution.flops))
 
 
+@OP.differentiable(_forward, "settings")
 class NormalizeConvReLU(torch.autograd.Function):
     """(N, C, H, W) -> (N, C_out, OH, OW); saves images, weight and output, and normalizes again for the backward."""
 
     @staticmethod
-    def forward(
-        input: Tensor,
-        mean: Tensor,
-        std: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        settings: Convolution,
-        backend: str,
-    ) -> Tensor:
-        return _forward[backend](input, mean, std, weight, bias, *settings.operands())
+    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        return *inputs[:4], output
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, mean, std, weight, _, ctx.settings, ctx.backend = inputs
-        ctx.save_for_backward(input, mean, std, weight, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *images, weight, output = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        if autograd.differentiable():
-            grad_conv = autograd.relu_gradient(grad, output)
-            grad_bias = grad_conv.sum((0, 2, 3)) if needs[4] else None
-        else:
-            grad_conv, grad_bias = _backward[ctx.backend](grad, output, needs[4])
-        grad_input, grad_weight = image_gradients(grad_conv, images, weight, ctx.settings, ctx.backend, needs)
-        return grad_input, None, None, grad_weight, grad_bias if needs[4] else None, None, None
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return image_gradients(ConvReLU, ctx, grad)
 
 
-def image_gradients(
-    grad: Tensor, images: list[Tensor], weight: Tensor, settings: Convolution, backend: str, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of images, mean and std being (input, mean, std), and of the weight; each only if needed."""
-    input, mean, std = images
-    if not (needs[0] or needs[3]):
-        return None, None
-    if autograd.differentiable():
-        normalized = normalize.reference(input, mean, std, weight.dtype)
-    else:
-        normalized = normalize.forward[backend](input, mean, std, weight.dtype)
-    grad_input, grad_weight = gradients(grad, normalized, weight, settings, (needs[0], needs[3]))
-    return None if grad_input is None else normalize.input_gradient(grad_input, std, input.dtype), grad_weight
+def image_gradients(function: Any, ctx: Any, grad: Tensor, **context: Any) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a joined stage: those of the convolution's Function, with the images normalized again.
 
-
-_run = runner(NormalizeConvReLU, _forward)
+    Args:
+        function: the Function of the stage without the normalization.
+        ctx: of the joined stage, which saves images, mean, std, and what that Function saves after its input.
+        grad: of the output.
+        context: further attributes of that Function's context.
+    """
+    input, mean, std, weight, *others = ctx.saved_tensors
+    needs, normalized = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]), input
+    if needs[0] or needs[1]:
+        run = normalize.reference if autograd.differentiable() else normalize.forward[ctx.backend]
+        normalized = run(input, mean, std, weight.dtype)
+    context |= {"settings": ctx.settings, "backend": ctx.backend, "before": None, "masked": False}
+    of_stage = SimpleNamespace(saved_tensors=(normalized, weight, *others), needs_input_grad=needs, **context)
+    grad_input, *gradients = function.gradients(of_stage, grad)
+    if grad_input is not None:
+        grad_input = normalize.input_gradient(grad_input, std, input.dtype)
+    return grad_input, None, None, *gradients
 
 
 def joined(
@@ -110,7 +95,7 @@ def joined(
         like = torch.empty_like(input, dtype=dtype)  # stands for the normalized images; never filled
         return prepare(op.function, like, *layer)
 
-    route, call = choose(op.stem, op.function, (*norm_arguments, *layer, *pool), prepared, _refuse)
+    route, call = choose(op.stem, op.function, (*norm_arguments, *layer, *pool), prepared, checks.refuse_dtype)
     backend, algorithm, _ = route
     if algorithm is None or "+" in algorithm or backend not in JOINED.get(algorithm.partition(":")[0], ()):
         return None  # our gradient kernels read normalized images
@@ -120,12 +105,8 @@ def joined(
     return Joined(input, mean, std, weight, bias, settings.running(algorithm), backend)
 
 
-def _refuse(images: Tensor, *_: Any) -> str:
-    return checks.refuse_dtype(images)
-
-
 def normalize_conv_relu(*arguments: Any) -> Tensor | None:
     """Run the whole stage in one kernel, or return None."""
     images, layer = OP.split(arguments)
     call = joined(OP, images, layer)
-    return None if call is None else autograd.with_batch(_run, *call)
+    return None if call is None else autograd.with_batch(OP.run, *call)

@@ -7,6 +7,7 @@ schema a window or a convolution's settings are one list of numbers, because eve
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from fastcnn.parameters import (
     Record,
 )
 from fastcnn.route import Route, choose
-from fastcnn.shapes import Window
+from fastcnn.shapes import Window, memory_format
 
 _library = torch.library.Library("fastcnn", "DEF")
 
@@ -104,6 +105,8 @@ class Op:
         refuse: says of what `prepare` returned why no kernel takes it, or returns an empty string.
         backends: that have kernels of it.
         product, tuned: of its record (fastcnn/parameters.py).
+        measured: returns the name by which a call was measured, given its arguments, where that is not the stem.
+        takes_empty: whether its kernels take an input without elements.
 
     Example:
         >>> pool = Op("example", "example2d", INPUT, POOL)
@@ -112,6 +115,12 @@ class Op:
         >>> [list(each) for each in pool.split(("x", 2, None, 0, False))]
         [['x'], [2, None, 0, False]]
     """
+
+    # Set by `differentiable`:
+    _apply: Callable[..., Any]
+    _gradients: Callable[..., Any]
+    _values: Overloads
+    _settings: tuple[str, ...]
 
     def __init__(
         self,
@@ -124,11 +133,13 @@ class Op:
         backends: tuple[str, ...] = KERNEL_BACKENDS,
         product: str = "",
         tuned: bool = True,
+        measured: Callable[..., str] = lambda *_: "",
+        takes_empty: bool = True,
     ) -> None:
-        self.stem, self.function, self.backends = stem, function, backends
+        self.stem, self.function, self.groups, self.backends = stem, function, groups, backends
         self.run_stock, self.prepare, self.refuse = stock, prepare, refuse
+        self._measured, self._takes_empty = measured, takes_empty
         self.schema = ", ".join(group.schema for group in groups)
-        self._lengths = [len(group.parameters) for group in groups]
         self._parameters = tuple(each for group in groups for each in group.parameters)
         if groups:
             RECORDS[stem] = Record(function, self._parameters, backends, product, tuned)
@@ -136,15 +147,19 @@ class Op:
     def split(self, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Return a function's arguments by group."""
         rest = iter(arguments)
-        return [tuple(islice(rest, length)) for length in self._lengths]
+        return [tuple(islice(rest, len(group.parameters))) for group in self.groups]
 
     def tensors(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return those of a function's arguments that are declared as tensors."""
         return tuple(each for parameter, each in zip(self._parameters, arguments) if parameter.kind in TENSORS)
 
-    def route(self, arguments: tuple[Any, ...], measured: str = "") -> tuple[Route, Any]:
+    def route(self, arguments: tuple[Any, ...]) -> tuple[Route, Any]:
         """Return what runs a call, and its arguments as a kernel takes them: see `fastcnn.route.choose`."""
-        return choose(self.stem, self.function, arguments, self.prepare, self.refuse, measured)
+        return choose(self.stem, self.function, arguments, self.prepare, self.refuse, self._measured(*arguments))
+
+    def runs_stock(self, route: Route, arguments: tuple[Any, ...]) -> bool:
+        """Whether the stock layers run a call: by its route, or as there is nothing to launch a kernel for."""
+        return route.backend == "torch" or not (self._takes_empty or arguments[0].numel())
 
     def stock(self, *arguments: Any) -> Any:
         """Run the stock layers, which check their arguments; if they raise, `prepare` may raise a clearer error."""
@@ -160,9 +175,81 @@ class Op:
 
         def call(*arguments: Any) -> Any:
             route, prepared = self.route(arguments)
-            return self.stock(*arguments) if route.backend == "torch" else run(route, *prepared)
+            return self.stock(*arguments) if self.runs_stock(route, arguments) else run(route, *prepared)
 
         return call
+
+    def differentiable(
+        self, values: Overloads, *settings: str, recorded: Overloads | None = None, anchored: bool = False
+    ) -> Callable[[Any], Any]:
+        """Decorate the op's autograd Function, which runs prepared calls: tensors, settings, and the backend.
+
+        The Function has two methods. ``saves(ctx, inputs, output)`` returns the tensors to save; ``gradients(ctx,
+        grad)`` returns the gradients of the tensors. The rest derives: forward, setup_context, backward, and `run`.
+
+        Args:
+            values: the operator that runs without gradients.
+            settings: the attributes of the context that hold the settings.
+            recorded: the operator that runs with gradients, where it is another one, which returns codes too.
+            anchored: whether the Function returns an anchor last (`autograd.anchor`).
+        """
+        runs = recorded or values
+
+        def forward(*call: Any) -> Any:
+            output = runs[call[-1]](*operands(call[:-1]))
+            return (*output, autograd.anchor(output[0])) if anchored else output
+
+        def decorate(function: Any) -> Any:
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                *_, ctx.backend = inputs
+                for name, value in zip(settings, inputs[-1 - len(settings) :]):
+                    setattr(ctx, name, value)
+                if isinstance(output, tuple):
+                    ctx.set_materialize_grads(False)
+                    ctx.mark_non_differentiable(output[1])
+                ctx.save_for_backward(*function.saves(ctx, inputs, output))
+
+            def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+                if grad is None and anchored and others[-1] is not None:  # only the anchor has a gradient
+                    grad = others[-1].new_zeros(ctx.saved_tensors[-2].shape)
+                if grad is None:
+                    return (None,) * len(ctx.needs_input_grad)
+                return *function.gradients(ctx, grad), *(None,) * (len(settings) + 1)
+
+            function.forward = vars(function).get("forward", staticmethod(forward))
+            function.setup_context, function.backward = staticmethod(setup_context), staticmethod(backward)
+            self._apply = autograd.applier(function)
+            self._values, self._settings, self._gradients = values, settings, function.gradients
+            return function
+
+        return decorate
+
+    def record(self, *call: Any) -> Any:
+        """Run a prepared call by the Function: return all that its forward returns."""
+        return self._apply(*call)
+
+    def run(self, *call: Any) -> Any:
+        """Run a prepared call, the backend last: by the Function if a backward may follow."""
+        if autograd.needs_grad(*call):
+            output = self._apply(*call)
+            return output[0] if isinstance(output, tuple) else output
+        return self._values[call[-1]](*operands(call[:-1]))
+
+    def derivative(self, backend: str, prepared: tuple[Any, ...], **context: Any) -> Callable[..., Any]:
+        """Return what a node of the front calls for gradients that must themselves be differentiable.
+
+        Args:
+            backend: that has run the call.
+            prepared: the call.
+            context: attributes of the context beside the settings and the backend.
+        """
+        settings = (each for each in prepared if isinstance(each, tuple))
+        context |= {"backend": backend, **dict(zip(self._settings, settings))}
+
+        def derive(saved: tuple[Any, ...], needs: tuple[bool, ...], grad: Tensor) -> Any:
+            return self._gradients(SimpleNamespace(saved_tensors=saved, needs_input_grad=needs, **context), grad)
+
+        return derive
 
     def define(
         self,
@@ -241,6 +328,11 @@ def _launcher(backend_name: str, stem: str, name: str, take: Callable[..., Itera
     return launch
 
 
+def like(input: Tensor, *_: Any) -> Tensor:
+    """Return an empty tensor like an input, in the memory format that torch's pooling gives its output."""
+    return torch.empty_like(input, memory_format=memory_format(input))
+
+
 def operands(prepared: tuple[Any, ...]) -> Iterator[Any]:
     """Yield an operator's arguments: tensors and numbers as they are, windows and other settings flattened."""
     for each in prepared:
@@ -248,17 +340,3 @@ def operands(prepared: tuple[Any, ...]) -> Iterator[Any]:
             yield from each.operands()  # type: ignore[attr-defined]
         else:
             yield each
-
-
-def runner(function: Any, forward: Overloads) -> Callable[..., Any]:
-    """Return a function that runs a prepared call, the backend last: by the Function if a backward may follow."""
-    apply = autograd.applier(function)
-
-    def run(*call: Any) -> Any:
-        *prepared, backend_name = call
-        if not autograd.needs_grad(*prepared):
-            return forward[backend_name](*operands(tuple(prepared)))
-        output = apply(*call)
-        return output[0] if isinstance(output, tuple) else output
-
-    return run
