@@ -196,12 +196,12 @@ def test_finished_run_does_not_resume_without_more_epochs(tmp_path: Path) -> Non
 def test_checkpoint_of_other_settings_is_refused(field: str, value: object) -> None:
     other = replace(SETTINGS, **{field: value})
     with pytest.raises(UserError, match=f"was.pt: was trained with {field.replace('_', '-')} .*, not {value!r}"):
-        resumed(other, {field}, SETTINGS.as_dict(), "was.pt")
+        resumed(other, {field}, vars(SETTINGS), "was.pt")
 
 
 def test_settings_not_given_come_from_the_checkpoint() -> None:
     before = replace(SETTINGS, lr=0.5, seed=9, device="cuda")
-    assert resumed(SETTINGS, {"dataset", "device"}, before.as_dict(), "was.pt") == replace(before, device="cpu")
+    assert resumed(SETTINGS, {"dataset", "device"}, vars(before), "was.pt") == replace(before, device="cpu")
 
 
 def test_checkpoint_of_other_classes_or_data_is_refused(tmp_path: Path) -> None:

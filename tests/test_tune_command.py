@@ -33,7 +33,7 @@ MISTAKES = {
     "no batch size": ("tune mnist_cnn", 2, "--batch-size"),
     "unknown model": ("tune vgg61 --batch-size 2", 2, "no model is named 'vgg61'"),
     "unknown backend": ("tune mnist_cnn --batch-size 2 --backend cudnn", 2, "expected one of triton, cuda, cpu"),
-    "device": ("tune mnist_cnn --batch-size 2 --device tpu", 2, "--device: expected cpu"),
+    "device": ("tune mnist_cnn --batch-size 2 --device tpu", 2, "--device tpu: not a device of torch"),
     "too small": (
         "tune alexnet --batch-size 2 --input-size 3,7,7",
         2,

@@ -36,3 +36,13 @@ def require(extra: str, *packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"the package {package} is not installed: pip install 'fastcnn[{extra}]'")
+
+
+def said(error: Exception) -> str:
+    """Return the message of an error in one line, or its class where it says nothing.
+
+    Example:
+        >>> said(ValueError("expected  one")), said(KeyError())
+        ('expected one', 'KeyError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__

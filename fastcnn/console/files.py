@@ -9,7 +9,7 @@ from typing import BinaryIO
 from fastcnn.console.errors import UserError
 from fastcnn.tuning.table import TEMPORARY, cache_folder, replace
 
-__all__ = ["TEMPORARY", "atomic_write", "remembered"]
+__all__ = ["TEMPORARY", "atomic_write", "cache_folder"]
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -64,13 +64,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remembered(name: str) -> Path:
-    """Return the file of that name, or path, in the folder of what fastcnn remembers about this machine.
-
-    Example:
-        >>> remembered("images/flowers.txt").name
-        'flowers.txt'
-    """
-    return cache_folder() / name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcnn
-from fastcnn.console.errors import OptionError, UserError, require
+from fastcnn.console.errors import OptionError, UserError, require, said
 from fastcnn.console.images import Statistics
 from fastcnn.models import MODELS
 from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
@@ -88,8 +88,7 @@ def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, 
             return model(torch.empty(1, *input_size)).shape
         except RuntimeError as error:
             size = "x".join(map(str, input_size))
-            reason = " ".join(str(error).split())
-            raise OptionError(f"{name} does not take images of {size}: {reason}") from error
+            raise OptionError(f"{name} does not take images of {size}: {said(error)}") from error
 
 
 def normalize_first(model: nn.Module, statistics: Statistics, dtype: torch.dtype | None = None) -> None:

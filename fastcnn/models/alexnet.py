@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.fuse import fuse
-from fastcnn.models.dropin import DropIn
+from fastcnn.models.dropin import DropIn, dropout_classifier
 from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights, takes_pretrained
 
 __all__ = ["AlexNet", "AlexNet2012", "alexnet"]
@@ -43,15 +43,7 @@ class AlexNet(DropIn):
             nn.MaxPool2d(kernel_size=3, stride=2),
         )
         self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
-        self.classifier = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(256 * 6 * 6, 4096),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
-            nn.ReLU(inplace=True),
-            nn.Linear(4096, num_classes),
-        )
+        self.classifier = dropout_classifier(256 * 6 * 6, 4096, num_classes, dropout)
         fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,15 +120,7 @@ class AlexNet2012(DropIn):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(kernel_size=3, stride=2),
         )
-        self.classifier = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(256 * 6 * 6, 4096),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
-            nn.ReLU(inplace=True),
-            nn.Linear(4096, num_classes),
-        )
+        self.classifier = dropout_classifier(256 * 6 * 6, 4096, num_classes, dropout)
         if log_softmax:
             self.classifier.append(nn.LogSoftmax(dim=1))
         _initialize(self)
@@ -156,13 +140,10 @@ def _response_norm(lrn: bool) -> list[nn.Module]:
 
 def _initialize(model: AlexNet2012) -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    for layer in layers:
+    for number, layer in enumerate(layers, 1):
         nn.init.normal_(layer.weight, mean=0.0, std=0.01)
-    for bias in biases:
-        nn.init.zeros_(bias)
-    for number in (2, 4, 5):
-        nn.init.ones_(biases[number - 1])
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, 1.0 if number in (2, 4, 5) else 0.0)
 
 
 def _rename_net_keys(_model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

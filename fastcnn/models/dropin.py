@@ -8,7 +8,7 @@ from torch import nn
 from fastcnn.fuse import fuse, is_fused
 from fastcnn.tuning import telling
 
-__all__ = ["DropIn"]
+__all__ = ["DropIn", "dropout_classifier"]
 
 
 class DropIn(nn.Module):
@@ -26,6 +26,19 @@ class DropIn(nn.Module):
         super().__setstate__(state)
         if fuses and _is_whole(self) and not is_fused(self):
             fuse(self)
+
+
+def dropout_classifier(features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Return AlexNet's classifier: three linear layers, with dropout before the first two."""
+    return nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(features, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, num_classes),
+    )
 
 
 _built: "weakref.WeakSet[DropIn]" = weakref.WeakSet()

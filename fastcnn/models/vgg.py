@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.fuse import fuse
-from fastcnn.models.dropin import DropIn
+from fastcnn.models.dropin import DropIn, dropout_classifier
 from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights, takes_pretrained
 
 __all__ = [
@@ -66,7 +66,9 @@ class VGG(DropIn):
         super().__init__()
         self.features = features
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1) if cifar else (7, 7))
-        self.classifier = _cifar_classifier(num_classes, dropout) if cifar else _classifier(num_classes, dropout)
+        self.classifier = (
+            dropout_classifier(512, 512, num_classes, dropout) if cifar else _classifier(num_classes, dropout)
+        )
         if init_weights:
             for layer in self.modules():
                 _initialize(layer)
@@ -89,18 +91,6 @@ def _classifier(num_classes: int, dropout: float) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
         nn.Linear(4096, num_classes),
-    )
-
-
-def _cifar_classifier(num_classes: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Dropout(dropout),
-        nn.Linear(512, 512),
-        nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
-        nn.Linear(512, 512),
-        nn.ReLU(inplace=True),
-        nn.Linear(512, num_classes),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcnn.console.errors import UserError
+from fastcnn.console.errors import UserError, said
 from fastcnn.console.images import open_image
 
 
@@ -48,7 +48,6 @@ def read(file: Path, transform: Callable[[Any], Tensor]) -> Tensor | UserError:
     try:
         return transform(open_image(file))
     except Exception as error:  # PIL raises many kinds for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        problem = UserError(f"{file}: not an image that can be read ({reason})")
+        problem = UserError(f"{file}: not an image that can be read ({said(error)})")
         problem.__cause__ = error
         return problem

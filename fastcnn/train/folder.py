@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fastcnn.console.errors import UserError, require
+from fastcnn.console.errors import UserError, require, said
 from fastcnn.console.images import STATISTICS, transforms
 from fastcnn.console.models import abridged
 from fastcnn.train.data import Batch, Dataset, Draws, Feed, epoch_order, stratified_split
@@ -49,7 +49,7 @@ class _Images(TorchDataset[Tensor | Broken]):
             try:
                 return self.transform(self.folder.loader(path))
             except Exception as error:  # PIL raises many kinds for damaged files, and each must name its file
-                return Broken(path, " ".join(str(error).split()) or type(error).__name__)
+                return Broken(path, said(error))
 
 
 def _collate(image_size: tuple[int, int, int], samples: list[Tensor | Broken]) -> Tensor | Broken:

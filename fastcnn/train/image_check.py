@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastcnn.console.errors import UserError
-from fastcnn.console.files import atomic_write, remembered
+from fastcnn.console.errors import UserError, said
+from fastcnn.console.files import atomic_write, cache_folder
 from fastcnn.console.images import open_image
 
 
@@ -31,7 +31,7 @@ def unreadable(files: Sequence[str], directory: Path, workers: int, console: Con
         >>> unreadable(["nowhere.jpg"], Path("."), 1, Console())
         {'nowhere.jpg': "[Errno 2] No such file or directory: 'nowhere.jpg'"}
     """
-    memory = remembered(f"images/{_digest(str(directory.resolve()))}.txt")
+    memory = cache_folder() / "images" / f"{_digest(str(directory.resolve()))}.txt"
     keys = [_key(file, directory) for file in files]
     known = _read(memory)
     new = [(file, key) for file, key in zip(files, keys, strict=True) if key not in known]
@@ -56,7 +56,7 @@ def _reason(file: str) -> str:
     try:
         open_image(file, small=True)
     except Exception as error:  # PIL raises many kinds for damaged files
-        return " ".join(str(error).split()) or type(error).__name__
+        return said(error)
     return ""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def write_metrics(path: Path, settings: Settings, lanes: list[Lane], data: dict[
     """Write metrics.json: settings, versions, hardware, the loss of every step and the numbers of every epoch."""
     metrics = {
         "finished": finished,
-        "settings": settings.as_dict(),
+        "settings": asdict(settings),
         "data": data,
         "versions": versions(),
         "hardware": hardware(),

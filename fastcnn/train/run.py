@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,7 +65,7 @@ class Run:
     def save_checkpoint(self) -> None:
         """Write checkpoint.pt: all that a resumed run needs. All processes must call it; the first one writes."""
         state = {
-            "settings": self.settings.as_dict(),
+            "settings": asdict(self.settings),
             "classes": list(self.data.classes),
             "train_size": self.data.train_size,
             "statistics": self.data.statistics,

@@ -1,6 +1,6 @@
 """The settings of a run."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastcnn.console.errors import OptionError
@@ -54,15 +54,6 @@ class Settings:
     weights: str | None = None
     skip_broken: bool = False
 
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> "Settings":
-        """Return the settings that :meth:`as_dict` wrote into a checkpoint."""
-        return cls(**{**stored, "input_size": tuple(stored["input_size"])})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint or a JSON file."""
-        return asdict(self)
-
 
 def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: str) -> Settings:
     """Return the settings with which training continues from a checkpoint.
@@ -79,11 +70,11 @@ def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: st
     Example:
         >>> first = Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28), lr=0.01)
         >>> longer = Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28), epochs=9)
-        >>> both = resumed(longer, {"epochs"}, first.as_dict(), "checkpoint.pt")
+        >>> both = resumed(longer, {"epochs"}, vars(first), "checkpoint.pt")
         >>> both.epochs, both.lr
         (9, 0.01)
     """
-    before = Settings.from_dict(stored)
+    before = Settings(**{**stored, "input_size": tuple(stored["input_size"])})
     wanted = {name: getattr(asked, name) for name in given}
     for name, value in wanted.items():
         old = getattr(before, name)

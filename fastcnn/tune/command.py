@@ -7,11 +7,12 @@ import torch
 import typer
 from rich.console import Console
 
-from fastcnn.available import BACKENDS, backends
+from fastcnn.available import BACKENDS
+from fastcnn.console.devices import check_backend, usable_device
 from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.images import STATISTICS
 from fastcnn.console.models import build_model, default_input_size, normalize_first
-from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
+from fastcnn.console.options import Debug, Device, InputSize, Options, default_device, parse_input_size, parse_options
 from fastcnn.tune.report import summary, table
 from fastcnn.tune.run import MODES, Result
 from fastcnn.tune.run import tune as run_tuning
@@ -36,9 +37,7 @@ def tune(
     train: Annotated[
         bool | None, typer.Option("--train/--inference", help="Forward and backward, or forward.", show_default="both")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="cuda where there is one")
-    ] = None,
+    device: Device = None,
     output: Annotated[
         Path | None, typer.Option(help="Table to add to.", show_default="the user's, which auto reads")
     ] = None,
@@ -54,8 +53,9 @@ def tune(
     Example: fastcnn tune vgg16 --batch-size 64 --dtype bfloat16 --channels-last
     """
     size = parse_input_size(input_size) or default_input_size(model)
-    place = _device(device)
-    _check_backend(backend, place)
+    place = _device(device or default_device())
+    if backend is not None:
+        _check_backend(backend, place)
     with place:
         network = build_model(model, options=parse_options(option))
         images = torch.randn(batch_size, *size)
@@ -89,22 +89,16 @@ def tune(
     console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise OptionError(f"--device: expected cpu, cuda or cuda:1, got {name!r}") from error
-    if device.type not in ON or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise OptionError(f"--device: expected cpu{' or cuda' if torch.cuda.is_available() else ''} here, got {name!r}")
+def _device(name: str) -> torch.device:
+    device = usable_device(name)
+    if device.type not in ON:
+        raise OptionError(f"--device {name}: nothing is timed there, expected {' or '.join(ON)}")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _check_backend(name: str | None, device: torch.device) -> None:
-    if name is None:
-        return
+def _check_backend(name: str, device: torch.device) -> None:
     if name not in BACKENDS[2:]:
-        raise OptionError(f"--backend: expected one of {', '.join(BACKENDS[2:])}, got {name!r}")
-    if reason := backends()[name].reason:
-        raise OptionError(f"--backend {name}: backend {name!r} is not available: {reason}")
+        raise OptionError(f"--backend {name}: expected one of {', '.join(BACKENDS[2:])}")
+    check_backend(name)
     if name not in ON[device.type]:
         raise OptionError(f"--backend {name}: is not timed on {device.type}, expected {' or '.join(ON[device.type])}")
