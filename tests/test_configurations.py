@@ -25,7 +25,7 @@ def test_every_tile_of_the_implicit_gemm(groups: int, config: implicit_gemm.Conf
     weight = new(22, 10 // groups, 3, 2, dtype=dtype, format=format) / 8
     bias = new(22, dtype=dtype)
     window = Window((3, 2), (2, 1), (1, 1), (1, 2), False)
-    ours = implicit_gemm.implicit_gemm(x, weight, bias, window, groups, relu=True, config=config)
+    ours = implicit_gemm.implicit_gemm(implicit_gemm.Convolution(x, weight, bias, window, groups, True, config))
     settings = (window.stride, window.padding, window.dilation, groups)
     exact = F.relu(F.conv2d(x.double(), weight.double(), bias.double(), *settings))
     stock = F.relu(F.conv2d(x, weight, bias, *settings))

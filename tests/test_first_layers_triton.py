@@ -25,7 +25,7 @@ import fastcnn.functional as FF
 from fastcnn.shapes import Window
 from fastcnn.triton import tiles
 from fastcnn.triton.convolution import first_layers
-from fastcnn.triton.convolution.implicit_gemm import Config
+from fastcnn.triton.convolution.implicit_gemm import Config, Convolution
 
 PACKED, DEEP = ("triton", "packed"), ("triton", "space_to_depth")
 
@@ -158,7 +158,7 @@ def test_refused_by_name(case: Any) -> None:
 def test_every_tile_of_packed(config: Config, dtype: torch.dtype) -> None:
     x, weight, bias = new(2, 3, 9, 8, dtype=dtype), new(22, 3, 4, 3, dtype=dtype) / 6, new(22, dtype=dtype)
     window = Window((4, 3), (2, 1), (1, 1), (1, 2), False)
-    ours = first_layers.packed(x, weight, bias, window, 1, True, config)
+    ours = first_layers.packed(Convolution(x, weight, bias, window, 1, True, config))
     settings = (window.stride, window.padding, window.dilation)
     exact = F.relu(F.conv2d(x.double(), weight.double(), bias.double(), *settings))
     stock = F.relu(F.conv2d(x, weight, bias, *settings))

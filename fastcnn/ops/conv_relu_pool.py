@@ -62,7 +62,7 @@ class ConvReLUPool(torch.autograd.Function):
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, codes, anchor = ctx.saved_tensors
-        _, _, height, width = output_shape(input, weight, *ctx.settings.window())
+        _, _, height, width = output_shape(input, weight, ctx.settings.window(weight))
         if autograd.differentiable():
             return stock_gradients(ctx, unpool(grad, codes, ctx.window, height, width, anchor), input, weight)
         pool = ctx.window.numbers()

@@ -32,9 +32,9 @@ class Convolution(NamedTuple):
         ours = {kind: config for kind, _, config in (each.partition(":") for each in gradients)}
         return self._replace(algorithm=forward, dgrad=ours.get("dgrad"), wgrad=ours.get("wgrad"))
 
-    def window(self) -> tuple[tuple[int, int], ...]:
-        """Return stride, padding and dilation."""
-        return self.stride, self.padding, self.dilation
+    def window(self, weight: Tensor) -> Window:
+        """Return the window of the convolution's kernel."""
+        return Window.of(weight.shape[2:], self.stride, self.padding, self.dilation, False)
 
     def operands(self) -> tuple[tuple[int, ...], str | None]:
         """Return an operator's arguments: stride, padding, dilation and groups in one row, and the algorithm."""
@@ -49,25 +49,20 @@ def run_batched(run: Callable[..., Any], route: Route, *prepared: Any) -> Tensor
     return output
 
 
-def output_shape(input: Tensor, weight: Tensor, stride: Size, padding: Size, dilation: Size) -> tuple[Any, ...]:
+def output_shape(input: Tensor, weight: Tensor, window: Window) -> tuple[Any, ...]:
     """Return (N, C_out, OH, OW) for a batched input."""
-    window = Window(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), False)  # type: ignore[arg-type]
     return (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
 
 
-def flops(
-    input: Tensor, weight: Tensor, _: Tensor | None, stride: Size, padding: Size, dilation: Size, *__: Any
-) -> int:
+def flops(input: Tensor, weight: Tensor, _: Tensor | None, window: Window, *__: Any) -> int:
     """Return the number of FLOPs of a convolution."""
-    images, _, height, width = output_shape(input, weight, stride, padding, dilation)
+    images, _, height, width = output_shape(input, weight, window)
     return int(2 * images * height * width * weight.numel())
 
 
-def fake(
-    input: Tensor, weight: Tensor, _: Tensor | None, stride: Size, padding: Size, dilation: Size, *others: Any
-) -> Tensor:
+def fake(input: Tensor, weight: Tensor, _: Tensor | None, window: Window, *others: Any) -> Tensor:
     """Return an empty tensor with the shape and strides of the stage's output; a pool's window comes last."""
-    shape = output_shape(input, weight, stride, padding, dilation)
+    shape = output_shape(input, weight, window)
     if isinstance(others[-1], Window):
         shape = *shape[:2], *others[-1].output_size(*shape[2:])
     format = conv_memory_format(input, weight)
@@ -148,6 +143,7 @@ def gradients(
     if not (needs[0] or needs[1]):
         return None, None
     grad_input, grad_weight, _ = _convolution_backward(
-        grad, input, weight, None, *settings.window(), False, [0, 0], settings.groups, [needs[0], needs[1], False]
+        *(grad, input, weight, None, settings.stride, settings.padding, settings.dilation),
+        *(False, [0, 0], settings.groups, [needs[0], needs[1], False]),
     )
     return grad_input, grad_weight

@@ -126,7 +126,7 @@ def window_over(function: str, input: Tensor, weight: Tensor, settings: Convolut
     """Return the window of a pool over a convolution's output, checked against it."""
     window = pool_window(function, "pool_", *pool)
     images = input if input.dim() == 4 else input[None]
-    check_window(function, window, "pool_", *output_shape(images, weight, *settings.window())[1:])
+    check_window(function, window, "pool_", *output_shape(images, weight, settings.window(weight))[1:])
     return window
 
 

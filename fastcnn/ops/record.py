@@ -301,7 +301,7 @@ class Op:
 
 
 def _taker(signature: str) -> Callable[[tuple[Any, ...]], Iterator[Any]]:
-    """Return what turns an operator's arguments into a launcher's: windows rebuilt, a convolution's settings split."""
+    """Return what turns an operator's arguments into a launcher's: windows rebuilt, with a convolution's groups."""
     names = re.findall(r"(\w+)[,)]", signature.partition(" -> ")[0])
 
     def take(args: tuple[Any, ...]) -> Iterator[Any]:
@@ -309,7 +309,9 @@ def _taker(signature: str) -> Callable[[tuple[Any, ...]], Iterator[Any]]:
             if name in ("window", "pool"):
                 yield Window.of_numbers(arg) if arg else None
             elif name == "convolution":
-                yield from (arg[:2], arg[2:4], arg[4:6], *arg[6:])
+                weight = args[names.index("weight")]
+                yield Window.of(weight.shape[2:], arg[:2], arg[2:4], arg[4:6], False)
+                yield arg[6]
             else:
                 yield arg
 

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.shapes import conv_memory_format, memory_format
+from fastcnn.shapes import Window, conv_memory_format, memory_format
 from fastcnn.triton.convolution import first_layers
-from fastcnn.triton.convolution.implicit_gemm import asked, conv_window, implicit_gemm
+from fastcnn.triton.convolution.implicit_gemm import Convolution, Norm, asked, implicit_gemm
 from fastcnn.triton.tiles import (
     REPEAT,
     added,
@@ -142,22 +142,24 @@ def convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    window: Window,
     groups: int,
     algorithm: str | None,
     *,
     relu: bool,
+    norm: Norm | None = None,
 ) -> tuple[Tensor, bool]:
-    """Return a convolution with bias and, if asked, ReLU; or torch's without them, and that they are left to do."""
-    window = conv_window(weight, stride, padding, dilation)
+    """Return a convolution with bias and, if asked, ReLU; or torch's without them, and that they are left to do.
+
+    Only first layers' algorithms, which read raw images, take a normalization.
+    """
     if hopper := asked_hopper(algorithm):
         return hopper(input, weight, bias, window, groups, algorithm, relu=relu)[0], False
     name, config = asked(algorithm)
     if name not in EPILOGUE:
-        return ALGORITHMS[name](input, weight, bias, window, groups, relu, config), False
-    y = torch.ops.aten.conv2d(input, weight, None, stride, padding, dilation, groups)
+        return ALGORITHMS[name](Convolution(input, weight, bias, window, groups, relu, config, norm)), False
+    steps = window.stride, window.padding, window.dilation
+    y = torch.ops.aten.conv2d(input, weight, None, *steps, groups)
     return y.contiguous(memory_format=conv_memory_format(input, weight)), True
 
 

@@ -8,7 +8,6 @@ from fastcnn.shapes import Window
 from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.conv_relu import asked_hopper, convolution
 from fastcnn.triton.convolution.hopper import pools_pairs
-from fastcnn.triton.convolution.implicit_gemm import conv_window
 from fastcnn.triton.max_pool import pool
 from fastcnn.triton.max_pool_backward import pool_backward
 
@@ -18,11 +17,9 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:
     """Return pooled values, and codes if asked: in the convolution's own kernel, or by a pass over its output."""
     *before, window = settings
-    *kernel, groups, algorithm = before
-    if hopper := asked_hopper(algorithm):
-        taps = conv_window(weight, *kernel)
-        if pools_pairs(window, *taps.output_size(*input.shape[2:])):
-            return hopper(input, weight, bias, taps, groups, algorithm, pool=True, codes=codes)
+    taps, _, algorithm = before
+    if (hopper := asked_hopper(algorithm)) and pools_pairs(window, *taps.output_size(*input.shape[2:])):
+        return hopper(input, weight, bias, *before, pool=True, codes=codes)
     y, left = convolution(input, weight, bias, *before, relu=False)
     return pool(y, Norm.of_bias(bias if left else None), window, relu=True, codes=codes)
 

@@ -4,28 +4,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcnn.triton.convolution.first_layers import ALGORITHMS, Norm
-from fastcnn.triton.convolution.implicit_gemm import asked, conv_window
+from fastcnn.triton.conv_relu import convolution
+from fastcnn.triton.convolution.implicit_gemm import Norm
 
 
-def normalized_convolution(
-    input: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    algorithm: str,
-    *,
-    relu: bool,
-) -> Tensor:
+def normalized_convolution(input: Tensor, mean: Tensor, std: Tensor, *others: Any, relu: bool) -> Tensor:
     """Normalize images and convolve them in one kernel, which then adds the bias and, if asked, takes the ReLU."""
-    name, config = asked(algorithm)
-    window = conv_window(weight, stride, padding, dilation)
-    return ALGORITHMS[name](input, weight, bias, window, groups, relu, config, Norm(mean, std))
+    return convolution(input, *others, relu=relu, norm=Norm(mean, std))[0]
 
 
 def normalize_conv_relu(*arguments: Any) -> Tensor:

@@ -16,7 +16,6 @@ from fastcnn.triton.convolution.implicit_gemm import (
     Config,
     Sizes,
     constants,
-    conv_window,
     split_rows,
 )
 from fastcnn.triton.tiles import (
@@ -111,16 +110,13 @@ def dgrad(
     mask_input: bool,
     bias_grad: bool,
     config: str | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    window: Window,
     groups: int,
     pool: Window | None,
 ) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::dgrad.triton``: the input's gradient, and its sums over pixels where `bias_grad` asks."""
     source = Source.of(grad, mask, pool)
     (x, _, x_last), (w, _, w_last) = laid_out(input), laid_out(weight)
-    window = conv_window(weight, stride, padding, dilation)
     sizes = Sizes.of(x, w, window, groups)
     format = torch.channels_last if x_last or w_last else torch.contiguous_format
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=format)

@@ -6,8 +6,6 @@ become channels.
 Layout: NCHW or NHWC for input and output, OIHW or OHWI for the weight.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 import triton
@@ -15,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.convolution.implicit_gemm import Config, implicit_gemm, launch
-from fastcnn.triton.normalize import is_wide_as_a_whole, per_channel, shift_and_scale
+from fastcnn.triton.convolution.implicit_gemm import Config, Convolution, Norm, implicit_gemm, launch
+from fastcnn.triton.normalize import is_wide_as_a_whole, shift_and_scale
 from fastcnn.triton.tiles import ceil_div, indices, laid_out, offset
 
 MOST_CHANNELS = 4  # of a packed convolution
@@ -28,13 +26,6 @@ CONFIGS = (
     Config(64, 32, 32, 4, 1),
     Config(64, 16, 32, 4, 1),
 )
-
-
-class Norm(NamedTuple):
-    """Constants of a normalization, one a channel or one for all, in float32."""
-
-    mean: Tensor
-    std: Tensor
 
 
 @triton.jit
@@ -65,64 +56,46 @@ def space_to_depth_kernel(
     tl.store(y_ptr + at, x.to(y_ptr.dtype.element_ty), mask=at < ELEMENTS)
 
 
-def _constants(norm: Norm | None, channels: int) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if norm is None else (per_channel(norm.mean, channels), per_channel(norm.std, channels))
-
-
 def _refuse(name: str, argument: str, expected: str, got: object) -> None:
     raise RuntimeError(f"backend 'triton' by {name!r} takes argument {argument!r} {expected}, got {got}")
 
 
-def packed(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    groups: int,
-    relu: bool,
-    config: Config | None = None,
-    norm: Norm | None = None,
-) -> Tensor:
-    """Launch the packed convolution: (N, C_out, OH, OW) in the weight's dtype.
+def packed(call: Convolution) -> Tensor:
+    """Launch the packed convolution.
 
     Raises:
         RuntimeError: groups, or more than four channels.
     """
-    channels = input.shape[1]
-    if groups != 1:
-        _refuse("packed", "groups", "= 1", groups)
+    channels = call.input.shape[1]
+    if call.groups != 1:
+        _refuse("packed", "groups", "= 1", call.groups)
     if channels > MOST_CHANNELS:
         _refuse("packed", "input", f"with up to {MOST_CHANNELS} channels", channels)
-    numbers = _constants(norm, channels)
-    return launch(input, weight, bias, window, 1, relu, config, CONFIGS, CONFIGS[-1], channels, numbers)
+    return launch(call, CONFIGS, CONFIGS[-1], channels)
 
 
-def space_to_depth(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    groups: int,
-    relu: bool,
-    config: Config | None = None,
-    norm: Norm | None = None,
-) -> Tensor:
-    """Rearrange a strided convolution's input and weight, and convolve with stride 1: (N, C_out, OH, OW).
+def space_to_depth(call: Convolution) -> Tensor:
+    """Rearrange a strided convolution's input and weight, and convolve with stride 1.
 
     Raises:
         RuntimeError: groups, dilation, or no stride.
     """
-    if groups != 1:
-        _refuse("space_to_depth", "groups", "= 1", groups)
+    window = call.window
+    if call.groups != 1:
+        _refuse("space_to_depth", "groups", "= 1", call.groups)
     if window.dilation != (1, 1):
         _refuse("space_to_depth", "dilation", "= (1, 1)", window.dilation)
     if window.stride == (1, 1):
         _refuse("space_to_depth", "stride", "over 1", window.stride)
-    blocks = Window(_steps(window.size, window.stride), (1, 1), (0, 0), (1, 1), False)
-    deep, deep_weight = deep_input(input, weight.dtype, window, norm), deepen_weight(weight, window.stride)
-    format = conv_memory_format(input, weight)
+    deep = call._replace(
+        input=deep_input(call.input, call.weight.dtype, window, call.norm),
+        weight=deepen_weight(call.weight, window.stride),
+        window=Window(_steps(window.size, window.stride), (1, 1), (0, 0), (1, 1), False),
+        norm=None,
+    )
+    format = conv_memory_format(call.input, call.weight)
     # A stride-1 convolution over whole vectors of channels: any kernel for such ones can take its place.
-    return implicit_gemm(deep, deep_weight, bias, blocks, 1, relu, config).contiguous(memory_format=format)
+    return implicit_gemm(deep).contiguous(memory_format=format)
 
 
 def _steps(sizes: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -145,7 +118,7 @@ def deep_input(input: Tensor, dtype: torch.dtype, window: Window, norm: Norm | N
     if deep.numel() == 0:
         return deep
     space_to_depth_kernel[(ceil_div(deep.numel(), BLOCK),)](
-        x, *_constants(norm, channels), deep, deep.numel(), height, width, rows, columns,
+        x, *(norm.numbers(channels) if norm else (None, None)), deep, deep.numel(), height, width, rows, columns,
         C=channels, CHANNELS=deep_channels, WINDOW=window,
         X_CHANNELS_LAST=channels_last, WIDE=is_wide_as_a_whole(x, deep), BLOCK=BLOCK,
     )  # fmt: skip

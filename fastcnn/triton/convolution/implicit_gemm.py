@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.normalize import shift_and_scale
+from fastcnn.triton.normalize import per_channel, shift_and_scale
 from fastcnn.triton.tiles import (
     ceil_div,
     is_wide,
@@ -50,6 +50,33 @@ EXACT = Config(64, 64, 16, 8, 3)  # of float32 without TF32, whose products take
 
 # Let ptxas use as many registers as there are: left to itself, for sm_100 and later it spills to leave more unused.
 REGISTERS = 255
+
+
+class Norm(NamedTuple):
+    """Constants of a normalization, one a channel or one for all, in float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def numbers(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Return them for each channel."""
+        return per_channel(self.mean, channels), per_channel(self.std, channels)
+
+
+class Convolution(NamedTuple):
+    """A convolution to launch: its result is (N, C_out, OH, OW) in the weight's dtype.
+
+    `config` is the tile that is asked for, `norm` normalizes images on their way.
+    """
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    window: Window
+    groups: int
+    relu: bool
+    config: Config | None = None
+    norm: Norm | None = None
 
 
 class Sizes(NamedTuple):
@@ -216,30 +243,17 @@ def constants(config: Config, dtype: torch.dtype, wide: bool) -> dict[str, Any]:
     return {"CONFIG": config, "PRECISION": dot_precision(dtype), "WIDE": wide, **stages}
 
 
-def launch(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    groups: int,
-    relu: bool,
-    config: Config | None,
-    configs: tuple[Config, ...],
-    wide_config: Config,
-    channels: int | None = None,
-    norm: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> Tensor:
-    """Launch the kernel: (N, C_out, OH, OW) in the weight's dtype.
+def launch(call: Convolution, configs: tuple[Config, ...], wide_config: Config, channels: int | None = None) -> Tensor:
+    """Launch the kernel.
 
     Args:
-        input, weight, bias, window, groups, relu: the convolution.
-        config: the tile that is asked for.
-        configs: to pick one from otherwise.
+        call: the convolution.
+        configs: to pick one from where none is asked for.
         wide_config: the one that spills on no architecture with 64-bit offsets.
         channels: of the input, if the compiler should know them.
-        norm: mean and deviation of the input, (C,) each, if it is still to be normalized.
     """
-    (x, _, x_last), (w, _, w_last) = laid_out(input), laid_out(weight)
+    _, _, bias, window, groups, relu, config, norm = call
+    (x, _, x_last), (w, _, w_last) = laid_out(call.input), laid_out(call.weight)
     sizes, format = Sizes.of(x, w, window, groups), torch.channels_last if x_last or w_last else torch.contiguous_format
     shape = (x.shape[0], sizes.out_channels, sizes.out_height, sizes.out_width)
     y = torch.empty(shape, dtype=w.dtype, device=x.device, memory_format=format)
@@ -250,33 +264,21 @@ def launch(
         config = EXACT._replace(block_n=max(16, min(EXACT.block_n, power_of_2(sizes.group_out))))
     config = config or (wide_config if wide else pick_config(configs, sizes.group_out))
     pixels, blocks_n = y.numel() // sizes.out_channels, ceil_div(sizes.group_out, config.block_n)
+    constants_of_norm = norm.numbers(sizes.channels) if norm else (None, None)
     implicit_gemm_kernel[(ceil_div(pixels, config.block_m) * groups * blocks_n,)](
-        x, *norm, w, vector(bias), y, pixels, blocks_n, sizes,
+        x, *constants_of_norm, w, vector(bias), y, pixels, blocks_n, sizes,
         CHANNELS=channels, WINDOW=window, RELU=relu, LAST=ChannelsLast(x_last, w_last, x_last or w_last),
         maxnreg=REGISTERS if exact else None, **constants(config, w.dtype, wide),
     )  # fmt: skip
     return y
 
 
-def implicit_gemm(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    groups: int,
-    relu: bool,
-    config: Config | None = None,
-) -> Tensor:
-    """Launch the implicit GEMM: (N, C_out, OH, OW)."""
-    return launch(input, weight, bias, window, groups, relu, config, CONFIGS, CONFIGS[1])
+def implicit_gemm(call: Convolution) -> Tensor:
+    """Launch the implicit GEMM."""
+    return launch(call, CONFIGS, CONFIGS[1])
 
 
 def asked(algorithm: str | None) -> tuple[str, Config | None]:
     """Split ``implicit_gemm:128x64x32w8s3`` into an algorithm and its configuration."""
     name, _, config = (algorithm or "").partition(":")
     return name, Config(*map(int, re.findall(r"\d+", config))) if config else None
-
-
-def conv_window(weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Window:
-    """Return a convolution's kernel as a window."""
-    return Window.of(weight.shape[2:], stride, padding, dilation, False)

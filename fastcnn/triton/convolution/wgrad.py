@@ -16,7 +16,6 @@ from fastcnn.triton.convolution.implicit_gemm import (
     Config,
     Sizes,
     constants,
-    conv_window,
     load_places,
     split_columns,
 )
@@ -110,15 +109,13 @@ def wgrad(
     weight: Tensor,
     bias_grad: bool,
     config: str | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    window: Window,
     groups: int,
     pool: Window | None,
 ) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::wgrad.triton``: the gradients of weight and bias (without elements where not asked for)."""
     source = Source.of(grad, mask, pool)
-    (x, _, x_last), window = laid_out(input), conv_window(weight, stride, padding, dilation)
+    x, _, x_last = laid_out(input)
     sizes, columns = Sizes.of(x, weight, window, groups), weight[0].numel()
     format = conv_memory_format(input, weight)
     dw = torch.empty(weight.shape, dtype=x.dtype, device=x.device, memory_format=format)
