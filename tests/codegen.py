@@ -39,6 +39,8 @@ CONFIGS = {
         "wgrad": "wgrad",
     }.items()
 }
+SAME = Window((3, 3), (1, 1), (1, 1), (1, 1), False)
+STRIDED = Window((11, 11), (4, 4), (2, 2), (1, 1), False)
 POOL2, POOL3 = (Window((size, size), (2, 2), (0, 0), (1, 1), False) for size in (2, 3))
 ARCHITECTURES = (80, 90, 100, 120)
 ONLY = {"tma_kernel": (90, 100), "warp_specialized_kernel": (90,)}
@@ -76,7 +78,7 @@ def layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
         name = f"{TYPES[dtype]} {'NHWC' if format == torch.channels_last else 'NCHW'}"
         bias = torch.empty(64, dtype=dtype, device="meta")
         vgg, alexnet = new(16, 64, 224, 224), new(128, 96, 55, 55)
-        same, valid = ([1, 1], [1, 1], [1, 1], 1), ([4, 4], [2, 2], [1, 1], 1)
+        same, valid = (SAME, 1), (STRIDED, 1)
         weight, first, mnist = new(64, 64, 3, 3), new(64, 3, 11, 11), new(32, 1, 3, 3)
         yield f"{name} 2x2/2", "max_pool", "max_pool_codes", (vgg, POOL2)
         yield f"{name} 3x3/2", "max_pool", "max_pool", (alexnet, POOL3)
@@ -175,7 +177,7 @@ def planes() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
     def new(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    same, pool = ([1, 1], [1, 1], [1, 1], 1), POOL2
+    same, pool = (SAME, 1), POOL2
     x, half, weight, bias = new(16, 64, 56, 56), new(16, 64, 28, 28), new(64, 64, 3, 3), new(64)
     yield "fp16 NCHW", "conv_relu", "conv_relu", (x, weight, bias, *same, None)
     yield "fp16 NCHW", "conv_relu", "conv_relu_backward", (x, x, True)
@@ -195,7 +197,7 @@ def hopper_layers() -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
             torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last) for shape in shapes
         )
         bias = torch.empty(outputs, dtype=dtype, device="meta")
-        return x, weight, bias, [1, 1], [kernel // 2, kernel // 2], [1, 1], 1
+        return x, weight, bias, Window((kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), False), 1
 
     pooled = {
         "vgg conv1_2, pool": convolution(64, 64, 224, 3, 64),
@@ -223,7 +225,7 @@ def first_layers(
     name: str, new: Any, bias: torch.Tensor, configs: dict[str, list[str]]
 ) -> Iterator[tuple[str, str, str, tuple[Any, ...]]]:
     """Yield the first layers of VGG and AlexNet, on bytes and on floats, and what else begins or ends a network."""
-    same, strided = ([1, 1], [1, 1], [1, 1], 1), ([4, 4], [2, 2], [1, 1], 1)
+    same, strided = (SAME, 1), (STRIDED, 1)
     mean, seed = torch.empty(3, device="meta"), torch.empty(1, dtype=torch.int64, device="meta")
     floats, vgg, alexnet = new(64, 3, 224, 224), new(64, 3, 3, 3), new(64, 3, 11, 11)
     pictures = new(64, 3, 224, 224, dtype=torch.uint8)

@@ -18,6 +18,7 @@ from launching import intercept
 from fastcnn.shapes import Window
 
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+PLACE = Window((1, 1), (1, 1), (0, 0), (1, 1), False)  # the kernel of a 1x1 convolution
 # Images, channels, rows and columns: each is 1 by itself, beside others and beside none, in each layout; 80 channels
 # and 42 x 40 pixels are more than a block.
 SIZES = {
@@ -109,7 +110,7 @@ def launches(images: int, channels: int, height: int, width: int, format: Any) -
     yield "normalize", "normalize", (bytes_, mean, mean, torch.bfloat16)
     for outputs, groups in ((1, 1), (16, 1), (2 * channels, channels)):
         weight, parameters = new(outputs, channels // groups, 1, 1), new(outputs)
-        settings, output = ([1, 1], [0, 0], [1, 1], groups), new(images, outputs, height, width)
+        settings, output = (PLACE, groups), new(images, outputs, height, width)
         yield "conv_relu", "conv_relu", (x, weight, parameters, *settings, None)
         yield "conv_relu", "conv_relu", (x, weight, parameters, *settings, "implicit_gemm")
         yield "conv_relu_pool", "conv_relu_pool_codes", (x, weight, parameters, *settings, None, pool)
@@ -122,7 +123,7 @@ def launches(images: int, channels: int, height: int, width: int, format: Any) -
             yield "conv_relu", "conv_relu", (x, weight, parameters, *settings, "packed")
             joined = (bytes_, mean, mean, weight, parameters, *settings, "packed")
             yield "normalize_conv_relu", "normalize_conv_relu", joined
-            strided = ([2, 2], [0, 0], [1, 1], 1)
+            strided = (PLACE._replace(stride=(2, 2)), 1)
             yield "conv_relu", "conv_relu", (x, weight, parameters, *strided, "space_to_depth")
             joined = (bytes_, mean, mean, weight, parameters, *strided, "space_to_depth")
             yield "normalize_conv_relu", "normalize_conv_relu", joined
@@ -133,7 +134,7 @@ def launches(images: int, channels: int, height: int, width: int, format: Any) -
         half = new(*x.shape, dtype=torch.bfloat16)
         weight = new(16, channels, 1, 1, dtype=torch.bfloat16)
         for algorithm in ("tma", "warp_specialized"):
-            yield "conv_relu", "conv_relu", (half, weight, None, [1, 1], [0, 0], [1, 1], 1, algorithm)
+            yield "conv_relu", "conv_relu", (half, weight, None, PLACE, 1, algorithm)
     for master in (False, True):
         weight = new(channels, height, dtype=torch.bfloat16 if master else torch.float32)
         copy = new(channels, height) if master else weight

@@ -50,7 +50,7 @@ def operators(dtype: torch.dtype, format: Any) -> Iterator[tuple[str, str, str, 
         """Return a 1x1 convolution, whose output is what the epilogue reads."""
         weight = torch.empty((channels, 8, 1, 1), dtype=dtype, device="meta", memory_format=format)
         bias = torch.empty(channels, dtype=dtype, device="meta")
-        return new(images, 8, height), weight, bias, [1, 1], [0, 0], [1, 1], 1, None
+        return new(images, 8, height), weight, bias, Window((1, 1), (1, 1), (0, 0), (1, 1), False), 1, None
 
     def pooled(shape: tuple[int, int, int], pool: Any) -> tuple[torch.Tensor, torch.Tensor]:
         images, channels, height = shape
