@@ -5,7 +5,6 @@ one after another, and so they do under `auto` unless a tuning table names a joi
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from fastcnn.ops.conv_relu import ConvReLU
 from fastcnn.ops.convolution import Convolution, prepare
 from fastcnn.ops.record import CONVOLUTION, IMAGES, Op
 from fastcnn.route import choose
+from fastcnn.shapes import Window
 
 
 class Joined(NamedTuple):
@@ -53,23 +53,34 @@ class NormalizeConvReLU(torch.autograd.Function):
         return image_gradients(ConvReLU, ctx, grad)
 
 
-def image_gradients(function: Any, ctx: Any, grad: Tensor, **context: Any) -> tuple[Tensor | None, ...]:
+class Context(NamedTuple):
+    """What a convolution's Function reads of its context, as a joined stage has it."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    settings: Convolution
+    backend: str
+    window: Window | None
+    before: None = None
+    masked: bool = False
+
+
+def image_gradients(function: Any, ctx: Any, grad: Tensor, window: Window | None = None) -> tuple[Tensor | None, ...]:
     """Return the gradients of a joined stage: those of the convolution's Function, with the images normalized again.
 
     Args:
         function: the Function of the stage without the normalization.
         ctx: of the joined stage, which saves images, mean, std, and what that Function saves after its input.
         grad: of the output.
-        context: further attributes of that Function's context.
+        window: of the pool, if there is one.
     """
     input, mean, std, weight, *others = ctx.saved_tensors
     needs, normalized = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]), input
     if needs[0] or needs[1]:
         run = normalize.reference if autograd.differentiable() else normalize.forward[ctx.backend]
         normalized = run(input, mean, std, weight.dtype)
-    context |= {"settings": ctx.settings, "backend": ctx.backend, "before": None, "masked": False}
-    of_stage = SimpleNamespace(saved_tensors=(normalized, weight, *others), needs_input_grad=needs, **context)
-    grad_input, *gradients = function.gradients(of_stage, grad)
+    context = Context((normalized, weight, *others), needs, ctx.settings, ctx.backend, window)
+    grad_input, *gradients = function.gradients(context, grad)
     if grad_input is not None:
         grad_input = normalize.input_gradient(grad_input, std, input.dtype)
     return grad_input, None, None, *gradients

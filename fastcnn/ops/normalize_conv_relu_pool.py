@@ -31,7 +31,7 @@ class NormalizeConvReLUPool(torch.autograd.Function):
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return image_gradients(ConvReLUPool, ctx, grad, window=ctx.window)
+        return image_gradients(ConvReLUPool, ctx, grad, ctx.window)
 
 
 def normalize_conv_relu_pool(*arguments: Any) -> Tensor | None:
