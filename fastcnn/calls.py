@@ -78,6 +78,18 @@ METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 
 
+def _pool_role(pool: Any) -> str:
+    return "pool" if pool.dilation in (1, (1, 1)) and not pool.return_indices else "lone pool"
+
+
+def _dropout_role(dropout: Any) -> str | None:  # in place, torch drops by other random numbers
+    return None if dropout.inplace else "dropout"
+
+
+# What a call, or a layer, of a role becomes by its settings.
+ADMITTED: dict[str, Callable[[Any], str | None]] = {"pool": _pool_role, "dropout": _dropout_role}
+
+
 class Call:
     """A call without its input; `role` is None if the function is not torch's own, or has been replaced since."""
 
@@ -94,21 +106,13 @@ class Call:
             self.settings = settings(*args, **kwargs)
         except TypeError:  # the call itself will say what is wrong with its arguments
             return
-        self.role = _role(role, self.settings)
+        self.role = ADMITTED[role](self.settings) if role in ADMITTED else role
 
     def __call__(self, input: Any) -> Any:
         """Call the function, or the method of the input."""
         if type(self.function) is str:
             return getattr(input, self.function)(*self.args, **self.kwargs)
         return self.function(input, *self.args, **self.kwargs)
-
-
-def _role(role: str, settings: Any) -> str | None:
-    if role == "pool" and (settings.dilation not in (1, (1, 1)) or settings.return_indices):
-        return "lone pool"
-    if role == "dropout" and settings.inplace:  # in place, torch drops by other random numbers
-        return None
-    return role
 
 
 def call(function: Any, *args: Any, **kwargs: Any) -> Call:

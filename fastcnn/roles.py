@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from fastcnn.calls import Call
+from fastcnn.calls import ADMITTED, Call
 from fastcnn.instance import is_replaced
 from fastcnn.normalization import Normalize
 
@@ -75,18 +75,5 @@ def _bn_role(bn: nn.Module) -> str | None:  # one forward serves batch norms of 
     return "bn" if getattr(type(bn), "_check_input_dim", None) is _STOCK_BN_CHECK else None
 
 
-def _pool_role(pool: nn.MaxPool2d) -> str:
-    return "pool" if pool.dilation in (1, (1, 1)) and not pool.return_indices else "lone pool"
-
-
-def _dropout_role(dropout: nn.Dropout) -> str | None:  # in place, torch drops by other random numbers
-    return None if dropout.inplace else "dropout"
-
-
-# What a layer of a role becomes by its settings.
-_ADMITTED: dict[str, Callable[[Any], str | None]] = {
-    "conv": _conv_role,
-    "bn": _bn_role,
-    "pool": _pool_role,
-    "dropout": _dropout_role,
-}
+# What a layer of a role becomes by its settings, or its class.
+_ADMITTED: dict[str, Callable[[Any], str | None]] = {"conv": _conv_role, "bn": _bn_role, **ADMITTED}

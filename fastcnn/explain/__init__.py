@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fastcnn.explain.layers import Group, Ran, alone, stages
+from fastcnn.explain.layers import alone, stages
 from fastcnn.fuse import fused
 
 MOST_OF_NAMES, LEAST_OF_REASONS = 26, 12  # columns of the table
@@ -84,22 +84,16 @@ def explain(model: nn.Module, input: Tensor | Sequence[Any] | None = None) -> Ex
     from fastcnn.explain import noting  # it brings in much of torch that nobody else needs
 
     with fused(model):
-        ran = None if input is None else noting.run(model, input)
-        groups = stages(model) if ran is None else [each.group for each in ran]
+        groups = stages(model) if input is None else noting.run(model, input)
         seen = {id(layer) for group in groups for layer in group.modules}
-        rows = [_stage_row(group) for group in groups] if ran is None else [_ran_row(each) for each in ran]
+        rows = [
+            Row(group.names, group.layers, "+".join(group.roles), group.runs, group.shape, group.reason)
+            for group in groups
+        ]
         by_itself = [
             Row((name,), (type(layer).__name__,), "", "", (), reason) for name, layer, reason in alone(model, seen)
         ]
     return Explanation(rows + by_itself)
-
-
-def _stage_row(group: Group) -> Row:
-    return Row(group.names, group.layers, "+".join(group.roles), "", (), "")
-
-
-def _ran_row(ran: Ran) -> Row:
-    return _stage_row(ran.group)._replace(runs=ran.runs, shape=ran.shape, reason=ran.reason)
 
 
 def _lines(rows: tuple[Row, ...], width: int) -> Iterator[str]:

@@ -24,21 +24,15 @@ _ROWS = (nn.Sequential, nn.ModuleList)
 
 
 class Group(NamedTuple):
-    """Layers that run as one stage."""
+    """Layers that run as one stage; where they have run, also what ran them, why, and the input's shape."""
 
     names: tuple[str, ...]
     layers: tuple[str, ...]
     roles: tuple[str, ...]
     modules: tuple[nn.Module, ...]
-
-
-class Ran(NamedTuple):
-    """A stage as it ran."""
-
-    group: Group
-    runs: str
-    reason: str
-    shape: tuple[int, ...]
+    runs: str = ""
+    reason: str = ""
+    shape: tuple[int, ...] = ()
 
 
 def group_of(

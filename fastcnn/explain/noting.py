@@ -11,18 +11,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcnn import calls
 from fastcnn import stages as fused_stages
-from fastcnn.explain.layers import Ran, group_of, names_of
+from fastcnn.explain.layers import Group, group_of, names_of
 from fastcnn.route import Route, listening
 
 
-def run(model: nn.Module, input: Any) -> list[Ran]:
+def run(model: nn.Module, input: Any) -> list[Group]:
     """Run a model once on tensors without data, and return its stages in the order in which they ran.
 
     Raises:
         TypeError: `input` is neither tensors nor sizes.
         RuntimeError: the model does not run on it.
     """
-    notes: dict[tuple[Any, ...], Ran] = {}
+    notes: dict[tuple[Any, ...], Group] = {}
     with FakeTensorMode(allow_non_fake_inputs=True) as fakes, _noting(model, notes):
         inputs = _inputs(model, input, fakes)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -46,7 +46,7 @@ def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor
 
 
 @contextmanager
-def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Ran]) -> Iterator[None]:
+def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Group]) -> Iterator[None]:
     """Note each stage that runs during the block: stages of rows, and pools and norms by themselves."""
     names = names_of(model)
     routes: list[Route] = []
@@ -56,7 +56,7 @@ def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Ran]) -> Iterator[Non
         output = function(input, *layers)
         group = group_of(layers, names, tuple(map(_text, layers)), roles)
         shape = tuple(input.shape) if isinstance(input, Tensor) else ()
-        notes.setdefault((_place(), group.names, shape), Ran(group, *_said(routes), shape))
+        notes.setdefault((_place(), group.names, shape), Group(*group[:4], *_said(routes), shape))
         return output
 
     with fused_stages.noting(note), listening(lambda op, arguments, route: routes.append(route)):

@@ -15,7 +15,6 @@ from fastcnn.console.models import (
     build_model,
     check_same_architecture,
     check_shapes,
-    default_input_size,
     pretrained_classifier,
 )
 from fastcnn.nn import Normalize
@@ -67,7 +66,6 @@ def load(weights: str, model: str | None) -> Classifier:
 
 
 def _pretrained(name: str, weights: str) -> Classifier:
-    default_input_size(name)  # which knows the names of the models
     chosen, state = pretrained_classifier(name, weights)
     classes = tuple(chosen.meta["categories"])
     with torch.device("meta"):  # initial weights would be drawn for nothing

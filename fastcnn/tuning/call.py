@@ -95,6 +95,11 @@ def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
     return key | {"versions": versions(call.device.type)}
 
 
+def key_of(op: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the key of the entry of a call in this process's present state."""
+    return describe(call_of(op, arguments, setting_of(op, arguments[0].device.type)))
+
+
 def text(key: dict[str, Any]) -> str:
     """Return a key as text, by which entries are found and sorted."""
     return json.dumps(key, sort_keys=True, default=str)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.parameters import ACTIVATION, RECORDS, RUNNING, TENSORS
-from fastcnn.tuning.call import Operand, call_of, describe, setting_of
+from fastcnn.tuning.call import Operand, key_of
 
 CONSTANTS = {"mean": 0.5, "std": 0.25}  # by which black and white get on the grid
 GRID = 16  # inputs on the grid are multiples of one 16th, parameters of one 64th
@@ -28,10 +28,10 @@ def operation(op: str) -> Callable[..., Tensor]:
 
 
 def tensors_of(op: str, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
-    """Return a call's own tensors by name, without their gradients."""
+    """Return a call's tensors by name."""
     record = RECORDS[op]
     tensors, named = record.named(*TENSORS), zip(record.names, arguments, strict=True)
-    return {name: each.detach() for name, each in named if name in tensors and isinstance(each, Tensor)}
+    return {name: each for name, each in named if name in tensors and isinstance(each, Tensor)}
 
 
 class Stage(NamedTuple):
@@ -44,14 +44,13 @@ class Stage(NamedTuple):
     @classmethod
     def of(cls, op: str, arguments: tuple[Any, ...]) -> "Stage":
         """Return the stage of a call."""
-        record = RECORDS[op]
-        tensors, given = record.named(*TENSORS), dict(zip(record.names, arguments, strict=True))
+        tensors = tensors_of(op, arguments)
         kept = {
             name: Operand(tuple(each.shape), each.stride(), each.dtype, each.requires_grad)
-            for name, each in given.items()
-            if name in tensors and isinstance(each, Tensor)
+            for name, each in tensors.items()
         }
-        return cls(op, kept, {name: value for name, value in given.items() if name not in kept})
+        settings = zip(RECORDS[op].names, arguments)
+        return cls(op, kept, {name: value for name, value in settings if name not in kept})
 
     def call(self, tensors: dict[str, Tensor]) -> Tensor:
         """Run the stage on these tensors, with the backend that is chosen."""
@@ -130,8 +129,7 @@ class Stage(NamedTuple):
     def key(self, tensors: dict[str, Tensor], *, training: bool) -> dict[str, Any]:
         """Return the key of the entry of a call with these tensors."""
         with torch.set_grad_enabled(training):
-            setting = setting_of(self.op, tensors["input"].device.type)
-            return describe(call_of(self.op, self._arguments(tensors), setting))
+            return key_of(self.op, self._arguments(tensors))
 
     def key_in(self, mode: str, device: torch.device) -> dict[str, Any]:
         """Return the key of the entry of a mode, ``inference`` or ``training``."""

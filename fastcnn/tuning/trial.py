@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastcnn.tuning import proof, telling
 from fastcnn.tuning.attempts import Attempts, Lost
-from fastcnn.tuning.call import batch_of, call_of, describe, setting_of, text
+from fastcnn.tuning.call import batch_of, key_of, text
 from fastcnn.tuning.candidates import STOCK, TOO_NOISY
 from fastcnn.tuning.lookup import entries_of, learn
 from fastcnn.tuning.parity import Reference, check
@@ -60,7 +60,7 @@ def off(op: str, arguments: tuple[Any, ...]) -> str:
         return CAPTURING
     why = _off(op, input, place)
     if why and place.by_default:
-        telling.warn_of_stock(place.name, batch_of(describe(call_of(op, arguments, setting_of(op, "cuda")))), why)
+        telling.warn_of_stock(place.name, batch_of(key_of(op, arguments)), why)
     return why
 
 
@@ -94,8 +94,9 @@ def run(op: str, arguments: tuple[Any, ...]) -> bool:
     if place is None or not _one.acquire(blocking=False):
         return False
     try:
-        stage, own = Stage.of(op, arguments), tensors_of(op, arguments)
-        key = describe(call_of(op, arguments, setting_of(op, input.device.type)))
+        stage = Stage.of(op, arguments)
+        own = {name: each.detach() for name, each in tensors_of(op, arguments).items()}
+        key = key_of(op, arguments)
         if text(key) not in entries_of(input.device):  # else another thread has just tried it
             learn(input.device, _entry(stage, key, own, place))
     finally:
