@@ -11,24 +11,12 @@ import torch
 from torch import Tensor
 
 from fastcnn.algorithms import JOINED
-from fastcnn.ops import autograd, checks, convolution, normalize
+from fastcnn.ops import autograd, checks, convolution, max_pool, normalize
 from fastcnn.ops.conv_relu import ConvReLU
 from fastcnn.ops.convolution import Convolution, prepare
 from fastcnn.ops.record import CONVOLUTION, IMAGES, Op
 from fastcnn.route import choose
 from fastcnn.shapes import Window
-
-
-class Joined(NamedTuple):
-    """A checked call that one kernel can run."""
-
-    input: Tensor
-    mean: Tensor
-    std: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    settings: Convolution
-    backend: str
 
 
 def of_images(of_weights: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,18 +74,9 @@ def image_gradients(function: Any, ctx: Any, grad: Tensor, window: Window | None
     return grad_input, None, None, *gradients
 
 
-def joined(
-    op: Op, norm_arguments: tuple[Any, ...], layer: tuple[Any, ...], pool: tuple[Any, ...] = ()
-) -> Joined | None:
-    """Return a call that one kernel can run, or None if normalization and convolution are to run separately.
-
-    Args:
-        op: the joined stage.
-        norm_arguments: of `normalize`, the images first.
-        layer: the convolution's arguments but for its input.
-        pool: the arguments of a pool that follows.
-    """
-    input, *constants = norm_arguments
+def run_joined(op: Op, *arguments: Any) -> Tensor | None:
+    """Run a joined stage in one kernel, or return None if normalization and convolution are to run separately."""
+    (input, *constants), layer, *pools = op.split(arguments)
     mean, std, dtype = normalize.prepare(op.function, input, *constants)
     if torch._C._are_functorch_transforms_active() or normalize.refuse(input, mean, std, dtype):
         return None
@@ -106,18 +85,16 @@ def joined(
         like = torch.empty_like(input, dtype=dtype)  # stands for the normalized images; never filled
         return prepare(op.function, like, *layer)
 
-    route, call = choose(op.stem, op.function, (*norm_arguments, *layer, *pool), prepared, checks.refuse_dtype)
+    route, call = choose(op.stem, op.function, arguments, prepared, checks.refuse_dtype)
     backend, algorithm, _ = route
     if algorithm is None or "+" in algorithm or backend not in JOINED.get(algorithm.partition(":")[0], ()):
         return None  # our gradient kernels read normalized images
     images, weight, bias, settings = call
     if images.shape != input.shape or images.dtype != dtype:  # padded or cast before: no kernel does that
         return None
-    return Joined(input, mean, std, weight, bias, settings.running(algorithm), backend)
-
-
-def normalize_conv_relu(*arguments: Any) -> Tensor | None:
-    """Run the whole stage in one kernel, or return None."""
-    images, layer = OP.split(arguments)
-    call = joined(OP, images, layer)
-    return None if call is None else autograd.with_batch(OP.run, *call)
+    windows = [max_pool.window_over(op.function, input, weight, settings, pool) for pool in pools]
+    if any(checks.refuse_window("pool_size", window) for window in windows):
+        return None
+    settings = settings.running(algorithm)
+    output: Tensor = autograd.with_batch(op.run, input, mean, std, weight, bias, settings, *windows, backend)
+    return output

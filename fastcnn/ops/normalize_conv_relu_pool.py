@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks, convolution, max_pool
+from fastcnn.ops import convolution
 from fastcnn.ops.conv_relu_pool import ConvReLUPool
-from fastcnn.ops.normalize_conv_relu import image_gradients, joined, of_images
+from fastcnn.ops.normalize_conv_relu import image_gradients, of_images
 from fastcnn.ops.record import CONVOLUTION, IMAGES, POOL, Op
 
 OP = Op(
@@ -32,15 +32,3 @@ class NormalizeConvReLUPool(torch.autograd.Function):
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return image_gradients(ConvReLUPool, ctx, grad, ctx.window)
-
-
-def normalize_conv_relu_pool(*arguments: Any) -> Tensor | None:
-    """Run the whole stage in one kernel, or return None."""
-    images, layer, pool = OP.split(arguments)
-    call = joined(OP, images, layer, pool)
-    if call is None:
-        return None
-    window = max_pool.window_over(OP.function, call.input, call.weight, call.settings, pool)
-    if checks.refuse_window("pool_size", window):
-        return None
-    return autograd.with_batch(OP.run, *call[:-1], window, call.backend)

@@ -168,21 +168,19 @@ lrn_pool = _fronted(norm_pool.OP, norm_pool.lrn_pool)
 max_pool = fronted(pool.OP.stem, _plan_max_pool, pool.OP.prepare, pool.max_pool)
 
 
-def _joined(op: Op, fused: Any, planned: Any, python: Any) -> Any:
+def _joined(op: Op, planned: Any, python: Any) -> Any:
     """Return what runs a stage that begins with a normalization: in one kernel if there is one, else in two steps."""
 
     def run(*arguments: Any) -> Tensor:
-        images, *groups = op.split(arguments)
-        output = fused(*arguments)
+        output = joined.run_joined(op, *arguments)
         if output is not None:
             return output
+        images, *groups = op.split(arguments)
         rest = python if is_compiling() else planned
         return rest(normalize(*images), *chain.from_iterable(groups))
 
     return run
 
 
-normalize_conv_relu = _joined(joined.OP, joined.normalize_conv_relu, conv_relu, conv.conv_relu)
-normalize_conv_relu_pool = _joined(
-    joined_pool.OP, joined_pool.normalize_conv_relu_pool, conv_relu_pool, conv_pool.conv_relu_pool
-)
+normalize_conv_relu = _joined(joined.OP, conv_relu, conv.conv_relu)
+normalize_conv_relu_pool = _joined(joined_pool.OP, conv_relu_pool, conv_pool.conv_relu_pool)
