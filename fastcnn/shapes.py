@@ -71,14 +71,8 @@ class Window(NamedTuple):
         ceil_mode: bool,
     ) -> "Window":
         """Return the window of an operator's arguments, which come as lists; Triton's constants must be hashable."""
-        height, width = size
-        return cls(
-            (height, width),
-            (stride[0], stride[1]),
-            (padding[0], padding[1]),
-            (dilation[0], dilation[1]),
-            bool(ceil_mode),
-        )
+        sizes, strides, pads, steps = ((each[0], each[1]) for each in (size, stride, padding, dilation))
+        return cls(sizes, strides, pads, steps, bool(ceil_mode))
 
     @classmethod
     def of_numbers(cls, numbers: Sequence[int]) -> "Window":

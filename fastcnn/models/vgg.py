@@ -10,20 +10,6 @@ from fastcnn.fuse import fuse
 from fastcnn.models.dropin import DropIn, dropout_classifier
 from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights, takes_pretrained
 
-__all__ = [
-    "VGG",
-    "vgg11",
-    "vgg11_bn",
-    "vgg11_lrn",
-    "vgg13",
-    "vgg13_bn",
-    "vgg16",
-    "vgg16_1x1",
-    "vgg16_bn",
-    "vgg19",
-    "vgg19_bn",
-]
-
 # A number is a 3x3 convolution with so many output channels, a pair (channels, 1) a 1x1 convolution, "M" a 2x2
 # max-pool, "LRN" a local response normalization.
 Layer: TypeAlias = int | tuple[int, int] | Literal["M", "LRN"]

@@ -120,15 +120,10 @@ def blocks(order: Tensor, batch_size: int, steps: int) -> Iterator[Tensor]:
         yield rest.unsqueeze(0)
 
 
-def stratified_split(labels: Tensor, held_out: float = HELD_OUT) -> tuple[Tensor, Tensor]:
-    """Split indices into training and held-out ones with the same share of every class, always the same way.
+def stratified_split(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Split the indices of labels, (N,) int64, into training and held-out ones, always the same way.
 
-    Args:
-        labels: (N,) int64.
-        held_out: share of each class that is held out.
-
-    Returns:
-        Two sorted int64 tensors that together hold each index once.
+    A fifth of each class is held out. Returns two sorted int64 tensors that together hold each index once.
 
     Example:
         >>> [len(part) for part in stratified_split(torch.tensor([0] * 10 + [1] * 5))]
@@ -139,7 +134,7 @@ def stratified_split(labels: Tensor, held_out: float = HELD_OUT) -> tuple[Tensor
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
-        num_test = round(len(members) * held_out)
+        num_test = round(len(members) * HELD_OUT)
         test.append(members[:num_test])
         train.append(members[num_test:])
     return torch.cat(train).sort().values, torch.cat(test).sort().values
