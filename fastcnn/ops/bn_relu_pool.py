@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, bn_relu, max_pool, stock
+from fastcnn.ops import autograd, bn_relu, checks, max_pool, stock
 from fastcnn.ops.bn_relu import GRADIENTS
 from fastcnn.ops.record import BATCH_NORM, INPUT, POOL, Op
 
@@ -22,7 +22,9 @@ def reference(*arguments: Any) -> Tensor:
 
 def _prepare(*arguments: Any) -> tuple[Any, ...]:
     (input,), norm, pool = OP.split(arguments)
-    return *bn_relu.prepare(OP.function, input, *norm), max_pool.window_after_norm(OP.function, input, pool)
+    prepared = bn_relu.prepare(OP.function, input, *norm)
+    checks.check_image(OP.function, input)
+    return *prepared, max_pool.window_over(OP.function, input.shape[-3:], *pool)
 
 
 def _refuse(*prepared: Any) -> str:

@@ -28,7 +28,8 @@ def _fake_backward(
 def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
     (input,), layer, pool = OP.split(arguments)
     input, weight, bias, settings = prepare(OP.function, input, *layer)
-    return input, weight, bias, settings, max_pool.window_over(OP.function, input, weight, settings, pool)
+    plane = output_shape(input, weight, settings.window(weight))
+    return input, weight, bias, settings, max_pool.window_over(OP.function, plane, *pool)
 
 
 OP = Op(
@@ -62,7 +63,7 @@ class ConvReLUPool(torch.autograd.Function):
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, codes, anchor = ctx.saved_tensors
-        _, _, height, width = output_shape(input, weight, ctx.settings.window(weight))
+        _, height, width = output_shape(input, weight, ctx.settings.window(weight))
         if autograd.differentiable():
             return stock_gradients(ctx, unpool(grad, codes, ctx.window, height, width, anchor), input, weight)
         pool = ctx.window.numbers()

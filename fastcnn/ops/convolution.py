@@ -49,23 +49,23 @@ def run_batched(run: Callable[..., Any], route: Route, *prepared: Any) -> Tensor
     return output
 
 
-def output_shape(input: Tensor, weight: Tensor, window: Window) -> tuple[Any, ...]:
-    """Return (N, C_out, OH, OW) for a batched input."""
-    return (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
+def output_shape(input: Tensor, weight: Tensor, window: Window) -> tuple[int, int, int]:
+    """Return (C_out, OH, OW)."""
+    return weight.shape[0], *window.output_size(input.shape[-2], input.shape[-1])
 
 
 def flops(input: Tensor, weight: Tensor, _: Tensor | None, window: Window, *__: Any) -> int:
     """Return the number of FLOPs of a convolution."""
-    images, _, height, width = output_shape(input, weight, window)
-    return int(2 * images * height * width * weight.numel())
+    height, width = output_shape(input, weight, window)[1:]
+    return int(2 * input.shape[0] * height * width * weight.numel())
 
 
 def fake(input: Tensor, weight: Tensor, _: Tensor | None, window: Window, *others: Any) -> Tensor:
     """Return an empty tensor with the shape and strides of the stage's output; a pool's window comes last."""
-    shape = output_shape(input, weight, window)
+    channels, height, width = output_shape(input, weight, window)
     if isinstance(others[-1], Window):
-        shape = *shape[:2], *others[-1].output_size(*shape[2:])
-    format = conv_memory_format(input, weight)
+        height, width = others[-1].output_size(height, width)
+    shape, format = (input.shape[0], channels, height, width), conv_memory_format(input, weight)
     return torch.empty(shape, dtype=weight.dtype, device=input.device, memory_format=format)
 
 

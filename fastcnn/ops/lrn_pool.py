@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, lrn, max_pool, stock
+from fastcnn.ops import autograd, checks, lrn, max_pool, stock
 from fastcnn.ops.codes import unpool
 from fastcnn.ops.record import INPUT, POOL, Op, like, operands
 from fastcnn.ops.record import LRN as NORM
@@ -19,7 +19,9 @@ def reference(*arguments: Any) -> Tensor:
 
 def _prepare(*arguments: Any) -> tuple[Any, ...]:
     (input,), norm, pool = OP.split(arguments)
-    return *lrn.prepare(OP.function, input, *norm), max_pool.window_after_norm(OP.function, input, pool)
+    prepared = lrn.prepare(OP.function, input, *norm)
+    checks.check_image(OP.function, input)
+    return *prepared, max_pool.window_over(OP.function, input.shape[-3:], *pool)
 
 
 def _refuse(*prepared: Any) -> str:

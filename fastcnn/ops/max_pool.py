@@ -1,5 +1,6 @@
 """Max-pool: the reference, the operators ``max_pool``, ``max_pool_codes``, ``max_pool_backward``, and autograd."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.codes import codes_to_indices, unpool
-from fastcnn.ops.convolution import Convolution, output_shape
 from fastcnn.ops.record import INPUT, WINDOW, Op
 from fastcnn.ops.stock import max_pool as reference
 from fastcnn.shapes import Size, Window, memory_format, pair
@@ -36,9 +36,7 @@ def _prepare(
 ) -> tuple[Tensor, Window]:
     checks.check_tensor(OP.function, "input", input)
     checks.check_image(OP.function, input)
-    window = pool_window(OP.function, "", size, stride, padding, ceil_mode, dilation)
-    check_window(OP.function, window, "", *input.shape[-3:])
-    return input, window
+    return input, window_over(OP.function, input.shape[-3:], size, stride, padding, ceil_mode, dilation, prefix="")
 
 
 def refuse(input: Tensor, *others: Any, name: str = "pool_size") -> str:
@@ -122,17 +120,8 @@ def check_window(function: str, window: Window, prefix: str, channels: int, heig
         checks.check_window(function, window, prefix, channels, height, width)
 
 
-def window_over(function: str, input: Tensor, weight: Tensor, settings: Convolution, pool: tuple[Any, ...]) -> Window:
-    """Return the window of a pool over a convolution's output, checked against it."""
-    window = pool_window(function, "pool_", *pool)
-    images = input if input.dim() == 4 else input[None]
-    check_window(function, window, "pool_", *output_shape(images, weight, settings.window(weight))[1:])
-    return window
-
-
-def window_after_norm(function: str, input: Tensor, pool: tuple[Any, ...]) -> Window:
-    """Return the window of a pool over a normalization's output, checked against it."""
-    checks.check_image(function, input)
-    window = pool_window(function, "pool_", *pool)
-    check_window(function, window, "pool_", *input.shape[-3:])
+def window_over(function: str, plane: Sequence[int], *pool: Any, prefix: str = "pool_") -> Window:
+    """Return a pool's window, checked against what it slides over: (C, H, W)."""
+    window = pool_window(function, prefix, *pool)
+    check_window(function, window, prefix, *plane)
     return window

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastcnn.algorithms import JOINED
 from fastcnn.ops import autograd, checks, convolution, max_pool, normalize
 from fastcnn.ops.conv_relu import ConvReLU
-from fastcnn.ops.convolution import Convolution, prepare
+from fastcnn.ops.convolution import Convolution, output_shape, prepare
 from fastcnn.ops.record import CONVOLUTION, IMAGES, Op
 from fastcnn.route import choose
 from fastcnn.shapes import Window
@@ -92,7 +92,8 @@ def run_joined(op: Op, *arguments: Any) -> Tensor | None:
     images, weight, bias, settings = call
     if images.shape != input.shape or images.dtype != dtype:  # padded or cast before: no kernel does that
         return None
-    windows = [max_pool.window_over(op.function, input, weight, settings, pool) for pool in pools]
+    plane = output_shape(input, weight, settings.window(weight))
+    windows = [max_pool.window_over(op.function, plane, *pool) for pool in pools]
     if any(checks.refuse_window("pool_size", window) for window in windows):
         return None
     settings = settings.running(algorithm)

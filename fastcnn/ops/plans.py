@@ -111,7 +111,7 @@ def _plan(op: Op, *arguments: Any) -> Plan:
         settings = settings.running(route.algorithm) if route.algorithm else settings
         if settings.dgrad is not None or settings.wgrad is not None or images.shape != input.shape:
             return None  # gradients by our kernels, which neighbours share, or an input that is padded by hand
-        size = output_shape(images if images.dim() == 4 else images[None], weight, settings.window(weight))[2:]
+        size = output_shape(images, weight, settings.window(weight))[1:]
         plan["convolution"], plan["algorithm"] = settings.operands()
     pooled = dict(zip(("height", "width"), size)) if "window" in plan else {}
     return {**plan, **pooled, "derive": op.derivative(route.backend, prepared, before=None, **pooled)}
