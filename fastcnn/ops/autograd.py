@@ -76,9 +76,11 @@ def applier(function: Any) -> Callable[..., Any]:
 
     _in_graph.append(whole)
 
+    run, set_up = function.forward, function.setup_context
+
     def forward(ctx: Any, *args: Any) -> Any:
-        output = function.forward(*args)
-        function.setup_context(ctx, args, output)
+        output = run(*args)
+        set_up(ctx, args, output)
         return output
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}

@@ -145,7 +145,9 @@ def launch(op: Op, route: Route, input: Tensor, *prepared: Any) -> Tensor:
             _update(mean, own_mean, mode.momentum)
             _update(variance, unbiased, mode.momentum)
         mean, variance = own_mean, own_variance
-    output: Tensor = op.run(input, mean.float(), variance.float(), scale, shift, mode, *window, route.backend)
+    else:
+        mean, variance = mean.float(), variance.float()
+    output: Tensor = op.run(input, mean, variance, scale, shift, mode, *window, route.backend)
     return output
 
 

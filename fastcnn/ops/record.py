@@ -196,15 +196,16 @@ class Op:
         runs = recorded or values
 
         def forward(*call: Any) -> Any:
-            output = runs[call[-1]](*operands(call[:-1]))
+            output = runs[call[-1]](*(operands(call[:-1]) if settings else call[:-1]))
             return (*output, autograd.anchor(output[0])) if anchored else output
 
         def decorate(function: Any) -> Any:
             def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-                *_, ctx.backend = inputs
-                for name, value in zip(settings, inputs[-1 - len(settings) :]):
-                    setattr(ctx, name, value)
-                if isinstance(output, tuple):
+                ctx.backend = inputs[-1]
+                if settings:
+                    for name, value in zip(settings, inputs[-1 - len(settings) :]):
+                        setattr(ctx, name, value)
+                if type(output) is tuple:
                     ctx.set_materialize_grads(False)
                     ctx.mark_non_differentiable(output[1])
                 ctx.save_for_backward(*function.saves(ctx, inputs, output))
@@ -335,10 +336,12 @@ def like(input: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(input, memory_format=memory_format(input))
 
 
-def operands(prepared: tuple[Any, ...]) -> Iterator[Any]:
-    """Yield an operator's arguments: tensors and numbers as they are, windows and other settings flattened."""
+def operands(prepared: tuple[Any, ...]) -> list[Any]:
+    """Return an operator's arguments: tensors and numbers as they are, windows and other settings flattened."""
+    found: list[Any] = []
     for each in prepared:
         if isinstance(each, tuple):
-            yield from each.operands()  # type: ignore[attr-defined]
+            found.extend(each.operands())  # type: ignore[attr-defined]
         else:
-            yield each
+            found.append(each)
+    return found
