@@ -100,6 +100,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     return True
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Call a run passed that the time alone has ended."""
+    if Limit.left > 0 and exitstatus == pytest.ExitCode.INTERRUPTED and not session.testsfailed:
+        session.exitstatus = pytest.ExitCode.OK
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out."""
     if Limit.left > 0:

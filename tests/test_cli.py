@@ -98,6 +98,7 @@ MISTAKES = {
     "unknown data set": ("train cifar", 2, "cifar"),
     "no epochs": ("train mnist --epochs 0", 2, "--epochs"),
     "not a size": ("summary alexnet --input-size 3,x,7", 2, "expected three sizes C,H,W"),
+    "a size of zero": ("summary alexnet --input-size 3,0,7", 2, "expected three sizes C,H,W"),
     "not a literal": ("summary alexnet --option dropout=maybe", 2, "expected KEY=VALUE such as lrn=False"),
     "resume under another name": ("train mnist --resume a --name b", 2, "leave out --name"),
     "missing folder": ("train mnist --data nowhere", 2, "nowhere: no such folder"),

@@ -177,14 +177,15 @@ def test_slow_loader_is_told_with_figures(images: str, tmp_path: Path, caplog: p
         assert ("--workers" in caplog.text) == said
 
 
-def test_nan_keeps_the_checkpoint_of_the_step_before(
-    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("loss", ["nan", "inf"])
+def test_a_loss_that_is_no_number_keeps_the_checkpoint_of_the_step_before(
+    loss: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mean_loss = distributed.OneProcess.mean_loss
-    losses = iter([1, 1, 1, 1, float("nan"), 1])
+    losses = iter([1, 1, 1, 1, float(loss), 1])
     monkeypatch.setattr(distributed.OneProcess, "mean_loss", lambda self, loss: mean_loss(self, loss) * next(losses))
     with pytest.raises(
-        UserError, match=r"the loss became nan in epoch 2, step 2; a smaller --lr .*\.pt holds epoch 2 of 2, step 1"
+        UserError, match=rf"the loss became {loss} in epoch 2, step 2; a smaller --lr .*\.pt holds epoch 2 of 2, step 1"
     ):
         train(replace(SETTINGS, data=images, checkpoint_every=1), tmp_path)
     assert len(checkpoint.load(tmp_path)["lanes"]["fastcnn"]["losses"]) == 4
