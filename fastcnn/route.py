@@ -81,7 +81,7 @@ class Fastest(NamedTuple):
 # less than the noise. In channels_last stock's batch norm is as fast as ours, but for the forward with running
 # statistics (bn_relu_running); a small max-pool with a gradient is as fast in stock. In bfloat16 torch has no LRN on
 # the CPU outside autocast.
-STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "conv_bn", "conv_relu", "linear_relu")}
+STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "conv_bn", "conv_relu", "linear_relu", "max_pool_indices")}
 _NARROW = torch.float32, torch.bfloat16
 _FLOAT = (torch.float32,)
 FASTEST: dict[tuple[str, str], Fastest] = {

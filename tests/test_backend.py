@@ -319,8 +319,9 @@ def test_cpu_backend_runs_its_own_operators(function):
 
 @pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
 def test_auto_takes_the_cpu_kernels_only_where_they_were_faster():
-    def kernels(input):
-        return [name for name, _ in recorded(lambda: FF.max_pool2d(input, 2)) if name.startswith("fastcnn.")]
+    def kernels(input, **settings):
+        calls = recorded(lambda: FF.max_pool2d(input, 2, **settings))
+        return [name for name, _ in calls if name.startswith("fastcnn.")]
 
     large = torch.randn(8, 32, 32, 32)
     small, turned = large[:1, :8], large.to(memory_format=torch.channels_last)
@@ -332,6 +333,7 @@ def test_auto_takes_the_cpu_kernels_only_where_they_were_faster():
     assert kernels(large[:2].clone().requires_grad_())
     assert kernels(large.bfloat16())
     assert not kernels(large.half())
+    assert not kernels(large, return_indices=True)
 
 
 @pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")

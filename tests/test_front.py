@@ -33,7 +33,7 @@ def counted():
 
     def plan(*arguments):
         counts["planned"] += 1
-        return plans._plan_max_pool(*arguments)
+        return plans._plan(max_pool.OP, *arguments)
 
     def python(*arguments):
         counts["python"] += 1
@@ -41,8 +41,8 @@ def counted():
 
     run = front.fronted("max_pool", plan, max_pool.OP.prepare, python)
 
-    def pool(input, size=2, stride=None, padding=0, dilation=1, ceil_mode=False):
-        return run(input, size, stride, padding, dilation, ceil_mode, False)
+    def pool(input, size=2, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+        return run(input, size, stride, padding, dilation, ceil_mode, return_indices)
 
     pool.counts = counts
     return pool
@@ -58,6 +58,22 @@ def test_a_call_is_planned_once(backend, counted):
         assert torch.equal(counted(x), F.max_pool2d(x, 2))
     assert torch.equal(counted(image()), counted(image())) is False
     assert counted.counts == {"planned": 1, "python": 0}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_stock_pool_gives_its_indices(grad, counted):
+    x = image(grad=grad)
+    with fastcnn.use_backend("auto"):
+        results = counted(x, return_indices=True)
+        assert torch.equal(counted(x), results[0])  # the same call without indices has a plan of its own
+    assert type(results) is tuple
+    assert all(map(torch.equal, results, F.max_pool2d(x, 2, return_indices=True)))
+    assert [each.requires_grad for each in results] == [grad, False]
+    assert counted.counts == {"planned": 2, "python": 0}
+    if grad:
+        weights = torch.randn_like(results[0])
+        (expected,) = torch.autograd.grad((F.max_pool2d(x, 2) * weights).sum(), x)
+        assert torch.equal(torch.autograd.grad((results[0] * weights).sum(), x)[0], expected)
 
 
 def test_a_list_that_changes_is_another_call(backend, counted):
@@ -175,7 +191,7 @@ def test_a_plan_made_while_the_backend_changes_is_not_kept():
         if len(asked) == 1:
             with fastcnn.use_backend("torch"):
                 pass
-        return plans._plan_max_pool(*arguments)
+        return plans._plan(max_pool.OP, *arguments)
 
     run = front.fronted("max_pool", plan, max_pool.OP.prepare, max_pool.max_pool)
     for _ in range(3):

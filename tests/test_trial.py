@@ -308,4 +308,5 @@ def test_what_no_kernel_takes_is_not_tried(player):
         FF.max_pool2d(torch.randn(2, 3, 8, 8).double(), 2)
         FF.max_pool2d(torch.randn(0, 3, 8, 8), 2)
         FF.max_pool2d(torch.randn(2, 3, 8, 8).to_mkldnn(), 2)
+        FF.max_pool2d(torch.randn(2, 3, 8, 8), 2, return_indices=True)
     assert not player.timed

@@ -17,6 +17,7 @@ struct Runners {
   Names names;
   Tensor (*stock)(const Plan&, const Tensors&);
   Tensor (*kernel)(const PlanPtr&, const Tensors&);
+  std::tuple<Tensor, Tensor> (*stock_with_indices)(const Plan&, const Tensors&) = nullptr;
 };
 
 // The plans of one op; used with the GIL held.
@@ -61,13 +62,22 @@ inline std::atomic<int> aside{0};  // while above 0 every call goes down the Pyt
 
 inline PyObject* run(const Function& function, const PlanPtr& plan, const Tensors& tensors) {
   HANDLE_TH_ERRORS
-  Tensor output;
+  const Runners& runners = *function.runners;
+  Tensor output, indices;
   {
     const pybind11::gil_scoped_release others;
-    output = plan->way == Plan::Way::STOCK ? function.runners->stock(*plan, tensors)
-                                           : function.runners->kernel(plan, tensors);
+    if (plan->indices) {
+      std::tie(output, indices) = runners.stock_with_indices(*plan, tensors);
+    } else {
+      output = plan->way == Plan::Way::STOCK ? runners.stock(*plan, tensors) : runners.kernel(plan, tensors);
+    }
   }
-  return THPVariable_Wrap(std::move(output));
+  THPObjectPtr first(THPVariable_Wrap(std::move(output)));
+  if (!first || !plan->indices) {
+    return first.release();
+  }
+  THPObjectPtr second(THPVariable_Wrap(std::move(indices)));
+  return second ? PyTuple_Pack(2, first.get(), second.get()) : nullptr;
   END_HANDLE_TH_ERRORS
 }
 

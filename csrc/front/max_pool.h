@@ -2,6 +2,7 @@
 // Max-pool.
 
 #include <ATen/ops/max_pool2d.h>
+#include <ATen/ops/max_pool2d_with_indices.h>
 
 #include "node.h"
 
@@ -19,6 +20,12 @@ struct MaxPool {
   static constexpr bool MATERIALIZES = false, ANCHORED = true;
 
   static Tensor stock(const Plan& plan, const Tensors& tensors) { return stock_pool(plan, tensors[0]); }
+
+  static std::tuple<Tensor, Tensor> stock_with_indices(const Plan& plan, const Tensors& tensors) {
+    const at::IntArrayRef window = plan.window;
+    return at::max_pool2d_with_indices(
+        tensors[0], window.slice(0, 2), window.slice(2, 2), window.slice(4, 2), window.slice(6, 2), window[8] != 0);
+  }
 
   static Tensor kernel(const PlanPtr& plan, const Tensors& tensors) {
     return with_batch(*plan, tensors[0], [&](const Tensor& input) {

@@ -20,7 +20,11 @@ namespace {
 
 template <class Op>
 constexpr Runners runners_of() {
-  return {Op::STEM, Op::NAMES, &Op::stock, &Op::kernel};
+  if constexpr (requires { &Op::stock_with_indices; }) {
+    return {Op::STEM, Op::NAMES, &Op::stock, &Op::kernel, &Op::stock_with_indices};
+  } else {
+    return {Op::STEM, Op::NAMES, &Op::stock, &Op::kernel};
+  }
 }
 
 constexpr std::array RUNNERS{runners_of<AddReLU>(), runners_of<BatchNormReLU>(), runners_of<BatchNormReLUPool>(),

@@ -33,6 +33,7 @@ struct Plan {
   Way way = Way::PYTHON;
   bool batched = true;                   // whether the input has a batch axis already
   bool training = false;                 // of a batch norm or a dropout
+  bool indices = false;                  // whether a stock pool gives its indices too
   std::optional<at::ScalarType> cast;    // autocast's dtype, where a kernel gets its tensors in it
   std::vector<int64_t> convolution;      // stride, padding, dilation, groups
   std::string padding;                   // of a stock convolution, where it has a name
@@ -114,6 +115,7 @@ inline PlanPtr read_plan(PyObject* answer, const Names& names) {
   plan->way = backend == "torch" ? Plan::Way::STOCK : Plan::Way::KERNEL;
   plan->batched = reading::flag(answer, "batched", true);
   plan->training = reading::flag(answer, "training", false);
+  plan->indices = reading::flag(answer, "indices", false);
   plan->convolution = reading::integers(answer, "convolution");
   plan->padding = reading::text(answer, "padding");
   plan->window = reading::integers(answer, "window");

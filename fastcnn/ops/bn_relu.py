@@ -97,8 +97,10 @@ def _measured(*arguments: Any) -> str:
 
 
 OP = Op(
-    *("bn_relu", "batch_norm_relu"),
-    *(INPUT, BATCH_NORM),
+    "bn_relu",
+    "batch_norm_relu",
+    INPUT,
+    BATCH_NORM,
     stock=reference,
     prepare=partial(prepare, "batch_norm_relu"),
     refuse=refuse,

@@ -32,8 +32,11 @@ def _refuse(*prepared: Any) -> str:
 
 
 OP = Op(
-    *("bn_relu_pool", "batch_norm_relu_max_pool2d"),
-    *(INPUT, BATCH_NORM, POOL),
+    "bn_relu_pool",
+    "batch_norm_relu_max_pool2d",
+    INPUT,
+    BATCH_NORM,
+    POOL,
     stock=reference,
     prepare=_prepare,
     refuse=_refuse,

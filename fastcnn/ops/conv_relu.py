@@ -18,8 +18,10 @@ def fake_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor
 
 
 OP = Op(
-    *("conv_relu", "conv2d_relu"),
-    *(INPUT, CONVOLUTION),
+    "conv_relu",
+    "conv2d_relu",
+    INPUT,
+    CONVOLUTION,
     stock=reference,
     prepare=partial(prepare, "conv2d_relu"),
     refuse=checks.refuse_dtype,

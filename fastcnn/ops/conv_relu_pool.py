@@ -33,8 +33,11 @@ def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolutio
 
 
 OP = Op(
-    *("conv_relu_pool", "conv2d_relu_max_pool2d"),
-    *(INPUT, CONVOLUTION, POOL),
+    "conv_relu_pool",
+    "conv2d_relu_max_pool2d",
+    INPUT,
+    CONVOLUTION,
+    POOL,
     stock=reference,
     prepare=_prepare,
     refuse=max_pool.refuse,

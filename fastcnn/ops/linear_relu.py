@@ -63,8 +63,10 @@ def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 OP = Op(
-    *("linear_relu", "linear_relu"),
-    *(INPUT, LINEAR),
+    "linear_relu",
+    "linear_relu",
+    INPUT,
+    LINEAR,
     stock=reference,
     prepare=partial(prepare, "linear_relu"),
     refuse=refuse,

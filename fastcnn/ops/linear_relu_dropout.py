@@ -16,8 +16,10 @@ from fastcnn.ops.linear_relu import by_rows, fake, flops, gradients, operands_to
 from fastcnn.ops.record import INPUT, LINEAR, Op
 
 OP = Op(
-    *("linear_relu_dropout", "linear_relu_dropout"),
-    *(INPUT, LINEAR),
+    "linear_relu_dropout",
+    "linear_relu_dropout",
+    INPUT,
+    LINEAR,
     prepare=partial(prepare, "linear_relu_dropout"),
     refuse=refuse,
     backends=("triton",),

@@ -53,8 +53,10 @@ def refuse(input: Tensor, norm: LRN, *_: Any) -> str:
 
 
 OP = Op(
-    *("lrn", "local_response_norm"),
-    *(INPUT, NORM),
+    "lrn",
+    "local_response_norm",
+    INPUT,
+    NORM,
     stock=reference,
     prepare=partial(prepare, "local_response_norm"),
     refuse=refuse,

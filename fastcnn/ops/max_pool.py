@@ -51,12 +51,20 @@ def refuse_after_norm(input: Tensor, *others: Any) -> str:
     return refuse(input, *others)
 
 
+def _measured(*arguments: Any) -> str:
+    """Return the name by which it was measured: indices are made of the codes, which costs more than the pool."""
+    return "max_pool_indices" if arguments[-1] else "max_pool"
+
+
 OP = Op(
-    *("max_pool", "max_pool2d"),
-    *(INPUT, WINDOW),
+    "max_pool",
+    "max_pool2d",
+    INPUT,
+    WINDOW,
     stock=reference,
     prepare=_prepare,
     refuse=partial(refuse, name="kernel_size"),
+    measured=_measured,
 )
 _values = OP.forward(fake)
 _codes = OP.codes(fake)

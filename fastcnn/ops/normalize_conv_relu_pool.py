@@ -11,8 +11,11 @@ from fastcnn.ops.normalize_conv_relu import image_gradients, of_images
 from fastcnn.ops.record import CONVOLUTION, IMAGES, POOL, Op
 
 OP = Op(
-    *("normalize_conv_relu_pool", "conv2d_relu_max_pool2d"),
-    *(IMAGES, CONVOLUTION, POOL),
+    "normalize_conv_relu_pool",
+    "conv2d_relu_max_pool2d",
+    IMAGES,
+    CONVOLUTION,
+    POOL,
     backends=("triton",),
     product="conv",
 )

@@ -53,7 +53,9 @@ def _pool(_: Tensor, *window: Any) -> dict[str, Any]:
 def _window(
     _: Tensor, size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any, return_indices: Any
 ) -> dict[str, Any]:
-    return {"window": pool.pool_window("", "", size, stride, padding, ceil_mode, dilation).numbers()}
+    checks.check_flag("", "", return_indices)
+    window = pool.pool_window("", "", size, stride, padding, ceil_mode, dilation)
+    return {"window": window.numbers(), "indices": return_indices}
 
 
 def _lrn(input: Tensor, size: Any, *constants: Any) -> dict[str, Any]:
@@ -103,6 +105,8 @@ def _plan(op: Op, *arguments: Any) -> Plan:
         return None
     if op.runs_stock(route, arguments):
         return {**plan, "backend": "torch"}
+    if plan.get("indices"):
+        return None  # Python makes them of the kernel's codes
     input, given = arguments[0], op.tensors(arguments)
     plan |= {"backend": route.backend, "batched": input.dim() == 4, "cast": _cast(prepared, given)}
     size = input.shape[-2:]
@@ -121,10 +125,6 @@ def _cast(prepared: tuple[Any, ...], given: tuple[Any, ...]) -> Any:
     """Return the dtype to which autocast casts a call's tensors, if it casts any."""
     changes = any(a is not None and b is not None and a.dtype != b.dtype for a, b in zip(prepared, given))
     return prepared[0].dtype if changes else None
-
-
-def _plan_max_pool(*arguments: Any) -> Plan:
-    return _plan(pool.OP, *arguments) if arguments[-1] is False else None  # else it returns indices
 
 
 def _plan_linear_relu_dropout(*arguments: Any) -> Plan:
@@ -165,7 +165,7 @@ linear_relu_dropout = fronted(
 )
 lrn = _fronted(norm.OP, norm.lrn)
 lrn_pool = _fronted(norm_pool.OP, norm_pool.lrn_pool)
-max_pool = fronted(pool.OP.stem, _plan_max_pool, pool.OP.prepare, pool.max_pool)
+max_pool = _fronted(pool.OP, pool.max_pool)
 
 
 def _joined(op: Op, planned: Any, python: Any) -> Any:

@@ -54,6 +54,8 @@ def off(op: str, arguments: tuple[Any, ...]) -> str:
         return "tried at its first eager call"
     if input.dtype not in _DTYPES or input.numel() == 0:
         return f"no kernel takes {input.dtype}" if input.numel() else "an empty batch is not tried"
+    if op == "max_pool" and arguments[-1]:
+        return "kernels write codes, which cost more than the pool to be made indices"
     place = place_of(input.device)
     assert place is not None
     if place.is_capturing():
