@@ -307,10 +307,10 @@ def operators(type_name: str, layout: str) -> Iterator[Case]:
         )
         yield Case(f"batch norm+ReLU backward {name}", 5 * moved, [sums, gradient])
     x = new(64, 256, 56)
-    blocks = ceil_div(x.elements, BLOCK * x.width)
+    blocks = ceil_div(x.elements, BLOCK * 8)
     for backward, name in ((False, "add+ReLU ResNet 56"), (True, "add+ReLU backward ResNet 56")):
         kernel = f"combine_kernel<{cpp}, {x.width}, {str(backward).lower()}>"
-        yield Case(name, 3 * x.elements * size, [Launch(kernel, blocks, BLOCK, branches=(0,))])
+        yield Case(name, 3 * x.elements * size, [Launch(kernel, blocks, BLOCK, branches=(1,))])
 
 
 def passes(code: issue_slots.Code, launch: Launch) -> list[float]:

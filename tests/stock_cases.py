@@ -161,7 +161,7 @@ def rows(wanted: str = "") -> dict[str, dict[str, Any]]:
 MORE: dict[str, dict[str, str]] = {
     "CUDA": {
         "fp32 NHWC bias.ReLU backward": "at a fifth of the memory's time, as it adds up a bias gradient in one pass",
-        "add.ReLU backward": "at a quarter of the memory's time: 64-bit indices",
+        "fp32 .* add.ReLU backward": "at a twelfth of the memory's time: 64-bit indices",
     },
     "Triton": {
         "NHWC bias.ReLU backward": "at under half of the memory's time, as it adds up a bias gradient in one pass",

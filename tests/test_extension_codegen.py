@@ -95,8 +95,8 @@ REACHED = {
     "batch norm statistics": (0.76, 0.76, 0.35, 0.34),
     "batch norm+ReLU": (0.65, 0.64, 0.29, 0.33),
     "batch norm+ReLU backward": (0.55, 0.53, 0.25, 0.27),
-    "add+ReLU": (0.20, 0.20, 0.11, 0.11),
-    "add+ReLU backward": (0.22, 0.22, 0.11, 0.11),
+    "add+ReLU": (0.18, 0.18, 0.07, 0.07),
+    "add+ReLU backward": (0.17, 0.17, 0.07, 0.07),
 }
 
 
