@@ -50,6 +50,11 @@ class Result(NamedTuple):
         """Return stock's seconds, the better of two."""
         return self.trials[0].seconds or 0.0
 
+    @property
+    def speedup(self) -> float:
+        """Return how much faster than stock the winner is."""
+        return self.stock / self.winner.seconds if self.winner.seconds else 1.0
+
 
 def tune(
     stages: Iterable[Stage],
