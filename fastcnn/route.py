@@ -78,9 +78,9 @@ class Fastest(NamedTuple):
 # such a device against stock torch; without an entry `auto` runs the stock layers.
 # CPU, by benchmarks/results/cpu/*.jsonl and the table in benchmarks/NOTES.md: conv_relu and linear_relu run stock, as
 # torch computes their matrix product either way; add_relu and folding a batch norm into its convolution (conv_bn) save
-# less than the noise. In channels_last stock's batch norm is as fast as ours, but for the forward with running
-# statistics (bn_relu_running); a small max-pool with a gradient is as fast in stock. In bfloat16 torch has no LRN on
-# the CPU outside autocast.
+# less than the noise; to make indices of a max-pool's codes (max_pool_indices) costs more than the pool. In
+# channels_last stock's batch norm is as fast as ours, but for the forward with running statistics (bn_relu_running); a
+# small max-pool with a gradient is as fast in stock. In bfloat16 torch has no LRN on the CPU outside autocast.
 STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "conv_bn", "conv_relu", "linear_relu", "max_pool_indices")}
 _NARROW = torch.float32, torch.bfloat16
 _FLOAT = (torch.float32,)

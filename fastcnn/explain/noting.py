@@ -56,7 +56,8 @@ def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Group]) -> Iterator[N
         output = function(input, *layers)
         group = group_of(layers, names, tuple(map(_text, layers)), roles)
         shape = tuple(input.shape) if isinstance(input, Tensor) else ()
-        notes.setdefault((_place(), group.names, shape), Group(*group[:4], *_said(routes), shape))
+        runs, reason = _said(routes)
+        notes.setdefault((_place(), group.names, shape), group._replace(runs=runs, reason=reason, shape=shape))
         return output
 
     with fused_stages.noting(note), listening(lambda op, arguments, route: routes.append(route)):
