@@ -216,11 +216,11 @@ def _play(program: Program) -> Callable[..., None]:
     """Return the kernel as a Python function that runs one program."""
     language = _language(program)
     shared = {**vars(hopper), "tl": language, "OFF": RELU_OFF}
-    for name in ("inside", "tile_start", "later_wins", "finish_pool"):
+    for name in ("inside", "taps", "tile_start", "later_wins", "finish_pool"):
         shared[name] = FunctionType(getattr(hopper, name).fn.__code__, shared)
     ours = {
         **vars(warp_specialized),
-        **{name: shared[name] for name in ("inside", "tile_start", "finish_pool")},
+        **{name: shared[name] for name in ("taps", "tile_start", "finish_pool")},
         "gl": language,
         "mbarrier": SimpleNamespace(
             MBarrierLayout=lambda: None,

@@ -134,7 +134,7 @@ def force(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-EACH_CONFIG = [(config, BOXES[config.pixels][0]) for config in TMA]
+EACH_CONFIG = [(config, BOXES[config.block_n][0]) for config in TMA]
 EACH_BOX = [(TMA[i], box) for i, pixels in ((2, 128), (0, 256)) for box in BOXES[pixels][1:]]
 
 
@@ -148,8 +148,8 @@ def test_every_configuration_and_box(config: Config, box: Box, monkeypatch: pyte
     images = 1 if box.images == 1 else box.images + 2
     height = box.rows + 2 if box.images == 1 else 3
     x = torch.randint(-2, 3, (images, 8, height, 2), device=DEVICE).to(BFLOAT16, memory_format=torch.channels_last)
-    weight = torch.randint(-2, 3, (config.block_co + 16, 8, 2, 1), device=DEVICE).to(BFLOAT16)
-    bias = torch.randint(-9, 9, (config.block_co + 16,), device=DEVICE).to(BFLOAT16)
+    weight = torch.randint(-2, 3, (config.block_m + 16, 8, 2, 1), device=DEVICE).to(BFLOAT16)
+    bias = torch.randint(-9, 9, (config.block_m + 16,), device=DEVICE).to(BFLOAT16)
     window = Window((2, 1), (1, 1), (1, 0), (1, 1), False)
     exact = F.conv2d(x.float(), weight.float(), bias.float(), padding=(1, 0))
     run = partial(tma.convolution, x, weight, bias, window, 1, f"tma:{config.name}")
@@ -264,7 +264,7 @@ def test_no_lane_idles_in_the_networks(case: Any) -> None:
     output, pools, box = case
     plan = hopper.make_plan(TMA, output.channels, 9, output, pools, multiprocessors=132)
     assert plan.box == box
-    assert plan.tiles * plan.config.block_co * plan.config.pixels == prod(output)
+    assert plan.tiles * plan.config.block_m * plan.config.block_n == prod(output)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU's memory")

@@ -59,10 +59,10 @@ def test_pooled_parity(case: Any, kernel: Any) -> None:
 @pytest.mark.parametrize("config", mostly_sweep(WARP_SPECIALIZED, 1), ids=str)
 @pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
 def test_every_configuration_and_box(pool: bool, config: Config, kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randint(-2, 3, (config.block_co + 16, 136, 2, 1), device=DEVICE).to(BFLOAT16)
-    bias = torch.randint(-9, 9, (config.block_co + 16,), device=DEVICE).to(BFLOAT16)
+    weight = torch.randint(-2, 3, (config.block_m + 16, 136, 2, 1), device=DEVICE).to(BFLOAT16)
+    bias = torch.randint(-9, 9, (config.block_m + 16,), device=DEVICE).to(BFLOAT16)
     window = Window((2, 1), (1, 1), (1, 0), (1, 1), False)
-    for box in BOXES[config.pixels]:
+    for box in BOXES[config.block_n]:
         if pool and not box.fits_pairs():
             continue
         force(box, monkeypatch)

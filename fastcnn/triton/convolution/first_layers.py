@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.convolution.implicit_gemm import Config, Convolution, Norm, implicit_gemm, launch
+from fastcnn.triton.convolution.implicit_gemm import Config, Convolution, Norm, demand, implicit_gemm, launch
 from fastcnn.triton.normalize import is_wide_as_a_whole, shift_and_scale
 from fastcnn.triton.tiles import ceil_div, indices, laid_out, offset
 
@@ -56,37 +56,29 @@ def space_to_depth_kernel(
     tl.store(y_ptr + at, x.to(y_ptr.dtype.element_ty), mask=at < ELEMENTS)
 
 
-def _refuse(name: str, argument: str, expected: str, got: object) -> None:
-    raise RuntimeError(f"backend 'triton' by {name!r} takes argument {argument!r} {expected}, got {got}")
-
-
 def packed(call: Convolution) -> Tensor:
-    """Launch the packed convolution.
-
-    Raises:
-        RuntimeError: groups, or more than four channels.
-    """
+    """Launch the packed convolution; raise a RuntimeError for groups, or more than four channels."""
     channels = call.input.shape[1]
-    if call.groups != 1:
-        _refuse("packed", "groups", "= 1", call.groups)
-    if channels > MOST_CHANNELS:
-        _refuse("packed", "input", f"with up to {MOST_CHANNELS} channels", channels)
+    demand(
+        "packed",
+        ("groups", "= 1", call.groups, call.groups == 1),
+        ("input", f"with up to {MOST_CHANNELS} channels", channels, channels <= MOST_CHANNELS),
+    )
     return launch(call, CONFIGS, CONFIGS[-1], channels)
 
 
 def space_to_depth(call: Convolution) -> Tensor:
     """Rearrange a strided convolution's input and weight, and convolve with stride 1.
 
-    Raises:
-        RuntimeError: groups, dilation, or no stride.
+    Raises a RuntimeError for groups, dilation, or no stride.
     """
     window = call.window
-    if call.groups != 1:
-        _refuse("space_to_depth", "groups", "= 1", call.groups)
-    if window.dilation != (1, 1):
-        _refuse("space_to_depth", "dilation", "= (1, 1)", window.dilation)
-    if window.stride == (1, 1):
-        _refuse("space_to_depth", "stride", "over 1", window.stride)
+    demand(
+        "space_to_depth",
+        ("groups", "= 1", call.groups, call.groups == 1),
+        ("dilation", "= (1, 1)", window.dilation, window.dilation == (1, 1)),
+        ("stride", "over 1", window.stride, window.stride != (1, 1)),
+    )
     deep = call._replace(
         input=deep_input(call.input, call.weight.dtype, window, call.norm),
         weight=deepen_weight(call.weight, window.stride),

@@ -7,7 +7,7 @@ padding. The weights are the product's left operand: a 2x2 window's four pixels 
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import RELU_OFF, Window, conv_memory_format
+from fastcnn.triton.convolution.implicit_gemm import Config, asked, demand
 from fastcnn.triton.tiles import ceil_div, vector
 
 OFF = tl.constexpr(RELU_OFF)
@@ -45,21 +46,7 @@ BOXES = {
 }
 
 
-class Config(NamedTuple):
-    """A tile: output channels by pixels, and input channels at a time; stages is the number of boxes being copied."""
-
-    block_co: int
-    pixels: int
-    block_ci: int
-    num_warps: int
-    num_stages: int
-
-    @property
-    def name(self) -> str:
-        """Return what tuning tables and ``use_backend`` call it; a configuration that changes gets another name."""
-        return f"{self.block_co}x{self.pixels}x{self.block_ci}w{self.num_warps}s{self.num_stages}"
-
-
+# A tile: block_m output channels by block_n pixels, block_k input channels at a time; stages of boxes being copied.
 # Of the algorithm `tma`: tiles that read the input least often come first.
 TMA = (
     Config(128, 256, 64, 8, 4),
@@ -70,7 +57,7 @@ TMA = (
     Config(64, 128, 64, 4, 3),
     Config(64, 128, 32, 4, 4),
 )
-# Of `warp_specialized`: the warps are those that multiply. Listed here, as that module needs Gluon.
+# Of `warp_specialized`: the warps are those that multiply. Here, as that module needs Gluon.
 WARP_SPECIALIZED = (
     Config(128, 256, 64, 8, 3),
     Config(256, 128, 64, 8, 3),
@@ -95,6 +82,18 @@ class Plan(NamedTuple):
         return self.tiles_h * self.tiles_w * self.tiles_n * self.blocks_co
 
 
+class Sizes(NamedTuple):
+    """What kernels read of a call: the sizes of its tensors, and the tiles along axes."""
+
+    channels: int
+    height: int
+    width: int
+    out_channels: int
+    tiles_h: int
+    tiles_w: int
+    blocks_co: int
+
+
 class Output(NamedTuple):
     """The convolution's output as far as it is needed: a 2x2 pool leaves out a last odd row or column."""
 
@@ -110,13 +109,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan with the shortest estimated time; of equal ones the first configuration's.
 
-    Args:
-        configs: to choose from.
-        depth: channels of the input.
-        taps: places of the convolution's kernel.
-        output: what is computed.
-        pooled: whether 2x2 windows must lie inside a box.
-        multiprocessors: of the GPU.
+    `depth`: channels of the input; `pooled`: 2x2 windows must lie inside a box.
     """
 
     def clocks(plan: Plan) -> float:
@@ -127,7 +120,7 @@ def make_plan(
         return ceil_div(plan.tiles, multiprocessors) * tile
 
     def best_box(config: Config) -> Plan:
-        boxes = [box for box in BOXES[config.pixels] if box.fits_pairs() or not pooled]
+        boxes = [box for box in BOXES[config.block_n] if box.fits_pairs() or not pooled]
         return min((cut(config, box, output) for box in boxes), key=lambda plan: plan.tiles)
 
     return min(map(best_box, configs), key=clocks)
@@ -135,51 +128,29 @@ def make_plan(
 
 def cut(config: Config, box: Box, output: Output) -> Plan:
     """Return the plan with this configuration and this box."""
-    return Plan(
-        config,
-        box,
-        ceil_div(output.rows, box.rows),
-        ceil_div(output.columns, box.columns),
-        ceil_div(output.images, box.images),
-        ceil_div(output.channels, config.block_co),
-    )
+    images, channels, rows, columns = output
+    tiles = ceil_div(rows, box.rows), ceil_div(columns, box.columns), ceil_div(images, box.images)
+    return Plan(config, box, *tiles, ceil_div(channels, config.block_m))
 
 
 def refuse(
-    algorithm: str, capabilities: tuple[int, ...], input: Tensor, weight: Tensor, window: Window, groups: int
+    name: str, capabilities: tuple[int, ...], input: Tensor, weight: Tensor, window: Window, groups: int
 ) -> None:
-    """Raise where an algorithm cannot serve a call.
-
-    Args:
-        algorithm: its name.
-        capabilities: the major compute capabilities that it is made for; 0 is Triton's interpreter.
-        input: (N, C, H, W).
-        weight: (C_out, C, R, S).
-        window: the convolution's kernel.
-        groups: of channels.
-
-    Raises:
-        RuntimeError: names the argument, what is taken and what came.
-    """
+    """Raise a RuntimeError where an algorithm cannot serve a call."""
     channels, outputs, capability = input.shape[1], weight.shape[0], _capability(input.device)
     gpus = " or ".join(f"{each}.x" for each in capabilities if each)
+    device = ".".join(map(str, capability)) if capability[0] else input.device
+    able = capability[0] in capabilities or input.device.type == "meta"
     # float32 would be cut to TF32: descriptors that round it begin with Triton 3.7
-    taken = (
+    demand(
+        name,
         ("input", "in bfloat16 or float16", input.dtype, input.dtype in (torch.bfloat16, torch.float16)),
         ("stride", "1", window.stride, window.stride == (1, 1)),
         ("groups", "1", groups, groups == 1),
         ("input", f"with a multiple of {CHANNELS_IN} channels", channels, channels % CHANNELS_IN == 0),
         ("weight", f"with a multiple of {CHANNELS_OUT} output channels", outputs, outputs % CHANNELS_OUT == 0),
-        (
-            "input",
-            f"on a GPU of compute capability {gpus}",
-            ".".join(map(str, capability)) if capability[0] else input.device,
-            capability[0] in capabilities or input.device.type == "meta",
-        ),
+        ("input", f"on a GPU of compute capability {gpus}", device, able),
     )
-    for name, expected, got, holds in taken:
-        if not holds:
-            raise RuntimeError(f"backend 'triton' by {algorithm!r} takes argument {name!r} {expected}, got {got}")
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
@@ -229,69 +200,13 @@ def channels_last(tensor: Tensor) -> Tensor:
     return dense.clone(memory_format=torch.channels_last) if dense.data_ptr() % 16 else dense
 
 
-class Call(NamedTuple):
-    """One convolution, ready to launch: its plan, and its tensors as the copy engine sees them."""
-
-    plan: Plan
-    x: Boxed
-    w: Boxed
-    y: Boxed
-    code: Boxed | None
-    format: torch.memory_format  # that the operator promises
-
-    def numbers(self) -> tuple[int, ...]:
-        """Return what both kernels take: channels, height, width, output channels, and the tiles along axes."""
-        height, width, _, channels = self.x.shape
-        plan = self.plan
-        return channels, height, width, self.w.shape[1], plan.tiles_h, plan.tiles_w, plan.blocks_co
-
-    def results(self) -> tuple[Tensor, Tensor | None]:
-        """Return output and codes in the memory format that the operator promises."""
-        code = None if self.code is None else self.code.base.contiguous(memory_format=self.format)
-        return self.y.base.contiguous(memory_format=self.format), code
-
-
-def make_call(
-    configs: tuple[Config, ...],
-    algorithm: str | None,
-    input: Tensor,
-    weight: Tensor,
-    window: Window,
-    pooled: bool,
-    codes: bool,
-) -> Call:
-    """Allocate the output, and the codes if asked, and cut the call into tiles of the configuration asked for."""
-    _, _, name = (algorithm or "").partition(":")
-    if name:
-        configs = tuple(config for config in configs if config.name == name)
-    images, outputs = input.shape[0], weight.shape[0]
-    height, width = window.output_size(*input.shape[2:])
-    step = 2 if pooled else 1
-    shape = (images, outputs, height // step, width // step)
-    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
-    code = torch.empty_like(y, dtype=torch.uint8) if codes else None
-    output = Output(images, outputs, shape[2] * step, shape[3] * step)
-    taps = window.size[0] * window.size[1]
-    plan = make_plan(configs, input.shape[1], taps, output, pooled, multiprocessors(input.device))
-    config, box = plan.config, plan.box
-    out = (box.rows // step, box.columns // step, box.images, config.block_co)
-    return Call(
-        plan,
-        pixels(channels_last(input), *box, config.block_ci),
-        one_tap(channels_last(weight), config.block_co, config.block_ci),
-        pixels(y, *out),
-        None if code is None else pixels(code, *out),
-        conv_memory_format(input, weight),
-    )
-
-
 class Algorithm(NamedTuple):
-    """A Hopper convolution: the configurations that it has, the major compute capabilities that it is made for."""
+    """A Hopper convolution: its configurations, and the major compute capabilities that it is made for."""
 
     name: str
     configs: tuple[Config, ...]
     capabilities: tuple[int, ...]  # 0 is Triton's interpreter
-    launch: Callable[[Call, Tensor | None, dict[str, Any]], None]  # of a call, with a bias and constants
+    launch: Callable[..., None]  # of a plan, input, weight, output and codes in boxes, multiprocessors, and arguments
 
     def __call__(
         self,
@@ -306,25 +221,35 @@ class Algorithm(NamedTuple):
         pool: bool = False,
         codes: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Launch the kernel; return output and codes.
+        """Launch the kernel, with ReLU or with ReLU and a 2x2 pool if asked; return output and codes, or None.
 
-        Args:
-            input: (N, C, H, W).
-            weight: (C_out, C, R, S).
-            bias: (C_out,).
-            window: the convolution's kernel.
-            groups: of channels.
-            algorithm: names a configuration after a colon; without, the one whose tiles fit best is taken.
-            relu: apply ReLU; a pool does so anyway.
-            pool: also pool over 2x2 windows.
-            codes: return the argmax codes too.
+        Without the name of a configuration, the one whose tiles fit best is taken.
         """
         refuse(self.name, self.capabilities, input, weight, window, groups)
-        call = make_call(self.configs, algorithm, input, weight, window, pool, codes)
-        if call.plan.tiles:
-            flags = {"WINDOW": window, "RELU": relu, "POOL": pool, "BOX": call.plan.box, "CONFIG": call.plan.config}
-            self.launch(call, vector(bias), flags)
-        return call.results()
+        config = asked(algorithm)[1]
+        configs = (config,) if config else self.configs
+        (images, channels, height, width), outputs = input.shape, weight.shape[0]
+        step = 2 if pool else 1
+        rows, columns = (size // step for size in window.output_size(height, width))
+        shape = images, outputs, rows, columns
+        y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+        code = torch.empty_like(y, dtype=torch.uint8) if codes else None
+        count, output = multiprocessors(input.device), Output(images, outputs, rows * step, columns * step)
+        plan = make_plan(configs, channels, window.size[0] * window.size[1], output, pool, count)
+        config, box = plan.config, plan.box
+        if plan.tiles:
+            out = box.rows // step, box.columns // step, box.images, config.block_m
+            boxed = (
+                pixels(channels_last(input), *box, config.block_k),
+                one_tap(channels_last(weight), config.block_m, config.block_k),
+                pixels(y, *out),
+                None if code is None else pixels(code, *out),
+            )
+            sizes = Sizes(channels, height, width, outputs, plan.tiles_h, plan.tiles_w, plan.blocks_co)
+            flags = {"WINDOW": window, "RELU": relu, "POOL": pool, "BOX": box, "CONFIG": config}
+            self.launch(plan, boxed, count, vector(bias), sizes, flags)
+        format = conv_memory_format(input, weight)
+        return y.contiguous(memory_format=format), None if code is None else code.contiguous(memory_format=format)
 
 
 @triton.jit
@@ -336,12 +261,20 @@ def inside(start, BOX: tl.constexpr, LENGTH, KERNEL: tl.constexpr, PADDING: tl.c
 
 
 @triton.jit
-def tile_start(tile, TILES_H, TILES_W, BLOCKS_CO, BOX: tl.constexpr, BLOCK_CO: tl.constexpr):
+def tile_start(tile, sizes, BOX: tl.constexpr, CONFIG: tl.constexpr):
     """Return row, column, image and output channel at which a tile begins; neighbours share their pixels."""
-    box = tile // BLOCKS_CO
-    w = box % TILES_W * BOX.columns
-    h = box // TILES_W % TILES_H * BOX.rows
-    return h, w, box // TILES_W // TILES_H * BOX.images, tile % BLOCKS_CO * BLOCK_CO
+    box = tile // sizes.blocks_co
+    w = box % sizes.tiles_w * BOX.columns
+    h = box // sizes.tiles_w % sizes.tiles_h * BOX.rows
+    return h, w, box // sizes.tiles_w // sizes.tiles_h * BOX.images, tile % sizes.blocks_co * CONFIG.block_m
+
+
+@triton.jit
+def taps(h, w, sizes, WINDOW: tl.constexpr, BOX: tl.constexpr):
+    """Return the first row and column of a box's taps that read inside the image anywhere in it, and how many do."""
+    r, rows = inside(h, BOX.rows, sizes.height, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
+    s, columns = inside(w, BOX.columns, sizes.width, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
+    return r, rows, s, columns
 
 
 @triton.jit

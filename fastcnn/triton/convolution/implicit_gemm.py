@@ -225,6 +225,13 @@ def implicit_gemm_kernel(
     tl.store(y_rows[:, None] + y_at, acc.to(y_ptr.dtype.element_ty), mask=m_mask[:, None] & out_mask[None, :])
 
 
+def demand(algorithm: str, *rules: tuple[str, str, Any, bool]) -> None:
+    """Raise a RuntimeError for the first rule that does not hold: (argument, what is taken, what came, whether)."""
+    for argument, taken, got, holds in rules:
+        if not holds:
+            raise RuntimeError(f"backend 'triton' by {algorithm!r} takes argument {argument!r} {taken}, got {got}")
+
+
 def dot_precision(dtype: torch.dtype) -> str:
     """Return how float32 products are taken: TF32 exactly where torch's setting for convolutions says so."""
     tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastcnn.triton.convolution.hopper import TMA, Algorithm, Boxed, Call, finish_pool, inside, tile_start
+from fastcnn.triton.convolution.hopper import TMA, Algorithm, Boxed, Plan, Sizes, finish_pool, taps, tile_start
 from fastcnn.triton.tiles import multiply_add
 
 CAPABILITIES = (0, 9, 10)
@@ -18,20 +18,19 @@ CAPABILITIES = (0, 9, 10)
 
 @triton.jit
 def tma_kernel(
-    x_desc, w_desc, bias_ptr, y_desc, code_desc, C, H, W, OUT_C, TILES_H, TILES_W, BLOCKS_CO,
+    x_desc, w_desc, bias_ptr, y_desc, code_desc, sizes,
     WINDOW: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr, BOX: tl.constexpr, CONFIG: tl.constexpr,
 ):  # fmt: skip
     """Convolve x: [H, W, N, C] with w: [C_out, R * S, C] to y: [OH, OW, N, C_out], or to [OH / 2, OW / 2, N, C_out].
 
-    One program computes CONFIG.block_co channels of one BOX of pixels, before the pool.
+    One program computes CONFIG.block_m channels of one BOX of pixels, before the pool.
     """
-    CO: tl.constexpr = CONFIG.block_co
-    CI: tl.constexpr = CONFIG.block_ci
-    h0, w0, n, co = tile_start(tl.program_id(0), TILES_H, TILES_W, BLOCKS_CO, BOX, CO)
-    PIXELS: tl.constexpr = CONFIG.pixels
-    r0, rows = inside(h0, BOX.rows, H, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
-    s0, columns = inside(w0, BOX.columns, W, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
-    chunks = tl.cdiv(C, CI)
+    CO: tl.constexpr = CONFIG.block_m
+    PIXELS: tl.constexpr = CONFIG.block_n
+    CI: tl.constexpr = CONFIG.block_k
+    h0, w0, n, co = tile_start(tl.program_id(0), sizes, BOX, CONFIG)
+    r0, rows, s0, columns = taps(h0, w0, sizes, WINDOW, BOX)
+    chunks = tl.cdiv(sizes.channels, CI)
     per_row = tl.maximum(columns, 1)
     acc = tl.zeros((CO, PIXELS), dtype=tl.float32)
     for i in tl.range(0, rows * columns * chunks):
@@ -46,7 +45,7 @@ def tma_kernel(
         acc = multiply_add(weight, x.T, acc, "ieee")
     if bias_ptr is not None:
         out = co + tl.arange(0, CO)
-        acc += tl.load(bias_ptr + out, mask=out < OUT_C, other=0.0).to(tl.float32)[:, None]
+        acc += tl.load(bias_ptr + out, mask=out < sizes.out_channels, other=0.0).to(tl.float32)[:, None]
     if POOL:
         y, code = finish_pool(acc, y_desc.dtype, BOX, CO)
         at = [h0 // 2, w0 // 2, n, co]
@@ -64,13 +63,13 @@ def descriptor(boxed: Boxed | None) -> TensorDescriptor | None:
     return None if boxed is None else TensorDescriptor(*boxed)
 
 
-def launch(call: Call, bias: Tensor | None, constants: dict[str, Any]) -> None:
+def launch(plan: Plan, boxed: Any, multiprocessors: int, bias: Tensor | None, sizes: Sizes, flags: Any) -> None:
     """Launch one program a tile."""
-    tile = call.plan.config
-    tma_kernel[(call.plan.tiles,)](
-        descriptor(call.x), descriptor(call.w), bias, descriptor(call.y), descriptor(call.code), *call.numbers(),
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **constants,
-    )  # fmt: skip
+    x, w, y, code = map(descriptor, boxed)
+    config = plan.config
+    tma_kernel[(plan.tiles,)](
+        x, w, bias, y, code, sizes, num_warps=config.num_warps, num_stages=config.num_stages, **flags
+    )
 
 
 convolution = Algorithm("tma", TMA, CAPABILITIES, launch)

@@ -20,33 +20,32 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fastcnn.triton.convolution import hopper
-from fastcnn.triton.convolution.hopper import WARP_SPECIALIZED, Algorithm, Boxed, Call, multiprocessors
+from fastcnn.triton.convolution.hopper import WARP_SPECIALIZED, Algorithm, Boxed, Plan, Sizes
 
 CAPABILITIES = (9,)
 COPY_REGISTERS = 24  # of a thread of the copying warp
 RESIDENT = {8: 1, 4: 2}  # programs on a multiprocessor, by the warps that multiply; two end their tiles at other times
 REGISTERS = {8: 168, 4: 128}  # of a thread at launch: all that so many programs may have
 
-inside = gluon.jit(hopper.inside.fn)
 tile_start = gluon.jit(hopper.tile_start.fn)
+taps = gluon.jit(hopper.taps.fn)
 finish_pool = gluon.jit(hopper.finish_pool.fn)
 
 
 @gluon.jit
 def copy_warp(
-    x_desc, w_desc, x_ring, w_ring, empty, ready, C, H, W, TILES_H, TILES_W, BLOCKS_CO, TILES,
+    x_desc, w_desc, x_ring, w_ring, empty, ready, sizes, TILES,
     WINDOW: gl.constexpr, BOX: gl.constexpr, CONFIG: gl.constexpr,
 ):  # fmt: skip
     """Fetch, tile by tile and tap by tap, boxes of the input and of the weights into a ring of DEPTH places."""
     DEPTH: gl.constexpr = CONFIG.num_stages
     step = 0
     for tile in range(gl.program_id(0), TILES, gl.num_programs(0)):
-        h0, w0, n, co = tile_start(tile, TILES_H, TILES_W, BLOCKS_CO, BOX, CONFIG.block_co)
-        r0, rows = inside(h0, BOX.rows, H, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
-        s0, columns = inside(w0, BOX.columns, W, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
+        h0, w0, n, co = tile_start(tile, sizes, BOX, CONFIG)
+        r0, rows, s0, columns = taps(h0, w0, sizes, WINDOW, BOX)
         for r in range(r0, r0 + rows):
             for s in range(s0, s0 + columns):
-                for ci in range(0, C, CONFIG.block_ci):
+                for ci in range(0, sizes.channels, CONFIG.block_k):
                     place = step % DEPTH
                     mbarrier.wait(empty.index(place), ((step // DEPTH) & 1) ^ 1)
                     bar = ready.index(place)
@@ -61,14 +60,13 @@ def copy_warp(
 
 @gluon.jit
 def matrix_warps(
-    y_desc, code_desc, bias_ptr, x_ring, w_ring, y_smem, code_smem, empty, ready,
-    C, H, W, OUT_C, TILES_H, TILES_W, BLOCKS_CO, TILES,
+    y_desc, code_desc, bias_ptr, x_ring, w_ring, y_smem, code_smem, empty, ready, sizes, TILES,
     WINDOW: gl.constexpr, RELU: gl.constexpr, POOL: gl.constexpr, BOX: gl.constexpr, CONFIG: gl.constexpr,
 ):  # fmt: skip
     """Multiply what the copying warp brings, and end each tile: bias, ReLU, pool, codes, and the copy out."""
-    PIXELS: gl.constexpr = CONFIG.pixels
-    BLOCK_CO: gl.constexpr = CONFIG.block_co
-    BLOCK_CI: gl.constexpr = CONFIG.block_ci
+    BLOCK_CO: gl.constexpr = CONFIG.block_m
+    PIXELS: gl.constexpr = CONFIG.block_n
+    BLOCK_CI: gl.constexpr = CONFIG.block_k
     DEPTH: gl.constexpr = CONFIG.num_stages
     # All warps along the channels, so that a window's pixels are in one thread.
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout(
@@ -76,10 +74,9 @@ def matrix_warps(
     )
     step = 0
     for tile in range(gl.program_id(0), TILES, gl.num_programs(0)):
-        h0, w0, n, co = tile_start(tile, TILES_H, TILES_W, BLOCKS_CO, BOX, CONFIG.block_co)
-        _, rows = inside(h0, BOX.rows, H, WINDOW.size[0], WINDOW.padding[0], WINDOW.dilation[0])
-        _, columns = inside(w0, BOX.columns, W, WINDOW.size[1], WINDOW.padding[1], WINDOW.dilation[1])
-        steps = rows * columns * gl.cdiv(C, BLOCK_CI)
+        h0, w0, n, co = tile_start(tile, sizes, BOX, CONFIG)
+        _, rows, _, columns = taps(h0, w0, sizes, WINDOW, BOX)
+        steps = rows * columns * gl.cdiv(sizes.channels, BLOCK_CI)
         acc = gl.zeros((BLOCK_CO, PIXELS), dtype=gl.float32, layout=LAYOUT)
         for k in range(steps):
             place = step % DEPTH
@@ -94,7 +91,7 @@ def matrix_warps(
         mbarrier.arrive(empty.index((step + DEPTH - 1) % DEPTH), count=1, pred=steps > 0)
         if bias_ptr is not None:
             out = co + gl.arange(0, BLOCK_CO, layout=gl.SliceLayout(1, LAYOUT))
-            acc += gl.load(bias_ptr + out, mask=out < OUT_C, other=0.0).to(gl.float32)[:, None]
+            acc += gl.load(bias_ptr + out, mask=out < sizes.out_channels, other=0.0).to(gl.float32)[:, None]
         tma.store_wait(pendings=0)
         if POOL:
             y, code = finish_pool(acc, y_desc.dtype, BOX, BLOCK_CO)
@@ -115,7 +112,7 @@ def matrix_warps(
 
 @gluon.jit
 def warp_specialized_kernel(
-    x_desc, w_desc, bias_ptr, y_desc, code_desc, C, H, W, OUT_C, TILES_H, TILES_W, BLOCKS_CO, TILES,
+    x_desc, w_desc, bias_ptr, y_desc, code_desc, sizes, TILES,
     WINDOW: gl.constexpr, RELU: gl.constexpr, POOL: gl.constexpr, BOX: gl.constexpr, CONFIG: gl.constexpr,
     COPY_REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -135,22 +132,11 @@ def warp_specialized_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (
-                matrix_warps,
-                (
-                    y_desc, code_desc, bias_ptr, x_ring, w_ring, y_smem, code_smem, empty, ready,
-                    C, H, W, OUT_C, TILES_H, TILES_W, BLOCKS_CO, TILES,
-                    WINDOW, RELU, POOL, BOX, CONFIG,
-                ),
-            ),
-            (
-                copy_warp,
-                (
-                    x_desc, w_desc, x_ring, w_ring, empty, ready,
-                    C, H, W, TILES_H, TILES_W, BLOCKS_CO, TILES,
-                    WINDOW, BOX, CONFIG,
-                ),
-            ),
+            (matrix_warps, (
+                y_desc, code_desc, bias_ptr, x_ring, w_ring, y_smem, code_smem, empty, ready, sizes, TILES,
+                WINDOW, RELU, POOL, BOX, CONFIG,
+            )),
+            (copy_warp, (x_desc, w_desc, x_ring, w_ring, empty, ready, sizes, TILES, WINDOW, BOX, CONFIG)),
         ],
         [1],
         [COPY_REGISTERS],
@@ -165,14 +151,13 @@ def descriptor(boxed: Boxed | None) -> TensorDescriptor | None:
     return TensorDescriptor(*boxed, layout)
 
 
-def launch(call: Call, bias: Tensor | None, constants: dict[str, Any]) -> None:
+def launch(plan: Plan, boxed: Any, multiprocessors: int, bias: Tensor | None, sizes: Sizes, flags: Any) -> None:
     """Launch as many programs as fit the multiprocessors side by side, if there are so many tiles."""
-    tiles, warps = call.plan.tiles, call.plan.config.num_warps
-    programs = multiprocessors(call.y.base.device) * RESIDENT[warps]
-    warp_specialized_kernel[(min(tiles, programs),)](
-        descriptor(call.x), descriptor(call.w), bias, descriptor(call.y), descriptor(call.code),
-        *call.numbers(), tiles, COPY_REGISTERS=COPY_REGISTERS,
-        num_warps=warps, maxnreg=REGISTERS[warps], **constants,
+    x, w, y, code = map(descriptor, boxed)
+    warps = plan.config.num_warps
+    warp_specialized_kernel[(min(plan.tiles, multiprocessors * RESIDENT[warps]),)](
+        x, w, bias, y, code, sizes, plan.tiles, COPY_REGISTERS=COPY_REGISTERS,
+        num_warps=warps, maxnreg=REGISTERS[warps], **flags,
     )  # fmt: skip
 
 
