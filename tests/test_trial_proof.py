@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from tables import NAME, cache, operators
+from tables import CPU, NAME, cache, operators
 from trials import ROOT, Player, lookup_chosen, player, pool, runs_kernel
 
 import fastcnn
 import fastcnn.functional as FF
-from fastcnn.tuning import lookup, places, proof, stage
+from fastcnn.tuning import candidates, lookup, places, proof, stage
 
 __all__ = ["cache", "player"]
 pytestmark = [
@@ -62,7 +62,7 @@ def test_kernels_that_fail_their_proof_never_run_in_this_process(player, monkeyp
                 monkeypatch.setattr(proof, "SECONDS", 0.5)
             yield line
 
-    names = {op: proof.kernel_name(op, *player.light(op)) for op in SAID}
+    names = {op: proof.kernel_name(op, *candidates.light(op, CPU)) for op in SAID}
     monkeypatch.setattr(proof, "CASES", {op: proof.CASES[op] for op in SAID})
     monkeypatch.setattr(proof, "_lines", impatient)
     monkeypatch.setattr(Player, "child", lambda self: [sys.executable, "-c", CHILD, "cpu"])

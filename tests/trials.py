@@ -58,7 +58,7 @@ def player(monkeypatch):
     monkeypatch.setattr("fastcnn.route.FASTEST", {})  # tables alone decide
     places.place_of.cache_clear()
     telling.forget()
-    monkeypatch.setattr(proof, "_unkept", {})
+    monkeypatch.setattr(proof, "_known", {})
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     yield places.place_of(CPU)

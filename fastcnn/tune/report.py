@@ -7,8 +7,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from fastcnn.tune.run import MODES, Result, Trial
+from fastcnn.tune.run import MODES, Result
 from fastcnn.tuning.candidates import STOCK
+from fastcnn.tuning.parity import Trial
 from fastcnn.tuning.timing import MARGIN
 
 NAME_WIDTH, TIME_WIDTH = 36, 17  # both modes fit into 80 columns

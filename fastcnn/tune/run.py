@@ -3,35 +3,26 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from fastcnn.tuning import Winner, forget, parity, timing
+from fastcnn.tuning import Winner, forget, parity
 from fastcnn.tuning.attempts import Attempts
-from fastcnn.tuning.candidates import STOCK, TOO_NOISY, candidates, differs
+from fastcnn.tuning.candidates import STOCK, candidates
 from fastcnn.tuning.device import device_name
+from fastcnn.tuning.parity import Trial
 from fastcnn.tuning.places import place_of
 from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import holds, merge, user_path
+from fastcnn.tuning.timing import TOO_NOISY, Effort, contest
 
 logger = logging.getLogger("fastcnn")
 
 MODES = ("inference", "training")
 ROUNDS = 7
 SECONDS = {"cpu": 0.03, "cuda": 0.005}  # that one measurement lasts, roughly; a GPU's is taken by two clocks in turn
-
-
-class Trial(NamedTuple):
-    """A candidate's outcome: its seconds, or why it was not timed."""
-
-    candidate: Winner
-    seconds: float | None
-    parity: float  # the largest error as a part of what is allowed
-    problem: str = ""  # it does not serve the stage
-    refused: str = ""  # it serves it wrongly, or does not run
 
 
 class Result(NamedTuple):
@@ -43,7 +34,6 @@ class Result(NamedTuple):
     noise: float  # by how much two times of stock differ, as a part of them
     winner: Trial
     entry: dict[str, Any]  # for the table
-    too_noisy: bool = False  # a kernel was faster, by no more than the noise: stock is kept
 
     @property
     def stock(self) -> float:
@@ -54,6 +44,11 @@ class Result(NamedTuple):
     def speedup(self) -> float:
         """Return how much faster than stock the winner is."""
         return self.stock / self.winner.seconds if self.winner.seconds else 1.0
+
+    @property
+    def too_noisy(self) -> bool:
+        """Whether stock is kept although a kernel was faster, by no more than the noise."""
+        return self.entry.get("why") == TOO_NOISY
 
 
 def tune(
@@ -66,12 +61,12 @@ def tune(
     resume: bool = False,
     left_alone: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Result]:
-    """Time every candidate for each stage, and store each winner as soon as it is known.
+    """Time every candidate for each stage, store each winner as soon as it is known, and yield what was measured.
 
     A candidate that ends the process, or hangs on a GPU for two minutes, is left out at the next start.
 
     Args:
-        stages: of a model (:func:`stages_of`).
+        stages: of a model (`stages_of`).
         device: where they run.
         modes: ``inference`` (forward without gradient) and ``training`` (forward and backward).
         only: the one backend to time against stock; by default all that are available.
@@ -79,16 +74,8 @@ def tune(
         resume: skip stages that the table has already.
         left_alone: called with the number of modes skipped of each stage.
 
-    Yields:
-        What was measured, stage by stage.
-
     Raises:
         Lost: a candidate has left the GPU unusable for this process.
-
-    Example:
-        >>> import fastcnn, torch
-        >>> stages = stages_of(fastcnn.MnistCNN(), torch.randn(64, 1, 28, 28))
-        >>> results = list(tune(stages, torch.device("cpu")))  # doctest: +SKIP
     """
     name = device_name(device)
     target = path or user_path(name)
@@ -125,28 +112,19 @@ def _stock_at_its_best() -> Iterator[None]:
 
 
 def check(stage: Stage, offered: list[Winner], device: torch.device, attempts: Attempts) -> list[Trial]:
-    """Check the parity of each candidate; one that fails is not timed.
-
-    Raises:
-        Lost: a candidate has left the GPU unusable for this process.
-    """
+    """Check the parity of each candidate but stock, the first."""
     reference = parity.Reference(stage, device)
-    kernels = [each for each in offered if each != STOCK]
-    return [Trial(STOCK, None, 0.0), *(Trial(each, None, *parity.check(reference, each, attempts)) for each in kernels)]
+    return [Trial(STOCK), *(parity.check(reference, each, attempts) for each in offered[1:])]
 
 
 def time_stage(stage: Stage, mode: str, checked: list[Trial], device: torch.device, attempts: Attempts) -> Result:
-    """Time the candidates that passed, and stock twice: the difference of its two times is the noise."""
+    """Time the candidates that passed, stock first; gradients of our own are nothing to inference."""
     place = place_of(device)
     assert place is not None
-    checked = [trial for trial in checked if differs(trial.candidate, mode)]
-    sound = [trial.candidate for trial in checked if not (trial.problem or trial.refused)]
-    measure = place.timer(timing.step(stage, mode, device), partial(attempts.under_way, stage))
-    times, noise = timing.race(sound, measure, timing.Effort(ROUNDS, ROUNDS, SECONDS[device.type]))
-    winner, too_noisy = timing.fastest(times, noise)
-    key = stage.key_in(mode, device)
-    entry = timing.entry(key, winner, times, noise, "tune", TOO_NOISY if too_noisy else "")
-    timed = {each: mine.call for each, mine in times.items()}
-    trials = [trial._replace(seconds=timed.get(trial.candidate)) for trial in checked]
-    won = next(trial for trial in trials if trial.candidate == winner)
-    return Result(stage, mode, trials, noise, won, entry, too_noisy)
+    trials = [each for each in checked if mode == "training" or "+" not in (each.candidate.algorithm or "")]
+    sound = [each.candidate for each in trials[1:] if each.is_sound]
+    effort = Effort(ROUNDS, ROUNDS, SECONDS[device.type])
+    times, noise, entry = contest(stage, stage.key_in(mode, device), sound, place, attempts, effort, "tune")
+    trials = [each._replace(seconds=times[each.candidate].call if each.candidate in times else None) for each in trials]
+    won = next(each for each in trials if each.candidate == Winner(entry["backend"], entry["algorithm"]))
+    return Result(stage, mode, trials, noise, won, entry)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,22 +25,13 @@ class Lost(Exception):
 
 
 def is_lost(device: torch.device) -> bool:
-    """Whether an error has left a GPU unusable for this process.
-
-    Asked twice: a launch that failed may have left its error in the runtime, which the first question clears.
-
-    Example:
-        >>> is_lost(torch.device("cpu"))
-        False
-    """
-    return device.type == "cuda" and not (_answers(device) or _answers(device))
-
-
-def _answers(device: torch.device) -> bool:
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
+    """Whether an error has left a GPU unusable for this process."""
+    if device.type != "cuda":
         return False
+    for _ in range(2):  # a launch that failed may have left its error in the runtime, which the first question clears
+        with suppress(RuntimeError):
+            torch.cuda.synchronize(device)
+            return False
     return True
 
 
@@ -50,15 +41,7 @@ class Attempts:
     A note is locked by the process that wrote it, so that others which try the same at the same time (DDP) do not take
     it for one that was left behind. A process that is told to stop (SIGTERM), or ends by itself while another thread
     runs a candidate, was not ended by that: such a note does not count. Where no file can be written there are none.
-
-    Args:
-        table: the table that is written; processes may share it.
-        device: where candidates run.
-        ends: whether a candidate that hangs on a GPU ends the process.
-
-    Example:
-        >>> Attempts(Path("nvidia-h200.json"), torch.device("cuda")).folder.name
-        'nvidia-h200.json.attempts'
+    `ends`: a candidate that hangs on a GPU ends the process.
     """
 
     def __init__(self, table: Path, device: torch.device, *, ends: bool = True) -> None:

@@ -57,10 +57,8 @@ def call_of(op: str, arguments: tuple[Any, ...], setting: int | str | None) -> t
 
 def setting_of(op: str, device_type: str) -> int | str:
     """Return the setting that the time depends on: the number of threads, or how a GPU multiplies float32."""
-    return torch.get_num_threads() if device_type == "cpu" else _precision(op)
-
-
-def _precision(op: str) -> str:
+    if device_type == "cpu":
+        return torch.get_num_threads()
     backends: Any = torch.backends
     switches = {"conv": backends.cudnn.conv, "matmul": backends.cuda.matmul}
     switch = switches.get(RECORDS[op].product)
@@ -106,12 +104,7 @@ def text(key: dict[str, Any]) -> str:
 
 
 def batch_of(key: dict[str, Any]) -> int:
-    """Return how many images or rows a call has, by its key; 0 if its first axis is not a batch.
-
-    Example:
-        >>> batch_of({"op": "max_pool", "input": [64, 3, 8, 8]}), batch_of({"op": "max_pool", "input": [3, 8, 8]})
-        (64, 0)
-    """
+    """Return how many images or rows a call has, by its key; 0 if its first axis is not a batch."""
     axes = len(key["input"])
     has_batch = axes == 4 if RECORDS[key["op"]].takes_images else axes > 1
     return int(key["input"][0]) if has_batch else 0

@@ -14,12 +14,7 @@ KERNELS = 1
 
 
 def device_name(device: torch.device) -> str:
-    """Return the model of a GPU or processor; an empty string for a device that nothing is measured on.
-
-    Example:
-        >>> device_name(torch.device("meta"))
-        ''
-    """
+    """Return the model of a GPU or processor; an empty string for a device that nothing is measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor() if device.type == "cpu" else ""
@@ -34,36 +29,31 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def file_name(device: str) -> str:
-    """Return the file that holds a device's table.
+def driver() -> str:
+    """Return the version of NVIDIA's driver; an empty string where its kernel module does not tell."""
+    file = Path("/proc/driver/nvidia/version")
+    # "NVIDIA UNIX x86_64 Kernel Module  535.104.05"; the open module names the processor in between.
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", file.read_text()) if file.is_file() else None
+    return found[1] if found else ""
 
-    Example:
-        >>> file_name("NVIDIA H200")
-        'nvidia-h200.json'
-    """
+
+def file_name(device: str) -> str:
+    """Return the file that holds a device's table: nvidia-h200.json."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json"
 
 
 @functools.cache
 def versions(device_type: str) -> dict[str, str | int | None]:
-    """Return the versions that times on a kind of device depend on; of a version its first two numbers.
-
-    Example:
-        >>> versions("cpu")["torch"] == ".".join(torch.__version__.split(".")[:2])
-        True
-    """
+    """Return the versions that times on a kind of device depend on; of a version its first two numbers."""
     held: dict[str, str | int | None] = {"torch": _minor(torch.__version__), "kernels": KERNELS}
     if device_type == "cuda":
-        held |= {"cuda": torch.version.cuda, "triton": _triton_version()}
+        try:
+            triton = _minor(importlib.metadata.version("triton"))
+        except importlib.metadata.PackageNotFoundError:
+            triton = None
+        held |= {"cuda": torch.version.cuda, "triton": triton}
     return held
 
 
 def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
-
-
-def _triton_version() -> str | None:
-    try:
-        return _minor(importlib.metadata.version("triton"))
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -19,10 +19,23 @@ from fastcnn.tuning.call import setting_of
 from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import Winner
 
-IMAGES = 4  # that are compared, a row each for a linear layer
-
-# By argument but for the output: the gradients, and the running statistics after the call.
+# The output, and by argument the gradients and the running statistics after the call.
 Results = dict[str, Tensor]
+
+
+class Trial(NamedTuple):
+    """A candidate's outcome: its seconds, or why it was not timed."""
+
+    candidate: Winner
+    seconds: float | None = None
+    parity: float = 0.0  # the largest error as a part of what is allowed
+    problem: str = ""  # it does not serve the stage
+    refused: str = ""  # it serves it wrongly, or does not run
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it may be timed."""
+        return not (self.problem or self.refused)
 
 
 class Expected(NamedTuple):
@@ -38,13 +51,9 @@ class Expected(NamedTuple):
 class Reference:
     """Stock torch's results for a stage and float64's, made once for all candidates.
 
-    Args:
-        stage: what is compared.
-        device: where it runs.
-        own: the tensors of the recorded call, whose outputs are compared too.
-        gradients: whether gradients are compared.
-        images: how many are compared in float64, a row each for a linear layer.
-        poison: fill what is allocated with NaN, which changes a setting of the whole process meanwhile.
+    The output is compared on the call's `own` tensors where they are given, gradients on drawn ones. So many `images`
+    are compared in float64, a row each for a linear layer. `poison` fills what is allocated with NaN, which changes a
+    setting of the whole process meanwhile.
     """
 
     def __init__(
@@ -54,7 +63,7 @@ class Reference:
         *,
         own: dict[str, Tensor] | None = None,
         gradients: bool = True,
-        images: int = IMAGES,
+        images: int = 4,
         poison: bool = True,
     ) -> None:
         self.stage, self._images = stage, images
@@ -85,11 +94,7 @@ class Reference:
         return Expected(tensors, cotangent, rows, stock, exact)
 
     def compare(self, candidate: Winner) -> tuple[float, str]:
-        """Return the largest error of a candidate as a part of what is allowed, and what is wrong if something is.
-
-        Raises:
-            RuntimeError: the candidate does not serve the stage.
-        """
+        """Return the largest error of a candidate as a part of what is allowed, and what is wrong if something is."""
         worst, problems = 0.0, []
         with only_here(*candidate), self._memory():
             for draw in self._draws:
@@ -101,38 +106,26 @@ class Reference:
         return worst, "; ".join(dict.fromkeys(problems))
 
 
-class Verdict(NamedTuple):
-    """What is known of a candidate after it has run: only one without a problem and not refused is timed."""
-
-    part: float = 0.0  # its largest error as a part of what is allowed
-    problem: str = ""  # it does not serve the stage
-    refused: str = ""  # it serves it wrongly, or does not run
-
-
 def check(
     reference: Reference,
     candidate: Winner,
     attempts: Attempts | None = None,
-    raises: tuple[type[Exception], ...] = (),
-) -> Verdict:
-    """Check the parity of a candidate, with a note in `attempts` meanwhile; errors that it `raises` come out.
-
-    Raises:
-        Lost: it has left the GPU unusable for this process.
-    """
+    raises: type[Exception] = Lost,
+) -> Trial:
+    """Check the parity of a candidate, with a note in `attempts` meanwhile; Lost and what it `raises` come out."""
     if attempts and (ended := attempts.problem(reference.stage, candidate)):
-        return Verdict(refused=ended)
+        return Trial(candidate, refused=ended)
     try:
         with attempts.under_way(reference.stage, candidate) if attempts else nullcontext():
-            part, problem = reference.compare(candidate)
+            part, wrong = reference.compare(candidate)
+    except (Lost, raises):
+        raise
     except Exception as error:
-        if isinstance(error, (Lost, *raises)):
-            raise
         said = " ".join(str(error).split())
         if f"backend {candidate.backend!r}" in said:  # it takes no such arguments
-            return Verdict(problem=said)
-        return Verdict(refused=f"{type(error).__name__}: {said}")  # no memory, or a compiler's
-    return Verdict(part, refused=problem)
+            return Trial(candidate, problem=said)
+        return Trial(candidate, refused=f"{type(error).__name__}: {said}")  # no memory, or a compiler's
+    return Trial(candidate, parity=part, refused=wrong)
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -176,10 +169,7 @@ def _hold(name: str, mine: Tensor, draw: Expected, activations: tuple[str, ...])
 
 
 def errors(mine: Tensor, theirs: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Return the largest error of a result, and the largest that is allowed: twice stock's and one unit more.
-
-    The unit is one in the last place of the largest value; `truth` is in float64.
-    """
+    """Return the largest error of a result, and the largest allowed: twice stock's and one unit in the last place."""
     error = (mine.double() - truth).abs().max().item()
     return error, 2 * (theirs.double() - truth).abs().max().item() + last_place(truth, mine.dtype)
 

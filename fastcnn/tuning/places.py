@@ -1,37 +1,36 @@
-"""Devices on which candidates are tried: a clock and candidates for each kind of device. Tests put in their own."""
+"""Devices on which candidates are tried, each kind with its clock. Tests put in their own."""
 
 import ctypes
 import functools
 import hashlib
 import platform
-import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from fastcnn.backend import only_here
-from fastcnn.tuning.candidates import light
-from fastcnn.tuning.device import device_name, versions
-from fastcnn.tuning.table import Winner
-from fastcnn.tuning.timing import Run, Times, seconds_of
+from fastcnn.tuning.device import device_name, driver, versions
 
 LONGEST_SLEEP = 0.02  # seconds that a GPU waits, so that launches queue up before it begins
-Watch = Callable[[Winner], AbstractContextManager[None]]  # what a candidate runs in
 CLOCK = 2e9  # cycles a second, at the most, of a GPU
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: captures in other threads forbid this one nothing
 
+Run = Callable[[int], object]  # one call, on the inputs of this turn
+
+
+class Times(NamedTuple):
+    """Seconds of a call: with its launch, as in eager code, and of the device's work alone."""
+
+    call: float
+    device: float
+
 
 class Place:
-    """A processor, whose clock is the wall's.
-
-    Example:
-        >>> Place(torch.device("cpu")).by_default
-        False
-    """
+    """A processor, whose clock is the wall's."""
 
     by_default = False  # whether stages are tried without FASTCNN_TRIAL=1
 
@@ -43,24 +42,22 @@ class Place:
         """Return the model of the device."""
         return device_name(self.device)
 
-    def light(self, op: str) -> list[Winner]:
-        """Return the candidates of an op beside stock."""
-        return light(op, self.device)
-
     def measure(self, run: Run, times: int) -> Times:
         """Return the seconds of a call."""
-        seconds = seconds_of(run, times, self.device)
+        seconds = self._by_the_wall(run, times)
         return Times(seconds, seconds)
 
-    def timer(self, run: Run, watch: Watch) -> Callable[[Winner, int], Times]:
-        """Return what measures a candidate's run so many times, within `watch`."""
+    def _by_the_wall(self, run: Run, times: int) -> float:
+        """Return the mean seconds of so many calls, the device's work included."""
+        self._wait()
+        begin = time.perf_counter()
+        for turn in range(times):
+            run(turn)
+        self._wait()
+        return (time.perf_counter() - begin) / times
 
-        def timed(candidate: Winner, times: int) -> Times:
-            with watch(candidate), only_here(*candidate):
-                run(0)  # plans, and warms caches that others have used meanwhile
-                return self.measure(run, times)
-
-        return timed
+    def _wait(self) -> None:
+        """Wait for the device's work."""
 
     def is_capturing(self) -> bool:
         """Whether a graph is being captured, in which nothing may be timed."""
@@ -94,7 +91,7 @@ class Gpu(Place):
     def measure(self, run: Run, times: int) -> Times:
         """Return the seconds of a call, by the wall's clock, and by the GPU's without waiting for launches."""
         with torch.cuda.device(self.device):
-            call = seconds_of(run, times, self.device)
+            call = self._by_the_wall(run, times)
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda._sleep(int(min(call * times, LONGEST_SLEEP) * CLOCK))
             start.record()
@@ -104,6 +101,9 @@ class Gpu(Place):
             end.synchronize()
             return Times(call, start.elapsed_time(end) / 1e3 / times)
 
+    def _wait(self) -> None:
+        torch.cuda.current_stream(self.device).synchronize()  # a transfer elsewhere may be waiting for what follows
+
     def is_capturing(self) -> bool:
         """Whether this stream is captured into a CUDA graph, or the one that torch.cuda.graph takes in any thread."""
         streams = [torch.cuda.current_stream(self.device), torch.cuda.graph.default_capture_stream]
@@ -112,38 +112,24 @@ class Gpu(Place):
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Let this thread wait for the GPU while another one captures; by CUDA's rule that would end the capture."""
-        driver, mode = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(THREAD_LOCAL)
-        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+        cuda, mode = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(THREAD_LOCAL)
+        cuda.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
         try:
             yield
         finally:
-            driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+            cuda.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
     def make_room(self) -> None:
         """Let torch's allocator free its unused memory."""
         torch.cuda.empty_cache()
 
     def _driver(self) -> str:
-        file = Path("/proc/driver/nvidia/version")
-        return driver_version(file.read_text()) if file.is_file() else ""
+        return driver()
 
 
 def _is_captured(stream: torch.cuda.Stream) -> bool:
     with torch.cuda.stream(stream):
         return torch.cuda.is_current_stream_capturing()
-
-
-def driver_version(text: str) -> str:
-    """Return the version in what NVIDIA's kernel module says of itself, which may name the processor before it.
-
-    Example:
-        >>> driver_version("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build")
-        '570.86.15'
-        >>> driver_version("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19")
-        '535.104.05'
-    """
-    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", text)
-    return found.group(1) if found else ""
 
 
 PLACES: dict[str, type[Place]] = {"cpu": Place, "cuda": Gpu}

@@ -8,14 +8,14 @@ the device's table, for this device, driver, versions and build.
 proves kernels, and writes before each ``begin NAME`` and after it ``end NAME``, with what is wrong after a tab.
 """
 
+import contextlib
 import itertools
 import json
 import os
-import queue
+import selectors
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ import torch
 
 from fastcnn.tuning import telling
 from fastcnn.tuning.call import Operand
+from fastcnn.tuning.candidates import light
 from fastcnn.tuning.parity import Reference, check
 from fastcnn.tuning.places import Place
 from fastcnn.tuning.stage import Stage
@@ -71,17 +72,16 @@ CASES: dict[str, _Cases] = {  # by op
 
 
 def kernel_name(op: str, candidate: Winner) -> str:
-    """Return the name of a kernel in the verdicts.
-
-    Example:
-        >>> kernel_name("lrn", Winner("cuda", None))
-        'lrn: cuda'
-    """
+    """Return the name of a kernel in the verdicts: ``lrn: cuda``."""
     return f"{op}: {candidate}"
 
 
 class NotStarted(Exception):
     """The child process has ended before it began with a kernel: that says nothing of kernels."""
+
+
+_known: dict[str, dict[str, str]] = {}  # the verdicts that this process has read or found, by what they depend on
+_not_started: dict[str, NotStarted] = {}  # by device
 
 
 def verdicts(place: Place) -> dict[str, str]:
@@ -90,38 +90,25 @@ def verdicts(place: Place) -> dict[str, str]:
     Raises:
         NotStarted: nothing can be proved here; asked again, it is raised at once.
     """
-    if place.name in _not_started:
-        raise _not_started[place.name]
-    try:
-        return _verdicts(place)
-    except NotStarted as error:
-        _not_started[place.name] = error.with_traceback(None)
-        raise
-
-
-def _verdicts(place: Place) -> dict[str, str]:
-    path, identity = path_of(place.name), place.identity()
-    known = read(path, identity)
-    if not _missing(place, known):
-        return known
     from filelock import FileLock
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=LONGEST):  # of several processes (DDP) one proves, and the others read
-            known = read(path, identity)
-            known |= _proved(place, _missing(place, known))
+    if place.name in _not_started:
+        raise _not_started[place.name]
+    path, identity = path_of(place.name), place.identity()
+    known = _known.setdefault(json.dumps(identity), {})
+    if not _missing(place, known):
+        return known
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):  # no file can be written: this process alone knows
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{path}.lock", timeout=LONGEST))  # of several processes (DDP) one proves
+        known |= read(path, identity)
+        if missing := _missing(place, known):
+            known |= _proved(place, missing)
             text = json.dumps({**identity, "verdicts": known}, indent=1) + "\n"
-            replace(path, lambda file: file.write(text.encode()))
-    except (OSError, NotImplementedError):  # no file can be written: the verdicts are for this process
-        if missing := _missing(place, known := _unkept | known):
-            _unkept.update(_proved(place, missing))
-        known = _unkept | known
+            with contextlib.suppress(OSError):
+                replace(path, lambda file: file.write(text.encode()))
     return known
-
-
-_unkept: dict[str, str] = {}
-_not_started: dict[str, NotStarted] = {}  # by device
 
 
 def path_of(name: str) -> Path:
@@ -140,7 +127,7 @@ def read(path: Path, identity: dict[str, Any]) -> dict[str, str]:
 
 
 def _missing(place: Place, known: dict[str, str]) -> list[str]:
-    names = (kernel_name(op, each) for op in CASES for each in place.light(op))
+    names = (kernel_name(op, each) for op in CASES for each in light(op, place.device))
     return [name for name in names if name not in known]
 
 
@@ -148,9 +135,13 @@ def _proved(place: Place, names: list[str]) -> dict[str, str]:
     """Have child processes prove kernels, another one after each that ended or had to be ended."""
     found: dict[str, str] = {}
     what = f"checking {len(names)} kernels on {place.name} in a process of their own, once for this build"
-    with telling.under_way(what, counts=False):
-        while left := [name for name in names if name not in found]:
-            found |= _in_a_child(place, left)
+    try:
+        with telling.under_way(what, counts=False):
+            while left := [name for name in names if name not in found]:
+                found |= _in_a_child(place, left)
+    except NotStarted as error:
+        _not_started[place.name] = error.with_traceback(None)
+        raise
     for name, problem in found.items():
         if problem:
             telling.once(f"kernel {name} is left out on {place.name}: {problem}")
@@ -168,55 +159,45 @@ def _in_a_child(place: Place, names: list[str]) -> dict[str, str]:
         asked.write("\n".join(names))
         asked.seek(0)
         child = subprocess.Popen(
-            place.child(), env=environment, stdin=asked, stdout=subprocess.PIPE, stderr=errors, text=True
+            place.child(), env=environment, stdin=asked, stdout=subprocess.PIPE, stderr=errors, bufsize=0
         )
         assert child.stdout is not None
-        under_way, begun = names[0], False
+        under_way = ""
         try:
             for line in _lines(child.stdout):
-                begun = True
-                kind, _, rest = line.rstrip("\n").partition(" ")
+                kind, _, rest = line.partition(" ")
                 under_way, _, problem = rest.partition("\t")
                 if kind == "end":
                     found[under_way] = problem
             code = child.wait()
-            problem = f"it ended its process ({_ended(code)})" if len(found) < len(names) else ""
-        except queue.Empty:
+            problem = f"it ended its process ({f'signal {-code}' if code < 0 else f'exit status {code}'})"
+        except TimeoutError:
             problem = f"it did not end within {SECONDS:g} s"
         finally:
             child.kill()
             child.wait()
-        if problem:
-            left = next(name for name in names if name not in found)
+        if left := [name for name in names if name not in found]:
             errors.seek(0)
             last = errors.read().strip().splitlines()[-1:]
-            if not begun:
+            if not under_way:
                 raise NotStarted(": ".join(["the process that checks kernels did not start", *last]))
-            said = last if not found and under_way == left else []
-            found[left] = ": ".join([problem, *said])
+            found[left[0]] = ": ".join([problem, *(last if not found and under_way == left[0] else [])])
     return found
 
 
-def _lines(stream: IO[str]) -> Iterator[str]:
-    """Yield the lines of a stream until it ends.
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Yield the lines of an unbuffered stream until it ends.
 
     Raises:
-        queue.Empty: none came for `SECONDS`.
+        TimeoutError: none came for `SECONDS`.
     """
-    lines: queue.Queue[str] = queue.Queue()
-
-    def read_on() -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put("")
-
-    threading.Thread(target=read_on, daemon=True).start()
-    while line := lines.get(timeout=SECONDS):
-        yield line
-
-
-def _ended(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit status {code}"
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while selector.select(SECONDS):
+            if not (line := stream.readline()):
+                return
+            yield line.decode().rstrip("\n")
+    raise TimeoutError
 
 
 def stages(op: str) -> Iterator[Stage]:

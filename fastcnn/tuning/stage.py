@@ -18,11 +18,8 @@ COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no
 
 
 @functools.cache
-def operation(op: str) -> Callable[..., Tensor]:
-    """Return what runs an op's calls, as eager code has them run: by the front, in ``fastcnn/ops/plans.py``.
-
-    It is found by name, as it stands above what asks for it.
-    """
+def _planned(op: str) -> Callable[..., Tensor]:
+    """Return the op's function in ``fastcnn/ops/plans.py``, which stands above this file: it is found by name."""
     planned: Callable[..., Tensor] = getattr(importlib.import_module("fastcnn.ops.plans"), op)
     return planned
 
@@ -53,8 +50,8 @@ class Stage(NamedTuple):
         return cls(op, kept, {name: value for name, value in settings if name not in kept})
 
     def call(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Run the stage on these tensors, with the backend that is chosen."""
-        return operation(self.op)(*self._arguments(tensors))
+        """Run the stage on these tensors as eager code has it run, with the backend that is chosen."""
+        return _planned(self.op)(*self._arguments(tensors))
 
     def _arguments(self, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
         settings = self.settings
@@ -64,7 +61,7 @@ class Stage(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype that it computes in: that of its input, or for images that it normalizes the weight's."""
+        """Return the dtype that it computes in: the input's, or the weight's for images that it normalizes."""
         return self.tensors["weight" if RECORDS[self.op].normalizes else "input"].dtype
 
     @property
@@ -94,10 +91,8 @@ class Stage(NamedTuple):
     def draw(self, device: torch.device, *, rounded: bool) -> dict[str, Tensor]:
         """Return random tensors like the recorded ones, the same at each call.
 
-        Args:
-            device: where they are.
-            rounded: draw them from a coarse grid, on which sums of products are exact in float32 in any order and in
-                TF32: then every algorithm finds the same maxima and the same signs. Else of normal distribution.
+        Of normal distribution; `rounded`, from a coarse grid on which sums of products are exact in float32 in any
+        order and in TF32: then every algorithm finds the same maxima and the same signs.
         """
         generator = torch.Generator(device).manual_seed(0)
         return {name: self._draw(name, like, generator, rounded) for name, like in self.tensors.items()}
@@ -126,14 +121,10 @@ class Stage(NamedTuple):
         like = torch.empty_like(input, requires_grad=False).normal_(generator=generator)
         return like.requires_grad_(input.requires_grad)
 
-    def key(self, tensors: dict[str, Tensor], *, training: bool) -> dict[str, Any]:
-        """Return the key of the entry of a call with these tensors."""
-        with torch.set_grad_enabled(training):
-            return key_of(self.op, self._arguments(tensors))
-
     def key_in(self, mode: str, device: torch.device) -> dict[str, Any]:
         """Return the key of the entry of a mode, ``inference`` or ``training``."""
-        return self.key(self.draw(device, rounded=False), training=mode == "training")
+        with torch.set_grad_enabled(mode == "training"):
+            return key_of(self.op, self._arguments(self.draw(device, rounded=False)))
 
     def __str__(self) -> str:
         shapes = ["x".join(map(str, self.tensors["input"].shape))]

@@ -3,14 +3,15 @@
 import datetime
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from fastcnn.backend import only_here
+from fastcnn.tuning.attempts import Attempts
 from fastcnn.tuning.candidates import STOCK
+from fastcnn.tuning.places import Place, Run, Times
 from fastcnn.tuning.stage import Stage
 from fastcnn.tuning.table import Winner
 
@@ -18,15 +19,7 @@ MARGIN = 0.03  # a winner beats stock by more than this and more than the noise
 COLD_BYTES = 256 * 2**20  # of inputs that rotate on a GPU: several times its L2 cache
 MOST_COPIES = 16
 MOST_CALLS = 1000  # in one measurement
-
-Run = Callable[[int], object]  # one call, on the inputs of this turn
-
-
-class Times(NamedTuple):
-    """Seconds of a call: with its launch, as in eager code, and of the device's work alone."""
-
-    call: float
-    device: float
+TOO_NOISY = "measured on this device: too noisy to tell, stock kept"
 
 
 class Effort(NamedTuple):
@@ -36,6 +29,52 @@ class Effort(NamedTuple):
     least_rounds: int
     seconds: float
     hopeless: float = math.inf  # a candidate that first takes this many times stock's seconds is not timed again
+
+
+class Timed(NamedTuple):
+    """The candidates' times, by how much two of stock's differ, and the table's entry."""
+
+    times: dict[Winner, Times]
+    noise: float
+    entry: dict[str, Any]
+
+
+def contest(
+    stage: Stage,
+    key: dict[str, Any],
+    sound: Sequence[Winner],
+    place: Place,
+    attempts: Attempts,
+    effort: Effort,
+    by: str,
+) -> Timed:
+    """Time stock and the candidates that passed parity; `by` tells the entry who did.
+
+    Raises:
+        Lost: a candidate has left the GPU unusable for this process.
+    """
+    run = _step(stage, key["mode"], place.device)
+
+    def measure(candidate: Winner, times: int) -> Times:
+        with attempts.under_way(stage, candidate), only_here(*candidate):
+            run(0)  # plans, and warms caches that others have used meanwhile
+            return place.measure(run, times)
+
+    times, noise = race([STOCK, *sound], measure, effort)
+    winner, too_noisy = fastest(times, noise)
+    entry = {
+        "key": key,
+        "backend": winner.backend,
+        "algorithm": winner.algorithm,
+        "seconds": times[winner].call,
+        "stock_seconds": times[STOCK].call,
+        "device_seconds": times[winner].device,
+        "stock_device_seconds": times[STOCK].device,
+        "noise": round(noise, 4),
+        "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "by": by,
+    }
+    return Timed(times, noise, entry | ({"why": TOO_NOISY} if too_noisy else {}))
 
 
 def race(
@@ -76,48 +115,12 @@ def _beats_stock(times: dict[Winner, Times], clear: float) -> Winner:
     return found
 
 
-def entry(key: dict[str, Any], winner: Winner, times: dict[Winner, Times], noise: float, by: str, why: str) -> Any:
-    """Return the table's entry of a stage that was timed; `why` is empty where the times tell it."""
-    return {
-        "key": key,
-        "backend": winner.backend,
-        "algorithm": winner.algorithm,
-        "seconds": times[winner].call,
-        "stock_seconds": times[STOCK].call,
-        "device_seconds": times[winner].device,
-        "stock_device_seconds": times[STOCK].device,
-        "noise": round(noise, 4),
-        "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        "by": by,
-        **({"why": why} if why else {}),
-    }
-
-
-def seconds_of(run: Run, times: int, device: torch.device) -> float:
-    """Return the seconds of a call: the mean of `times` calls, the device's work included."""
-    _synchronize(device)
-    begin = time.perf_counter()
-    for turn in range(times):
-        run(turn)
-    _synchronize(device)
-    return (time.perf_counter() - begin) / times
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()  # a transfer elsewhere may be waiting for what follows
-
-
-def copies(size: int, device: torch.device) -> int:
-    """Return how many inputs of this many bytes rotate."""
-    return min(2 + COLD_BYTES // max(size, 1), MOST_COPIES) if device.type == "cuda" else 2
-
-
-def step(stage: Stage, mode: str, device: torch.device) -> Run:
+def _step(stage: Stage, mode: str, device: torch.device) -> Run:
     """Return one call of a stage, with its backward in training; the input is another one at each turn."""
     tensors = stage.draw(device, rounded=False)
     first = tensors["input"]
-    count = copies(first.numel() * first.element_size(), device)
+    size = max(first.numel() * first.element_size(), 1)
+    count = min(2 + COLD_BYTES // size, MOST_COPIES) if device.type == "cuda" else 2
     draws = [tensors | {"input": first if turn == 0 else stage.another(first, turn)} for turn in range(count)]
     leaves = [[each for each in draw.values() if each.requires_grad] for draw in draws]
     with torch.no_grad(), only_here("torch"):

@@ -8,9 +8,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,13 +17,13 @@ from torch import Tensor
 from fastcnn.tuning import proof, telling
 from fastcnn.tuning.attempts import Attempts, Lost
 from fastcnn.tuning.call import batch_of, key_of, text
-from fastcnn.tuning.candidates import STOCK, TOO_NOISY
+from fastcnn.tuning.candidates import light
 from fastcnn.tuning.lookup import entries_of, learn
 from fastcnn.tuning.parity import Reference, check
 from fastcnn.tuning.places import Place, place_of
 from fastcnn.tuning.stage import Stage, tensors_of
 from fastcnn.tuning.table import Winner, merge, user_path
-from fastcnn.tuning.timing import Effort, entry, fastest, race, step
+from fastcnn.tuning.timing import Effort, contest
 
 logger = logging.getLogger("fastcnn")
 
@@ -34,11 +32,12 @@ ROUNDS, LEAST_ROUNDS = 5, 2
 IMAGES = 2  # the number compared with float64
 HOPELESS = 1.5  # a candidate that first takes this many times stock's seconds is not timed again
 
-_one = threading.Lock()
-
-
 CAPTURING = "nothing is tried while a graph is captured"
 BUSY = "another thread is trying a stage"
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_one = threading.Lock()
 
 
 def concerns(input: Tensor) -> bool:
@@ -60,13 +59,13 @@ def off(op: str, arguments: tuple[Any, ...]) -> str:
     assert place is not None
     if place.is_capturing():
         return CAPTURING
-    why = _off(op, input, place)
+    why = _off(op, input.device)
     if why and place.by_default:
         telling.warn_of_stock(place.name, batch_of(key_of(op, arguments)), why)
     return why
 
 
-def _off(op: str, input: Tensor, place: Place) -> str:
+def _off(op: str, device: torch.device) -> str:
     if os.environ.get("FASTCNN_TRIAL") == "0":
         return "FASTCNN_TRIAL=0"
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
@@ -75,11 +74,7 @@ def _off(op: str, input: Tensor, place: Place) -> str:
         return "nothing is tried under forward-mode derivatives"
     if torch.are_deterministic_algorithms_enabled():
         return "nothing is tried under torch.use_deterministic_algorithms"
-    return "" if place.light(op) else "no kernel of it is here"
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+    return "" if light(op, device) else "no kernel of it is here"
 
 
 def run(op: str, arguments: tuple[Any, ...]) -> bool:
@@ -91,16 +86,16 @@ def run(op: str, arguments: tuple[Any, ...]) -> bool:
     Raises:
         Lost: a candidate has left the GPU unusable for this process.
     """
-    input: Tensor = arguments[0]
-    place = place_of(input.device)
+    device = arguments[0].device
+    place = place_of(device)
     if place is None or not _one.acquire(blocking=False):
         return False
     try:
         stage = Stage.of(op, arguments)
         own = {name: each.detach() for name, each in tensors_of(op, arguments).items()}
         key = key_of(op, arguments)
-        if text(key) not in entries_of(input.device):  # else another thread has just tried it
-            learn(input.device, _entry(stage, key, own, place))
+        if text(key) not in entries_of(device):  # else another thread has just tried it
+            learn(device, _entry(stage, key, own, place))
     finally:
         _one.release()
     return True
@@ -109,8 +104,11 @@ def run(op: str, arguments: tuple[Any, ...]) -> bool:
 def _entry(stage: Stage, key: dict[str, Any], own: dict[str, Tensor], place: Place) -> dict[str, Any]:
     try:
         verdicts = proof.verdicts(place)
+        offered = [
+            each for each in light(stage.op, place.device) if not verdicts.get(proof.kernel_name(stage.op, each))
+        ]
         with _apart(place), telling.under_way(f"trying kernels for each stage on {place.name}, once"):
-            tried = _tried(stage, key, own, place, verdicts)
+            tried = _tried(stage, key, own, place, offered)
         telling.tried(place.name, user_path(place.name), faster=tried["backend"] != "torch")
         return tried
     except Lost:
@@ -137,14 +135,12 @@ def _apart(place: Place) -> Iterator[None]:
 
 
 def _tried(
-    stage: Stage, key: dict[str, Any], own: dict[str, Tensor], place: Place, verdicts: dict[str, str]
+    stage: Stage, key: dict[str, Any], own: dict[str, Tensor], place: Place, offered: list[Winner]
 ) -> dict[str, Any]:
     """Return the entry of a stage, stock's without a time where nothing could be tried."""
     path = user_path(place.name)
-    attempts = Attempts(path, place.device, ends=False)
-    offered = [each for each in place.light(stage.op) if not verdicts.get(proof.kernel_name(stage.op, each), "")]
     try:
-        measured = _measured(stage, key, own, place, offered, attempts)
+        measured = _measured(stage, key, own, place, offered, Attempts(path, place.device, ends=False))
     except Lost:
         raise
     except torch.OutOfMemoryError:
@@ -153,7 +149,10 @@ def _tried(
     except Exception as error:  # stock torch has no such operation here
         logger.info("%s %s is not tried: %s: %s", stage.op, stage, type(error).__name__, error)
         return _stock(key, "it could not be tried")
-    _keep(path, place.name, measured)
+    try:
+        merge(path, place.name, [measured])
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        telling.once(f"results of trials cannot be stored: {path}: {error}")
     return measured
 
 
@@ -161,51 +160,25 @@ def _stock(key: dict[str, Any], why: str) -> dict[str, Any]:
     return {"key": key, "backend": "torch", "algorithm": None, "why": why}
 
 
-def _keep(path: Path, name: str, entry: dict[str, Any]) -> None:
-    try:
-        merge(path, name, [entry])
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        telling.once(f"results of trials cannot be stored: {path}: {error}")
-
-
 def _measured(
-    stage: Stage,
-    key: dict[str, Any],
-    own: dict[str, Tensor],
-    place: Place,
-    offered: Sequence[Winner],
-    attempts: Attempts,
+    stage: Stage, key: dict[str, Any], own: dict[str, Tensor], place: Place, offered: list[Winner], attempts: Attempts
 ) -> dict[str, Any]:
-    mode = key["mode"]
-    sound = _in_parity(stage, mode, own, place, offered, attempts)
-    measure = place.timer(step(stage, mode, place.device), partial(attempts.under_way, stage))
+    """Check parity on the call's own tensors and on drawn ones, and time the candidates that keep it."""
+    sound = []
+    if offered:
+        usable = all(each.isfinite().all() for each in own.values() if each.is_floating_point())
+        training = key["mode"] == "training"
+        reference = Reference(
+            stage, place.device, own=own if usable else None, gradients=training, images=IMAGES, poison=False
+        )
+        sound = [each for each in offered if _passes(reference, each, attempts)]
     share = SECONDS / ROUNDS / (len(sound) + 2) / 2
-    times, noise = race([STOCK, *sound], measure, Effort(ROUNDS, LEAST_ROUNDS, share, HOPELESS))
-    winner, too_noisy = fastest(times, noise)
-    why = TOO_NOISY if too_noisy else "" if sound else "no kernel passed its trial on this device"
-    return entry(key, winner, times, noise, "trial", why)
-
-
-def _in_parity(
-    stage: Stage, mode: str, own: dict[str, Tensor], place: Place, offered: Sequence[Winner], attempts: Attempts
-) -> list[Winner]:
-    """Return the candidates that keep the parity rule on the call's own tensors and on drawn ones."""
-    if not offered:
-        return []
-    usable = all(each.isfinite().all() for each in own.values() if each.is_floating_point())
-    reference = Reference(
-        stage,
-        place.device,
-        own=own if usable else None,
-        gradients=mode == "training",
-        images=IMAGES,
-        poison=False,
-    )
-    return [each for each in offered if _passes(reference, each, attempts)]
+    entry = contest(stage, key, sound, place, attempts, Effort(ROUNDS, LEAST_ROUNDS, share, HOPELESS), "trial").entry
+    return entry if sound else entry | {"why": "no kernel passed its trial on this device"}
 
 
 def _passes(reference: Reference, candidate: Winner, attempts: Attempts) -> bool:
-    verdict, stage = check(reference, candidate, attempts, raises=(torch.OutOfMemoryError,)), reference.stage
-    if verdict.refused:
-        logger.warning("%s %s runs without %s, which failed its trial: %s", stage.op, stage, candidate, verdict.refused)
-    return not (verdict.problem or verdict.refused)
+    trial, stage = check(reference, candidate, attempts, raises=torch.OutOfMemoryError), reference.stage
+    if trial.refused:
+        logger.warning("%s %s runs without %s, which failed its trial: %s", stage.op, stage, candidate, trial.refused)
+    return trial.is_sound
