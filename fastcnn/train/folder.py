@@ -70,20 +70,8 @@ class FolderData(Dataset):
 
     All are resized so that the shorter side is an eighth longer than the network's input (256 for 224 and 227).
     Training images then get a random crop and flip, held-out ones the centre crop. They come to the device as bytes;
-    the network normalizes them, with ImageNet's mean and standard deviation.
-
-    Args:
-        directory: the folder.
-        feed: how batches are cut; ``feed.workers`` processes decode the images.
-        skip_broken: train without images that cannot be read.
-        console: where the progress of checking the images is shown; by default nowhere.
-
-    Raises:
-        UserError: no class folders, or folders that are no classes; a class without images, classes that differ between
-            train and val, an image that cannot be read, a network that takes neither one channel nor three.
-
-    Example:
-        >>> data = FolderData(Path("flowers"), Feed((3, 224, 224), batch_size=64, workers=8))  # doctest: +SKIP
+    the network normalizes them, with ImageNet's mean and standard deviation. ``console`` shows the progress of checking
+    that all images can be read.
     """
 
     gives_bytes = True

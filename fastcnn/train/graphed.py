@@ -5,7 +5,6 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -66,7 +65,7 @@ class GraphedStep:
         self.reason = ""
         self._step, self._optimizer = step, optimizer
         self._calls: dict[Hashable, int] = {}
-        self._graphs: dict[Hashable, _Graph] = {}
+        self._graphs: dict[Hashable, Callable[..., Tensor]] = {}
         self._capture: CudaCapture | None = None
         self.reset()
         if optimizer is not None:
@@ -101,64 +100,56 @@ class GraphedStep:
     def _first_calls(self, key: Hashable, inputs: tuple[Tensor, ...]) -> Tensor:
         self._calls[key] = calls = self._calls.get(key, 0) + 1
         run = functools.partial(self._step, *inputs)
-        if not self._can_capture(inputs):
+        capture = self._capture_for(inputs)
+        if capture is None:
             return run().detach()
-        assert self._capture is not None
         if calls <= WARM_UP_CALLS:
-            output, waits = self._capture.warm_up(run)
+            output, waits = capture.warm_up(run)
             if waits and calls == WARM_UP_CALLS:  # earlier calls may wait while they set things up
                 self._give_up(f"it makes the CPU wait for the GPU ({waits[0]})")
             return output.detach()
         try:
-            self._graphs[key] = graph = self._record(self._capture, inputs)
+            self._graphs[key] = graph = self._record(capture, inputs)
         except Exception as error:  # the user's step may raise anything
             cause = error.__context__ or error  # ending a broken capture fails too, with less to say
-            self._give_up(f"capturing it failed ({_first_line(cause)})")
+            first_line, *_ = str(cause).splitlines() or [type(cause).__name__]
+            self._give_up(f"capturing it failed ({first_line})")
             return run().detach()
         return graph(*inputs)
 
-    def _can_capture(self, inputs: tuple[Tensor, ...]) -> bool:
+    def _capture_for(self, inputs: tuple[Tensor, ...]) -> "CudaCapture | None":
+        devices = {tensor.device for tensor in (*inputs, *_parameters(self._optimizer))}
         if len(self._calls) > MAX_GRAPHS:
             self._give_up(
                 f"it was called with more than {MAX_GRAPHS} different shapes or settings of the optimizer; "
                 "a learning rate that changes should be a tensor that is filled in place"
             )
-            return False
-        devices = {tensor.device for tensor in (*inputs, *_parameters(self._optimizer))}
-        if len(devices) != 1 or not {device.type for device in devices} <= CAPTURES.keys():
+        elif len(devices) != 1 or not {device.type for device in devices} <= CAPTURES.keys():
             names = " and ".join(sorted(map(str, devices)))
             self._give_up(f"its tensors are on {names}; a CUDA graph needs all of them on one GPU")
-            return False
-        if self._capture is None:
+        elif self._capture is None:
             (device,) = devices
             self._capture = CAPTURES[device.type](device)
-        return True
+        return None if self.reason else self._capture
 
-    def _record(self, capture: "CudaCapture", inputs: tuple[Tensor, ...]) -> "_Graph":
+    def _record(self, capture: "CudaCapture", inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
         buffers = tuple(input.detach().clone() for input in inputs)
         with _state_kept(self._optimizer):
-            replay, output = capture.record(functools.partial(self._step, *buffers))
-        return _Graph(buffers, output.detach(), replay)
+            replay, result = capture.record(functools.partial(self._step, *buffers))
+        output = result.detach()
+
+        def graph(*inputs: Tensor) -> Tensor:
+            for buffer, input in zip(buffers, inputs):
+                buffer.copy_(input)
+            replay()
+            return output.clone()
+
+        return graph
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
         self._graphs.clear()
         logger.warning("a step runs without a CUDA graph: %s", reason)
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """A captured step: the buffers it reads, the one that its result appears in, and what launches it."""
-
-    inputs: tuple[Tensor, ...]
-    output: Tensor
-    replay: Callable[[], None]
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        for buffer, input in zip(self.inputs, inputs):
-            buffer.copy_(input)
-        self.replay()
-        return self.output.clone()
 
 
 class CudaCapture:
@@ -254,7 +245,10 @@ def _state_kept(optimizer: Optimizer | None) -> Iterator[None]:
     state = {parameter: dict(values) for parameter, values in optimizer.state.items()} if optimizer else {}
     try:
         for parameter, values in state.items():
-            _check_on_device(values, parameter.device, optimizer)
+            for name, value in values.items():
+                if isinstance(value, int | float) or (isinstance(value, Tensor) and value.device != parameter.device):
+                    where = "outside the GPU, where a graph cannot update it"
+                    raise RuntimeError(f"{type(optimizer).__name__} keeps {name!r} {where}")
         yield
         if optimizer and any(
             state.get(parameter, {}).get(name) is not value
@@ -269,14 +263,6 @@ def _state_kept(optimizer: Optimizer | None) -> Iterator[None]:
             optimizer.state.clear()
             optimizer.state.update(state)
         raise
-
-
-def _check_on_device(values: dict[str, object], device: torch.device, optimizer: Optimizer | None) -> None:
-    for name, value in values.items():
-        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.device != device):
-            raise RuntimeError(
-                f"{type(optimizer).__name__} keeps {name!r} outside the GPU, where a graph cannot update it"
-            )
 
 
 @contextlib.contextmanager
@@ -296,7 +282,3 @@ def _waits() -> Iterator[list[str]]:
             places.append(f"{Path(each.filename).name}, line {each.lineno}")
         else:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,6 @@ from fastcnn.console.errors import UserError
 
 GZIP_START = b"\x1f\x8b"
 NUM_DIMS = {"images": 3, "labels": 1}
-FILE_NAMES = ("{split}-{kind}-idx{dims}-ubyte", "{split}-{kind}.idx{dims}-ubyte")
 
 
 @dataclass(frozen=True)
@@ -36,29 +35,13 @@ class Labelled:
 
 
 def read_pair(directory: Path, split: str, num_classes: int) -> Labelled | None:
-    """Read the images and labels of one split, or return None where neither file is there.
-
-    Args:
-        directory: folder that holds files named like ``train-images-idx3-ubyte.gz``.
-        split: ``"train"`` or ``"t10k"``.
-        num_classes: labels must lie in ``[0, num_classes)``.
-
-    Raises:
-        UserError: one file of the two is missing, or a file is empty, truncated, corrupt or does not fit the other.
-
-    Example:
-        >>> read_pair(Path("no-such-folder"), "train", 10) is None
-        True
-    """
-    files = {kind: _find(directory, split, kind) for kind in NUM_DIMS}
-    if not any(files.values()):
+    """Read the images and labels of one split, ``train`` or ``t10k``, or return None where neither file is there."""
+    images_path, labels_path = (_find(directory, split, kind) for kind in NUM_DIMS)
+    if images_path is None and labels_path is None:
         return None
-    for kind, path in files.items():
-        if path is None:
-            raise UserError(f"{directory}: {_name(split, kind)}[.gz] is missing beside the other {split} file")
-    images_path, labels_path = files["images"], files["labels"]
-    assert images_path is not None
-    assert labels_path is not None
+    if images_path is None or labels_path is None:
+        missing = "images-idx3" if images_path is None else "labels-idx1"
+        raise UserError(f"{directory}: {split}-{missing}-ubyte[.gz] is missing beside the other {split} file")
     images, labels = read_idx(images_path, "images"), read_idx(labels_path, "labels").long()
     if len(images) != len(labels):
         raise UserError(f"{labels_path}: holds {len(labels)} labels, but {images_path.name} holds {len(images)} images")
@@ -70,12 +53,13 @@ def read_pair(directory: Path, split: str, num_classes: int) -> Labelled | None:
     return Labelled(images, labels)
 
 
-def read_idx(path: Path, kind: str) -> Tensor:
-    """Read one idx file, gzipped or not, as a uint8 tensor: ``(N, H, W)`` for images, ``(N,)`` for labels.
+def _find(directory: Path, split: str, kind: str) -> Path | None:
+    names = (f"{split}-{kind}{mark}idx{NUM_DIMS[kind]}-ubyte{end}" for mark in "-." for end in ("", ".gz"))
+    return next((directory / name for name in names if (directory / name).is_file()), None)
 
-    Raises:
-        UserError: the file is empty, truncated, corrupt or of another kind; the message names it.
-    """
+
+def read_idx(path: Path, kind: str) -> Tensor:
+    """Read an idx file, gzipped or not, of ``images`` or ``labels``: uint8, (N, H, W) or (N,)."""
     data = _read_bytes(path)
     dims = NUM_DIMS[kind]
     header_bytes = 4 + 4 * dims
@@ -91,16 +75,6 @@ def read_idx(path: Path, kind: str) -> Tensor:
         wrong = "truncated" if found < expected else "corrupt"
         raise UserError(f"{path}: {wrong}, {'x'.join(map(str, shape))} {kind} need {expected} bytes, {found} are there")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header_bytes).reshape(shape)
-
-
-def _name(split: str, kind: str) -> str:
-    return FILE_NAMES[0].format(split=split, kind=kind, dims=NUM_DIMS[kind])
-
-
-def _find(directory: Path, split: str, kind: str) -> Path | None:
-    stems = [name.format(split=split, kind=kind, dims=NUM_DIMS[kind]) for name in FILE_NAMES]
-    candidates = [directory / (stem + suffix) for stem in stems for suffix in ("", ".gz")]
-    return next((path for path in candidates if path.is_file()), None)
 
 
 def _read_bytes(path: Path) -> bytes:

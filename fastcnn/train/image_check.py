@@ -16,20 +16,10 @@ from fastcnn.console.images import open_image
 
 
 def unreadable(files: Sequence[str], directory: Path, workers: int, console: Console) -> dict[str, str]:
-    """Return the images that cannot be read, with the reason of each.
+    """Return the images that cannot be read, with the reason of each; ``workers`` threads decode.
 
-    Readable ones are remembered in the cache folder by path, size and time of change, so that the next run checks only
-    new and changed ones.
-
-    Args:
-        files: paths of images.
-        directory: the data set's folder; the memory is kept per folder.
-        workers: threads that decode.
-        console: where the progress is shown, if it is a terminal.
-
-    Example:
-        >>> unreadable(["nowhere.jpg"], Path("."), 1, Console())
-        {'nowhere.jpg': "[Errno 2] No such file or directory: 'nowhere.jpg'"}
+    Readable ones are remembered per data set, which is a ``directory``, in the cache folder by path, size and time of
+    change, so that the next run checks only new and changed ones.
     """
     memory = cache_folder() / "images" / f"{_digest(str(directory.resolve()))}.txt"
     keys = [_key(file, directory) for file in files]

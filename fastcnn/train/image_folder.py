@@ -8,7 +8,7 @@ from pathlib import Path
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from fastcnn.console.errors import OptionError, UserError
+from fastcnn.console.errors import OptionError, UserError, said
 from fastcnn.console.images import open_image
 
 TRAIN = ("train", "training")
@@ -17,11 +17,7 @@ EXPECTED = f"expected train/ and {', '.join(f'{name}/' for name in HELD_OUT[:3])
 
 
 class ImageFolder(TorchvisionFolder):
-    """torchvision's, without hidden files and folders. It counts by suffix the files that it skips.
-
-    Raises:
-        UserError: there are no class folders, or one without images.
-    """
+    """torchvision's, without hidden files and folders. It counts by suffix the files that it skips."""
 
     def __init__(self, directory: Path) -> None:
         self.skipped: Counter[str] = Counter()
@@ -52,47 +48,33 @@ def folders(directory: Path) -> Iterator[Path]:
 def open_folders(directory: Path) -> tuple[ImageFolder, ImageFolder | None]:
     """Return the training images, and the held-out ones where they are in a folder of their own.
 
-    Raises:
-        UserError: there is no such folder, or its folders do not look like classes.
+    Raises :class:`UserError` where there is no such folder, or its folders do not look like classes.
     """
     if not directory.is_dir():
         raise OptionError(f"{directory}: no such folder")
     inside = {folder.name.lower(): folder for folder in folders(directory)}
     with_classes = {name: folder for name, folder in inside.items() if any(folders(folder))}
-    train = next((with_classes[name] for name in TRAIN if name in with_classes), None)
-    if train is None:
-        if splits := sorted(folder.name for name, folder in inside.items() if name in TRAIN + HELD_OUT):
-            named = ", ".join(splits)
-            raise UserError(f"{directory}: the folders of classes bear names of splits ({named}); {EXPECTED}")
-        return _several_classes(_open(directory)), None
-    held_out = next((with_classes[name] for name in HELD_OUT if name in with_classes), None)
-    opened = _open(train), _open(held_out) if held_out else None
-    if held_out and opened[0].classes != opened[1].classes:  # type: ignore[union-attr]
-        differ = sorted({*opened[0].classes} ^ {*opened[1].classes})  # type: ignore[union-attr]
-        raise UserError(f"{directory}: {train.name} and {held_out.name} differ in classes: {', '.join(differ)}")
-    _several_classes(opened[0])
-    return opened
+    folder = next((with_classes[name] for name in TRAIN if name in with_classes), None)
+    if folder is None and (splits := sorted(inside[name].name for name in inside if name in TRAIN + HELD_OUT)):
+        named = ", ".join(splits)
+        raise UserError(f"{directory}: the folders of classes bear names of splits ({named}); {EXPECTED}")
+    train = _open(folder or directory)
+    held_out = next((_open(with_classes[name]) for name in HELD_OUT if folder and name in with_classes), None)
+    if held_out and train.classes != held_out.classes:
+        names = " and ".join(Path(part.root).name for part in (train, held_out))
+        differ = sorted({*train.classes} ^ {*held_out.classes})
+        raise UserError(f"{directory}: {names} differ in classes: {', '.join(differ)}")
+    if len(train.classes) == 1:
+        raise UserError(f"{train.root}: a single class ({train.classes[0]}), with nothing to tell it from; {EXPECTED}")
+    return train, held_out
 
 
 def _open(directory: Path) -> ImageFolder:
+    """Open a folder of classes; refuse one whose classes hold folders: splits, or a folder level too many."""
     try:
         images = ImageFolder(directory)
     except FileNotFoundError as error:  # a class without images
-        raise UserError(" ".join(f"{directory}: {error}".split())) from error
-    _check_levels(directory, images)
-    return images
-
-
-def _several_classes(images: ImageFolder) -> ImageFolder:
-    if len(images.classes) == 1:
-        raise UserError(
-            f"{images.root}: a single class ({images.classes[0]}), with nothing to tell it from; {EXPECTED}"
-        )
-    return images
-
-
-def _check_levels(directory: Path, images: ImageFolder) -> None:
-    """Refuse class folders that hold folders of images: splits inside classes, or a folder level too many."""
+        raise UserError(f"{directory}: {said(error)}") from error
     parents: dict[str, set[str]] = defaultdict(set)
     for path, _ in images.samples:
         name, *below = os.path.relpath(path, directory).split(os.sep)
@@ -104,15 +86,11 @@ def _check_levels(directory: Path, images: ImageFolder) -> None:
                 f"{directory / name}: holds no images but folders of images ({listed}), a level more than expected; "
                 f"if they are the classes or splits, give --data {directory / name}"
             )
+    return images
 
 
 def describe_skipped(skipped: Counter[str]) -> str:
-    """Say how many files were skipped, and of which kind.
-
-    Example:
-        >>> describe_skipped(Counter({".gif": 2, "": 1}))
-        'skipped 3 files that are not read as images: 2 .gif, 1 without suffix'
-    """
+    """Say how many files were skipped, and of which kind."""
     kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in skipped.most_common())
     files = "file that is" if skipped.total() == 1 else "files that are"
     return f"skipped {skipped.total():,} {files} not read as images: {kinds}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import InitVar, asdict, dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How an optimizer runs, not what it computes: taken from the device, not from the checkpoint. So is the learning rate,
 # which is a tensor on a GPU; its value comes from the settings.
-OF_THE_DEVICE = ("lr", "initial_lr", "capturable", "foreach", "fused")
+OF_THE_DEVICE = ("lr", "capturable", "foreach", "fused")
 
 
 class Diverged(UserError):
@@ -34,9 +33,7 @@ class Diverged(UserError):
 def build_optimizer(
     name: str, model: nn.Module, lr: float, weight_decay: float, splits: bool = False
 ) -> torch.optim.Optimizer:
-    """Build an optimizer of ``OPTIMIZERS``: on a GPU a fused one, ready for CUDA graphs.
-
-    If the layout ``splits`` parameters over processes, a plain one.
+    """Build an optimizer: fused and ready for CUDA graphs on a GPU, plain if the layout ``splits`` parameters.
 
     Example:
         >>> build_optimizer("adam", nn.Linear(2, 1), lr=0.01, weight_decay=0.0).param_groups[0]["lr"]
@@ -67,10 +64,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], layo
 
 @dataclass(frozen=True)
 class Epoch:
-    """Results of one epoch of one network; times are of training, without evaluation and checkpoints.
-
-    Accuracies are shares of the held-out images; ``waited`` are the seconds spent waiting for images, of ``seconds``.
-    """
+    """Results of one epoch; times are of training alone, and ``waited`` the part of them spent waiting for images."""
 
     loss: float
     test_loss: float
@@ -87,17 +81,7 @@ class Lane:
     """One network in training, with all that a checkpoint must hold to continue as if never stopped.
 
     Each lane has its own random number stream, so that two networks that take turns draw the same dropout masks.
-
-    Attributes:
-        title: what the table and the progress bar call it.
-        backend: the fastcnn backend it runs under; None for the one in use.
-        graph: capture training and evaluation into CUDA graphs.
-        parallel: how the network is laid out over processes.
-        lr_step: epochs after which the learning rate is divided by ten; 0 for never.
-        losses: the loss of every step so far.
-        step: steps done in the current epoch.
-        seconds: time spent on them, of which ``waited`` went by waiting for images.
-        peak_memory_bytes: what a step needs, known at the end of a run.
+    ``step`` and ``seconds`` are of the current epoch; ``waited`` of the seconds went by waiting for images.
     """
 
     title: str
@@ -105,22 +89,21 @@ class Lane:
     optimizer: torch.optim.Optimizer
     device: torch.device
     seed: int
-    backend: str | None = None
+    backend: str | None = None  # the one in use
     amp: str = "off"
     graph: bool = False
     parallel: InitVar[OneProcess | None] = None
-    lr_step: int = 0
+    lr_step: int = 0  # epochs after which the learning rate is divided by ten; 0: never
     epochs: list[Epoch] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     step: int = 0
     seconds: float = 0.0
     waited: float = 0.0
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None  # of a step, known at the end of a run
 
     def __post_init__(self, parallel: OneProcess | None) -> None:
         self.layout = parallel or OneProcess(self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, self.lr_step or sys.maxsize)  # gamma 0.1
         self._graphed: dict[str, GraphedStep] = {}
         torch.manual_seed(self.layout.stream_seed(self.seed))
         self._rng = self._rng_state()
@@ -152,8 +135,7 @@ class Lane:
     def running(self) -> Iterator[None]:
         """Run under this lane's backend and from the state of its random number stream."""
         self._set_rng_state(self._rng)
-        backend = fastcnn.use_backend(self.backend) if self.backend else contextlib.nullcontext()
-        with backend:
+        with fastcnn.use_backend(self.backend) if self.backend else contextlib.nullcontext():
             yield
         self.note_rng()
 
@@ -171,19 +153,15 @@ class Lane:
         return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp], enabled=self.amp != "off")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whole tensors and plain values that :meth:`load_state_dict` goes on from; all processes must call it.
-
-        Raises:
-            Diverged: the weights are no longer finite.
-        """
+        """Return whole tensors and plain values, or raise :class:`Diverged`; all processes must call it."""
         model = self.layout.whole(self.model.state_dict())
         if not all(bool(value.isfinite().all()) for value in model.values()):
-            raise Diverged(self.diverged("the weights became infinite or nan", self.step))
+            raise self.diverged("the weights became infinite or nan", self.step)
         return {
             "model": model,
             "optimizer": self.layout.whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
-            "rng": self.layout.gather(self._rng),
+            "rng": self.layout.world.gather(self._rng),
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "step": self.step,
@@ -192,11 +170,7 @@ class Lane:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`, whatever the number of processes that it was saved from.
-
-        Raises:
-            UserError: the state is that of another architecture.
-        """
+        """Go on from a :meth:`state_dict`, whatever the number of processes that it was saved from."""
         own = self.model.state_dict()
         check_same_architecture(type(self.model).__name__, state["model"], own)
         weights = {name: self.layout.split_like(value, own[name]) for name, value in state["model"].items()}
@@ -204,18 +178,21 @@ class Lane:
         load_optimizer(self.optimizer, state["optimizer"], self.layout)
         self.scaler.load_state_dict(state["scaler"])
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
-        self.scheduler.last_epoch = len(self.epochs)
-        for _ in range(len(self.epochs) // self.scheduler.step_size):  # the same to the last bit
-            for group in self.optimizer.param_groups:
-                rate = group["lr"] * self.scheduler.gamma
-                group["lr"] = group["lr"].copy_(rate) if isinstance(rate, Tensor) else rate
+        for epochs in range(len(self.epochs)):  # one division after the other: the same rate to the last bit
+            self.step_rate(epochs + 1)
         self._rng = {**self._rng, **self.layout.own_stream(state["rng"])}
         self.losses = state["losses"].tolist()
         self.step, self.seconds, self.waited = state["step"], state["seconds"], state["waited"]
 
-    def diverged(self, what: str, step: int) -> str:
-        """Say what happened at a step of the current epoch, and what may help."""
-        return f"{self.title}: {what} in epoch {len(self.epochs) + 1}, step {step}; a smaller --lr may help"
+    def step_rate(self, epochs: int) -> None:
+        """Divide the learning rate by ten if ``epochs`` call for it; in place where graphs read it from a tensor."""
+        if self.lr_step and epochs % self.lr_step == 0:
+            for group in self.optimizer.param_groups:
+                group["lr"] *= 0.1
+
+    def diverged(self, what: str, step: int) -> Diverged:
+        """Return the error for what happened at a step of the current epoch."""
+        return Diverged(f"{self.title}: {what} in epoch {len(self.epochs) + 1}, step {step}; a smaller --lr may help")
 
     def _rng_state(self) -> dict[str, Tensor]:
         state = {"cpu": torch.get_rng_state()}

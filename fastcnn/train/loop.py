@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.train.data import Dataset, Draws
-from fastcnn.train.lane import Diverged, Epoch, Lane
+from fastcnn.train.lane import Epoch, Lane
 from fastcnn.train.memory import peak_memory
 from fastcnn.train.pace import Pace
 
@@ -48,18 +47,10 @@ def train_epoch(
     pace: Pace | None = None,
     save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train from ``lane.step`` to the end of the epoch, or until ``stopped()`` is true after a step.
+    """Train from ``lane.step`` to the end of the epoch, or until ``stopped()`` is true after a step or CUDA graph.
 
-    Args:
-        lane: the network; its step, losses and seconds are brought up to date.
-        data: the data set.
-        report: called now and then, after the losses are in.
-        stopped: asked after each step, or after the steps of one CUDA graph, whether to stop.
-        pace: decides after which steps to ``save``.
-        save: called with the losses read and the lane's state complete.
-
-    Raises:
-        Diverged: the loss is no longer finite.
+    ``report`` is called now and then, ``save`` after the steps that ``pace`` decides on: with the losses read, and the
+    lane's state complete. Raises :class:`Diverged` once a loss is not finite.
     """
     lane.model.train()
     take_steps = lane.graphed("train", functools.partial(train_steps, lane, data), lane.optimizer)
@@ -71,8 +62,7 @@ def train_epoch(
             lane.step += len(draws[0])
             due = pace is not None and pace.due(len(draws[0]))
             if due or time.perf_counter() - started > REPORT_SECONDS:
-                _read(lane, unread)
-                _add_time(lane, started)
+                _catch_up(lane, unread, started)
                 report()
                 if due:
                     lane.note_rng()
@@ -80,8 +70,7 @@ def train_epoch(
                 started = time.perf_counter()
             if stopped():
                 break
-        _read(lane, unread)
-        _add_time(lane, started)
+        _catch_up(lane, unread, started)
         report()
 
 
@@ -96,27 +85,21 @@ def _timed(lane: Lane, draws: Iterator[Draws]) -> Iterator[Draws]:
         yield drawn
 
 
-def _read(lane: Lane, unread: list[Tensor]) -> None:
+def _catch_up(lane: Lane, unread: list[Tensor], started: float) -> None:
+    """Read the losses, which waits for the GPU, and count the time since ``started``."""
     values = torch.cat(unread).tolist() if unread else []
-    first_step = lane.step - len(values)
-    for step, value in enumerate(values, start=first_step + 1):
-        if not math.isfinite(value):
-            raise Diverged(lane.diverged(f"the loss became {value}", step))
-    lane.losses += values
     unread.clear()
-
-
-def _add_time(lane: Lane, started: float) -> None:
+    for step, value in enumerate(values, start=lane.step - len(values) + 1):
+        if not math.isfinite(value):
+            raise lane.diverged(f"the loss became {value}", step)
+    lane.losses += values
     if lane.device.type == "cuda":
         torch.cuda.synchronize(lane.device)
     lane.seconds += time.perf_counter() - started
 
 
 def score(lane: Lane, data: Dataset, *draws: Tensor) -> Tensor:
-    """Return (batches, 3): the sum of the losses, and the numbers of images that are right by top-1 and by top-5.
-
-    Each row is of one draw, over this process's share of the images.
-    """
+    """Return (draws, 3), of this process's images: the sum of losses, the numbers that top-1 and top-5 get right."""
     results = []
     for draw in zip(*draws):
         images, all_labels = data.batch(*draw)
@@ -168,9 +151,7 @@ def finish_epoch(lane: Lane, data: Dataset, test_loss: float, test_accuracy: flo
             lane.seconds,
             len(lane.epochs),
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # resumed at an epoch's end, the scheduler steps before the optimizer
-        lane.scheduler.step()
+    lane.step_rate(len(lane.epochs))
     lane.step, lane.seconds, lane.waited = 0, 0.0, 0.0
 
 

@@ -19,9 +19,6 @@ class OneWeirdTrick(OneProcess):
     The features of the whole batch are gathered before the classifier. Each process computes some columns of every
     linear layer for the whole batch, and the columns are gathered after each layer. Dropout sees whole activations, so
     a common random stream gives the masks of a single process. Gradients of linear layers are not exchanged.
-
-    Raises:
-        UserError: the network has no ``features`` and ``classifier`` with linear layers.
     """
 
     splits = True

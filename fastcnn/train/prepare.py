@@ -44,15 +44,7 @@ def prepare(
 ) -> tuple[Dataset, list[Lane]]:
     """Load the data and build the networks, with the state of a checkpoint if one is resumed.
 
-    Args:
-        settings: what to do.
-        world: the processes that train together.
-        resume: content of a checkpoint to go on from.
-        console: where the progress of checking the images is shown; by default nowhere.
-        changed_data: go on though the number of training images is no longer the checkpoint's.
-
-    Raises:
-        UserError: something that was asked for is not there, or does not fit the rest.
+    Raises :class:`UserError` where something that was asked for is not there, or does not fit the rest.
     """
     check_backend(settings.backend)
     device = _device(settings, world)
@@ -133,26 +125,26 @@ def _lanes(model: nn.Module, settings: Settings, device: torch.device, world: Wo
     networks = {"fastcnn": model}
     if settings.compare:
         networks = {"stock torch": fastcnn.unfuse(copy.deepcopy(model)), **networks}
-    return [_lane(title, network.to(device), settings, device, world) for title, network in networks.items()]
+    lanes = []
+    for title, network in networks.items():
+        layout = _layout(settings.parallel, network.to(device), world)
+        lane = Lane(
+            title,
+            network,
+            build_optimizer(settings.optimizer, network, settings.lr, settings.weight_decay, layout.splits),
+            device,
+            settings.seed,
+            backend=settings.backend if title == "fastcnn" else "torch",
+            amp=settings.amp,
+            graph=settings.graph and device.type in CAPTURES and world.size == 1,  # a graph holds no exchange
+            parallel=layout,
+            lr_step=settings.lr_step,
+        )
+        lanes.append(lane)
+    return lanes
 
 
-def _lane(title: str, model: nn.Module, settings: Settings, device: torch.device, world: World) -> Lane:
-    layout = layout_of(settings.parallel, model, world)
-    return Lane(
-        title,
-        model,
-        build_optimizer(settings.optimizer, model, settings.lr, settings.weight_decay, layout.splits),
-        device,
-        settings.seed,
-        backend=settings.backend if title == "fastcnn" else "torch",
-        amp=settings.amp,
-        graph=settings.graph and device.type in CAPTURES and world.size == 1,  # a graph holds no exchange
-        parallel=layout,
-        lr_step=settings.lr_step,
-    )
-
-
-def layout_of(name: str, model: nn.Module, world: World) -> OneProcess:
+def _layout(name: str, model: nn.Module, world: World) -> OneProcess:
     """Lay a network out over the processes, as ``ddp`` or ``owt``; a single process keeps it as it is."""
     if world.size == 1:
         return OneProcess(model, world)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import shutil
 import signal
 import tempfile
@@ -86,7 +87,7 @@ class Run:
         started = time.perf_counter()
         self.save_checkpoint()
         interval = self.pace.next_interval(time.perf_counter() - started)
-        self.pace.restart(self.lanes[0].layout.gather(interval)[0])
+        self.pace.restart(self.world.gather(interval)[0])
 
     def place(self) -> str:
         """Say how far the training is."""
@@ -145,18 +146,16 @@ def train(
     require("train", "matplotlib", "numpy")
     world = world or World()
     writes = world.rank == 0
-    if resume is None and writes:
-        _claim(directory, overwrite)
     torch.backends.cudnn.deterministic = settings.deterministic
-    data, lanes = prepare(settings, world, resume, console=console, changed_data=changed_data)
-    run = Run(settings, data, lanes, directory, console, world)
-    if resume is not None:
-        run.note_saved()
-    for note in (*data.notes, *_exchanged(run)):
-        say(console, note)
-    with _folder(directory) if writes else contextlib.nullcontext():
-        if resume is None and writes:
+    with _results(directory, overwrite or resume is not None) if writes else contextlib.nullcontext():
+        data, lanes = prepare(settings, world, resume, console=console, changed_data=changed_data)
+        run = Run(settings, data, lanes, directory, console, world)
+        if resume is not None:
+            run.note_saved()
+        elif writes:
             _clear(directory)
+        for note in (*data.notes, *_exchanged(run)):
+            say(console, note)
         _train_and_write(run)
     console.print(table(lanes, len(data.classes)))
     say(console, f"wrote {directory}/ with {', '.join(FILES)}")
@@ -171,22 +170,22 @@ def _train_and_write(run: Run) -> None:
     if run.settings.compare and run.world.size == 1:
         for lane in run.lanes:
             loop.warm_up(lane, run.data)
+    how_to_resume = f"go on with: fastcnn train --resume {run.directory / checkpoint.FILE_NAME}"
     with _ctrl_c(run.world) as stopped, contextlib.closing(run.logs) if run.logs else contextlib.nullcontext():
         try:
             finished = _train_epochs(run, stopped)
-        except KeyboardInterrupt as error:
-            raise Interrupted(f"stopped; {where_to_resume(run)}") from error
-        except Diverged:  # resumed, it would diverge again
+        except Diverged as error:  # resumed, it would diverge again
+            raise Diverged(f"{error}; {run.saved or NOT_SAVED}") from error
+        except BaseException as error:
+            where = f"{run.saved}; {how_to_resume}" if run.saved else NOT_SAVED
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"stopped; {where}") from error
+            if "DataLoader worker" in str(error):
+                killed = "a process that loads images was killed, as happens where memory runs out: fewer --workers"
+                raise UserError(f"{killed} need less; {where}") from error
+            if run.saved:
+                error.add_note(where)
             raise
-        except Exception as error:
-            if "DataLoader worker" not in str(error):
-                if run.saved:
-                    error.add_note(where_to_resume(run))
-                raise
-            killed = (
-                "a process that loads images was killed, as happens where memory runs out: fewer --workers need less"
-            )
-            raise UserError(f"{killed}; {where_to_resume(run)}") from error
         run.save_checkpoint()
         if finished and run.world.size == 1:
             for lane in run.lanes:
@@ -194,7 +193,7 @@ def _train_and_write(run: Run) -> None:
         if writes:
             run.write_report(finished)
     if not finished:
-        raise Interrupted(f"stopped in {run.place()}; {how_to_resume(run)}")
+        raise Interrupted(f"stopped in {run.place()}; {how_to_resume}")
 
 
 def _exchanged(run: Run) -> Iterator[str]:
@@ -209,28 +208,12 @@ def _exchanged(run: Run) -> Iterator[str]:
         yield f"--parallel {run.settings.parallel}; {volumes}"
 
 
-def _claim(directory: Path, overwrite: bool) -> None:
-    """Raise if a folder cannot receive the results, before anything is loaded; the folder is not changed."""
-    try:
-        if directory.exists() and not directory.is_dir():
-            raise UserError(f"{directory}: is a file, not a folder for results")
-        there = directory.iterdir() if directory.is_dir() else ()
-        if any(path.suffix != TEMPORARY for path in there) and not overwrite:
-            raise UserError(f"{directory}: holds results already; choose another --name, or --overwrite, or --resume")
-        with _folder(directory), tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{directory}: cannot hold results ({error.strerror}); choose another --out or --name"
-        ) from error
-
-
 @contextlib.contextmanager
-def _folder(directory: Path) -> Iterator[None]:
-    """Make a folder for results and its parents; remove what was made if no checkpoint was written in the end."""
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+def _results(directory: Path, may_hold_results: bool) -> Iterator[None]:
+    """Make a folder for results, or raise if it cannot hold them; without a checkpoint in the end, remove it again."""
+    made = [path for path in (directory, *directory.parents) if not os.path.exists(path)]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        _open(directory, may_hold_results)
         yield
     finally:
         with contextlib.suppress(OSError):  # the folder may hold something else, or may never have been made
@@ -239,6 +222,21 @@ def _folder(directory: Path) -> Iterator[None]:
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def _open(directory: Path, may_hold_results: bool) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        others = [path for path in directory.iterdir() if path.suffix != TEMPORARY]
+    except FileExistsError as error:
+        raise UserError(f"{directory}: is a file, not a folder for results") from error
+    except OSError as error:
+        reason = f"cannot hold results ({error.strerror})"
+        raise UserError(f"{directory}: {reason}; choose another --out or --name") from error
+    if others and not may_hold_results:
+        raise UserError(f"{directory}: holds results already; choose another --name, or --overwrite, or --resume")
 
 
 def _clear(directory: Path) -> None:
@@ -253,10 +251,7 @@ def _train_epochs(run: Run, stopped: threading.Event) -> bool:
     with Display(run.console, run.lanes, run.settings.epochs, run.data.train_size, run.settings.batch_size) as display:
         for _, lane in run.turns():
             show = functools.partial(run.show, display, lane)
-            try:
-                loop.train_epoch(lane, run.data, show, stopped.is_set, run.pace, run.save_between_steps)
-            except Diverged as error:
-                raise Diverged(f"{error}; {run.saved or NOT_SAVED}") from error
+            loop.train_epoch(lane, run.data, show, stopped.is_set, run.pace, run.save_between_steps)
             if stopped.is_set():
                 return False
             result = loop.evaluate(lane, run.data, stopped.is_set)
@@ -291,13 +286,3 @@ def _ctrl_c(world: World) -> Iterator[threading.Event]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def where_to_resume(run: Run) -> str:
-    """Say what the checkpoint holds, and how to go on from it."""
-    return f"{run.saved}; {how_to_resume(run)}" if run.saved else NOT_SAVED
-
-
-def how_to_resume(run: Run) -> str:
-    """Say how to go on with a run."""
-    return f"go on with: fastcnn train --resume {run.directory / checkpoint.FILE_NAME}"
