@@ -21,17 +21,7 @@ from fastcnn.triton.bn_statistics import (
     summing,
 )
 from fastcnn.triton.max_pool_backward import unpool
-from fastcnn.triton.tiles import (
-    ceil_div,
-    first_tile,
-    indices,
-    is_wide,
-    laid_out,
-    next_tile,
-    rows_of,
-    tile_at,
-    tiling,
-)
+from fastcnn.triton.tiles import ceil_div, first_tile, indices, is_wide, laid_out, next_tile, rows_of, tile_at, tiling
 
 MOST_TILES = 16  # of a program: it computes its channels' numbers once
 

@@ -12,10 +12,10 @@ from fastcnn.triton.max_pool import pool
 from fastcnn.triton.max_pool_backward import pool_backward
 
 
-def _run(
-    input: Tensor, weight: Tensor, bias: Tensor | None, settings: Any, codes: bool
+def conv_relu_pool_codes(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any, codes: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """Return pooled values, and codes if asked: in the convolution's own kernel, or by a pass over its output."""
+    """Operator ``fastcnn::conv_relu_pool_codes.triton``: one kernel, or the convolution and a pass over its output."""
     *before, window = settings
     taps, _, algorithm = before
     if (hopper := asked_hopper(algorithm)) and pools_pairs(window, *taps.output_size(*input.shape[2:])):
@@ -24,14 +24,9 @@ def _run(
     return pool(y, Norm.of_bias(bias if left else None), window, relu=True, codes=codes)
 
 
-def conv_relu_pool(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> Tensor:
+def conv_relu_pool(*arguments: Any) -> Tensor:
     """Operator ``fastcnn::conv_relu_pool.triton``."""
-    return _run(input, weight, bias, settings, codes=False)[0]
-
-
-def conv_relu_pool_codes(input: Tensor, weight: Tensor, bias: Tensor | None, *settings) -> tuple[Tensor, Tensor | None]:
-    """Operator ``fastcnn::conv_relu_pool_codes.triton``."""
-    return _run(input, weight, bias, settings, codes=True)
+    return conv_relu_pool_codes(*arguments, codes=False)[0]
 
 
 def conv_relu_pool_backward(

@@ -4,31 +4,28 @@ A single kernel would normalize each value again for every window that covers it
 instructions than the second kernel takes. The normalized values are freed after the call; only the codes are kept.
 """
 
+from typing import Any
+
 from torch import Tensor
 
-from fastcnn.shapes import Window
-from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.lrn import lrn, lrn_backward
-from fastcnn.triton.max_pool import pool
-from fastcnn.triton.max_pool_backward import pool_backward
+from fastcnn.triton.max_pool import max_pool, max_pool_backward, max_pool_codes
 
 
-def lrn_pool(input: Tensor, size: int, alpha: float, beta: float, k: float, window: Window) -> Tensor:
+def lrn_pool(input: Tensor, *settings: Any) -> Tensor:
     """Operator ``fastcnn::lrn_pool.triton``."""
-    return pool(lrn(input, size, alpha, beta, k), Norm.of_bias(None), window, relu=False, codes=False)[0]
+    *norm, window = settings
+    return max_pool(lrn(input, *norm), window)
 
 
-def lrn_pool_codes(
-    input: Tensor, size: int, alpha: float, beta: float, k: float, window: Window
-) -> tuple[Tensor, Tensor | None]:
+def lrn_pool_codes(input: Tensor, *settings: Any) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::lrn_pool_codes.triton``."""
-    return pool(lrn(input, size, alpha, beta, k), Norm.of_bias(None), window, relu=False, codes=True)
+    *norm, window = settings
+    return max_pool_codes(lrn(input, *norm), window)
 
 
-def lrn_pool_backward(
-    grad: Tensor, codes: Tensor, input: Tensor, size: int, alpha: float, beta: float, k: float, window: Window
-) -> Tensor:
+def lrn_pool_backward(grad: Tensor, codes: Tensor, input: Tensor, *settings: Any) -> Tensor:
     """Operator ``fastcnn::lrn_pool_backward.triton``."""
+    *norm, window = settings
     height, width = input.shape[2:]
-    unpooled = pool_backward(grad, codes, height, width, window, bias_grad=False)[0]
-    return lrn_backward(unpooled, input, size, alpha, beta, k)
+    return lrn_backward(max_pool_backward(grad, codes, height, width, window), input, *norm)

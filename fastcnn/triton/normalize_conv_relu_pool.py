@@ -9,16 +9,12 @@ from fastcnn.triton.max_pool import pool
 from fastcnn.triton.normalize_conv_relu import normalized_convolution
 
 
-def _pooled(arguments: tuple[Any, ...], codes: bool) -> tuple[Tensor, Tensor | None]:
+def normalize_conv_relu_pool_codes(*arguments: Any, codes: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Operator ``fastcnn::normalize_conv_relu_pool_codes.triton``."""
     *convolution, window = arguments
     return pool(normalized_convolution(*convolution, relu=False), Norm.of_bias(None), window, relu=True, codes=codes)
 
 
 def normalize_conv_relu_pool(*arguments: Any) -> Tensor:
     """Operator ``fastcnn::normalize_conv_relu_pool.triton``."""
-    return _pooled(arguments, codes=False)[0]
-
-
-def normalize_conv_relu_pool_codes(*arguments: Any) -> tuple[Tensor, Tensor | None]:
-    """Operator ``fastcnn::normalize_conv_relu_pool_codes.triton``."""
-    return _pooled(arguments, codes=True)
+    return normalize_conv_relu_pool_codes(*arguments, codes=False)[0]

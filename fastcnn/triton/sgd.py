@@ -23,22 +23,10 @@ def pointer(table_ptr, row, which, COUNT: tl.constexpr, DTYPE: tl.constexpr, ALI
 
 @triton.jit
 def sgd_kernel(
-    table_ptr,
-    lr_ptr,
-    lr,
-    momentum,
-    dampening,
-    weight_decay,
-    COUNT: tl.constexpr,
-    weight_type: tl.constexpr,
-    grad_type: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-    FIRST: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    table_ptr, lr_ptr, lr, momentum, dampening, weight_decay,
+    COUNT: tl.constexpr, weight_type: tl.constexpr, grad_type: tl.constexpr, MOMENTUM: tl.constexpr,
+    FIRST: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Update master and buffer in float32, and the weight of type weight_type that the model computes with.
 
     table: (6, COUNT), a column a parameter: its first program, its elements, and where weight, gradient, master and
@@ -90,25 +78,18 @@ def sgd(
     maximize: bool,
     first: bool,
 ) -> None:
-    """Launch a step over parameters on one device, with the same dtypes.
+    """Launch a step over parameters on one device, with the same dtypes; on the `first` the buffers hold nothing.
 
-    Args:
-        parameters: (weight, gradient, master, buffer) each, dense in the same memory order. Master and buffer are
-            float32; a float32 weight is its own master; without momentum there are no buffers.
-        lr: a number, or a tensor on the device, which a CUDA graph reads anew at each replay.
-        momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD's.
-        first: the buffers hold nothing yet.
+    Each has weight, gradient, master and buffer, dense in the same memory order: master and buffer are float32, a
+    float32 weight is its own master, without momentum there are no buffers. A CUDA graph reads an lr that is a tensor
+    on the device anew at each replay.
     """
     weight, grad, _, buffer = parameters[0]
     tensor = isinstance(lr, Tensor)
-    rows = [
-        (each[0].numel(), *(0 if one is None else one.data_ptr() for one in each))
-        for each in parameters
-        if each[0].numel()
-    ]
+    rows = [(each[0].numel(), *(0 if one is None else one.data_ptr() for one in each)) for each in parameters]
     with torch.cuda.device_of(weight):
         for wide in (True, False):
-            alike = tuple(row for row in rows if _is_aligned(row) == wide)
+            alike = tuple(row for row in rows if row[0] and _is_aligned(row) == wide)
             if alike:
                 sgd_kernel[(sum(ceil_div(row[0], BLOCK) for row in alike),)](
                     _table(alike, weight), lr if tensor else None, 0.0 if tensor else lr,
@@ -128,25 +109,20 @@ def _type(tensor: Tensor) -> tl.dtype:
 
 def _table(rows: tuple[tuple[int, ...], ...], like: Tensor) -> Tensor:
     """Return the kernel's table on the device of `like`: kept between steps, but for the one that a graph captures."""
-    if like.is_cuda and torch.cuda.is_current_stream_capturing():
-        return _new_table(rows, like.device)  # whose memory and filling belong to the graph
-    return _kept_table(rows, like.device, torch.cuda.current_stream().cuda_stream if like.is_cuda else 0)
+    captured = like.is_cuda and torch.cuda.is_current_stream_capturing()
+    make = _kept_table.__wrapped__ if captured else _kept_table  # memory and filling belong to the graph
+    return make(rows, like.device, torch.cuda.current_stream().cuda_stream if like.is_cuda else 0)
 
 
 @lru_cache(maxsize=16)
 def _kept_table(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
-    return _new_table(rows, device)
-
-
-def _new_table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     """Fill a table by kernels that have its numbers as arguments, which a graph may capture, unlike a copy."""
     programs, numbers = 0, []
     for row in rows:
         numbers.append((programs, *row))
         programs += ceil_div(row[0], BLOCK)
-    rest = power_of_2(len(rows)) - len(rows)
-    columns = [*numbers, *[(programs, 0, 0, 0, 0, 0)] * rest]  # `programs`: no program is theirs
-    flat = [number for row in zip(*columns, strict=True) for number in row]
+    numbers += [(programs, 0, 0, 0, 0, 0)] * (power_of_2(len(rows)) - len(rows))  # `programs`: no program is theirs
+    flat = [number for row in zip(*numbers, strict=True) for number in row]
     table = torch.zeros(len(flat), dtype=torch.int64, device=device)
     torch._foreach_add_(list(table.unbind()), flat)
     return table

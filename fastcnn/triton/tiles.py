@@ -162,13 +162,9 @@ def tiling(pixels: int, channels: int, channels_last: bool, wide: bool, elements
 
 
 def rows_of(tiles: Tiling, images: int, most: int, programs: int) -> tuple[int, int]:
-    """Return how many rows the tiles of all images make, and of how many tiles a row is.
+    """Return how many rows the tiles of all images make, and of how many tiles a row is: `most`, or fewer.
 
-    Args:
-        tiles: of one image.
-        images: how many there are.
-        most: tiles of a row.
-        programs: as many as a GPU should have at least before a row has more than one tile.
+    `programs`: as many as a GPU should have at least before a row has more than one tile.
     """
     total = tiles.blocks_p * images
     repeat = max(1, min(most, total * tiles.blocks_c // programs))

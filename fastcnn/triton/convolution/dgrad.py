@@ -10,23 +10,8 @@ from torch import Tensor
 
 from fastcnn.shapes import Window
 from fastcnn.triton.convolution.gradient import Source, is_wide_convolution, load_gradient, pick
-from fastcnn.triton.convolution.implicit_gemm import (
-    REGISTERS,
-    ChannelsLast,
-    Config,
-    Sizes,
-    constants,
-    split_rows,
-)
-from fastcnn.triton.tiles import (
-    added,
-    ceil_div,
-    laid_out,
-    multiply_add,
-    new_partial,
-    offset,
-    sum_pixels,
-)
+from fastcnn.triton.convolution.implicit_gemm import REGISTERS, ChannelsLast, Config, Sizes, constants, split_rows
+from fastcnn.triton.tiles import added, ceil_div, laid_out, multiply_add, new_partial, offset, sum_pixels
 
 # BLOCK_M pixels of the input by BLOCK_N of its channels, BLOCK_K of the output's channels at a time.
 CONFIGS = (

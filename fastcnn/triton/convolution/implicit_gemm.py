@@ -13,15 +13,7 @@ from torch import Tensor
 
 from fastcnn.shapes import Window
 from fastcnn.triton.normalize import per_channel, shift_and_scale
-from fastcnn.triton.tiles import (
-    ceil_div,
-    is_wide,
-    laid_out,
-    multiply_add,
-    offset,
-    power_of_2,
-    vector,
-)
+from fastcnn.triton.tiles import ceil_div, is_wide, laid_out, multiply_add, offset, power_of_2, vector
 
 
 class Config(NamedTuple):
@@ -194,20 +186,9 @@ def implicit_gemm_kernel(
         channel, down, right = split_columns(k, group, GROUP_IN, WINDOW, LAST, WIDE)
         mask = m_mask[:, None] & (k < K)[None, :]
         x, inside = load_places(
-            x_ptr,
-            image,
-            top,
-            left,
-            channel,
-            down,
-            right,
-            mask,
-            C,
-            sizes.height,
-            sizes.width,
-            LAST,
+            x_ptr, image, top, left, channel, down, right, mask, C, sizes.height, sizes.width, LAST,
             CHANNELS is not None,
-        )
+        )  # fmt: skip
         if mean_ptr is not None:
             shift, scale = shift_and_scale(mean_ptr, std_ptr, channel, k < K, x_ptr.dtype.element_ty == tl.uint8)
             x = tl.where(inside, (x.to(tl.float32) - shift[None, :]) * scale[None, :], 0.0).to(w_ptr.dtype.element_ty)
@@ -251,13 +232,9 @@ def constants(config: Config, dtype: torch.dtype, wide: bool) -> dict[str, Any]:
 
 
 def launch(call: Convolution, configs: tuple[Config, ...], wide_config: Config, channels: int | None = None) -> Tensor:
-    """Launch the kernel.
+    """Launch the kernel, by one of `configs` where none is asked for; the compiler knows `channels` that are given.
 
-    Args:
-        call: the convolution.
-        configs: to pick one from where none is asked for.
-        wide_config: the one that spills on no architecture with 64-bit offsets.
-        channels: of the input, if the compiler should know them.
+    `wide_config` is the one that spills on no architecture with 64-bit offsets.
     """
     _, _, bias, window, groups, relu, config, norm = call
     (x, _, x_last), (w, _, w_last) = laid_out(call.input), laid_out(call.weight)
