@@ -144,3 +144,15 @@ class LRN(NamedTuple):
     def operands(self) -> tuple[int, float, float, float]:
         """Return an operator's arguments, in Python's own numbers."""
         return int(self.size), float(self.alpha), float(self.beta), float(self.k)
+
+
+class BatchNorm(NamedTuple):
+    """The settings of a batch norm; `training`: whether mean and variance are the input's own."""
+
+    training: bool
+    momentum: float
+    eps: float
+
+    def operands(self) -> tuple[float]:
+        """Return the forward operators' argument."""
+        return (self.eps,)

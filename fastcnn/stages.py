@@ -14,9 +14,10 @@ from fastcnn import functional as FF
 from fastcnn import turning
 from fastcnn.calls import BatchNorm, Call
 from fastcnn.normalization import Normalize, is_recorded
-from fastcnn.ops import plans
 from fastcnn.ops.folding import folded, folds
 from fastcnn.ops.gradients import only_reader
+from fastcnn.ops.normalize_conv_relu import normalize_conv_relu
+from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool
 from fastcnn.roles import IDENTITY, roles_of
 
 
@@ -61,7 +62,7 @@ def _conv_relu_pool(input: Any, conv: nn.Conv2d, _relu: nn.Module, pool: nn.MaxP
 def _normalize_conv_relu(input: Any, normalize: Normalize, conv: nn.Conv2d, relu: nn.Module) -> Any:
     if conv.padding_mode != "zeros":  # then the normalized images are padded, in a step of their own
         return run_conv_relu(normalize(input), conv, relu)
-    return plans.normalize_conv_relu(*normalize.arguments(input), *conv_arguments(input, conv)[1:])
+    return normalize_conv_relu(*normalize.arguments(input), *conv_arguments(input, conv)[1:])
 
 
 def _normalize_conv_relu_pool(
@@ -70,7 +71,7 @@ def _normalize_conv_relu_pool(
     if conv.padding_mode != "zeros":
         return _conv_relu_pool(normalize(input), conv, relu, pool)
     settings = *conv_arguments(input, conv)[1:], *_pool_keywords(pool).values()
-    return plans.normalize_conv_relu_pool(*normalize.arguments(input), *settings)
+    return normalize_conv_relu_pool(*normalize.arguments(input), *settings)
 
 
 def _bn_arguments(bn: nn.BatchNorm2d) -> tuple[Any, ...]:

@@ -33,11 +33,11 @@ def counted():
 
     def plan(*arguments):
         counts["planned"] += 1
-        return plans._plan(max_pool.OP, *arguments)
+        return plans.plan(max_pool.OP, *arguments)
 
     def python(*arguments):
         counts["python"] += 1
-        return max_pool.max_pool(*arguments)
+        return max_pool.OP.python(*arguments)
 
     run = front.fronted("max_pool", plan, max_pool.OP.prepare, python)
 
@@ -191,9 +191,9 @@ def test_a_plan_made_while_the_backend_changes_is_not_kept():
         if len(asked) == 1:
             with fastcnn.use_backend("torch"):
                 pass
-        return plans._plan(max_pool.OP, *arguments)
+        return plans.plan(max_pool.OP, *arguments)
 
-    run = front.fronted("max_pool", plan, max_pool.OP.prepare, max_pool.max_pool)
+    run = front.fronted("max_pool", plan, max_pool.OP.prepare, max_pool.OP.python)
     for _ in range(3):
         run(x, 2, None, 0, 1, False, False)
     assert len(asked) == 2

@@ -5,9 +5,12 @@ from typing import Any, Literal, overload
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastcnn.ops import add_relu as addition
-from fastcnn.ops import conv_relu, conv_relu_pool, max_pool, plans
-from fastcnn.ops import linear_relu as linear
+from fastcnn.ops.add_relu import OP as ADD_RELU
+from fastcnn.ops.conv_relu import OP as CONV_RELU
+from fastcnn.ops.conv_relu_pool import OP as CONV_RELU_POOL
+from fastcnn.ops.linear_relu import OP as LINEAR_RELU
+from fastcnn.ops.linear_relu_dropout import OP as LINEAR_RELU_DROPOUT
+from fastcnn.ops.max_pool import OP as MAX_POOL
 from fastcnn.shapes import Size
 
 
@@ -44,7 +47,7 @@ def conv2d_relu(
         >>> FF.conv2d_relu(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4), padding=1).shape
         torch.Size([2, 4, 8, 8])
     """
-    run = conv_relu.conv_relu if is_compiling() else plans.conv_relu
+    run = CONV_RELU.python if is_compiling() else CONV_RELU.planned
     return run(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -89,7 +92,7 @@ def conv2d_relu_max_pool2d(
         >>> FF.conv2d_relu_max_pool2d(x, weight, padding=1, pool_size=2).shape
         torch.Size([2, 4, 4, 4])
     """
-    run = conv_relu_pool.conv_relu_pool if is_compiling() else plans.conv_relu_pool
+    run = CONV_RELU_POOL.python if is_compiling() else CONV_RELU_POOL.planned
     return run(
         input, weight, bias, stride, padding, dilation, groups, pool_size, pool_stride, pool_padding, pool_ceil_mode
     )
@@ -166,7 +169,7 @@ def max_pool2d(
         tensor([[[[ 5.,  7.],
                   [13., 15.]]]])
     """
-    run = max_pool.max_pool if is_compiling() else plans.max_pool
+    run = MAX_POOL.python if is_compiling() else MAX_POOL.planned
     return run(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
@@ -190,7 +193,7 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         >>> FF.linear_relu(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
         tensor([[3., 0.]])
     """
-    run = linear.linear_relu if is_compiling() else plans.linear_relu
+    run = LINEAR_RELU.python if is_compiling() else LINEAR_RELU.planned
     return run(input, weight, bias)
 
 
@@ -221,7 +224,7 @@ def linear_relu_dropout(
         >>> FF.linear_relu_dropout(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), training=False)
         tensor([[3., 0.]])
     """
-    run = plans.plain_linear_relu_dropout if is_compiling() else plans.linear_relu_dropout
+    run = LINEAR_RELU_DROPOUT.python if is_compiling() else LINEAR_RELU_DROPOUT.planned
     return run(input, weight, bias, p, training)
 
 
@@ -244,5 +247,5 @@ def add_relu(input: Tensor, other: Tensor) -> Tensor:
         >>> FF.add_relu(torch.tensor([1.0, -3.0]), torch.tensor([2.0, 1.0]))
         tensor([3., 0.])
     """
-    run = addition.add_relu if is_compiling() else plans.add_relu
+    run = ADD_RELU.python if is_compiling() else ADD_RELU.planned
     return run(input, other)

@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastcnn.ops import bn_relu, bn_relu_pool, lrn, lrn_pool, plans
 from fastcnn.ops import normalize as normalization
+from fastcnn.ops.bn_relu import OP as BN_RELU
+from fastcnn.ops.bn_relu_pool import OP as BN_RELU_POOL
+from fastcnn.ops.lrn import OP as LRN
+from fastcnn.ops.lrn_pool import OP as LRN_POOL
 from fastcnn.ops.normalize import Constants
 from fastcnn.shapes import Size
 
@@ -35,7 +38,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         >>> FF.local_response_norm(torch.ones(1, 4, 2, 2), size=3, alpha=3.0, beta=1.0)[0, :, 0, 0]
         tensor([0.3333, 0.2500, 0.2500, 0.3333])
     """
-    run = lrn.lrn if is_compiling() else plans.lrn
+    run = LRN.python if is_compiling() else LRN.planned
     return run(input, size, alpha, beta, k)
 
 
@@ -71,7 +74,7 @@ def local_response_norm_max_pool2d(
         >>> FF.local_response_norm_max_pool2d(torch.randn(1, 8, 7, 7), 5, pool_size=3, pool_stride=2).shape
         torch.Size([1, 8, 3, 3])
     """
-    run = lrn_pool.lrn_pool if is_compiling() else plans.lrn_pool
+    run = LRN_POOL.python if is_compiling() else LRN_POOL.planned
     return run(input, size, alpha, beta, k, pool_size, pool_stride, pool_padding, pool_ceil_mode)
 
 
@@ -114,7 +117,7 @@ def batch_norm_relu(
         tensor([[0.],
                 [1.]])
     """
-    run = bn_relu.bn_relu if is_compiling() else plans.bn_relu
+    run = BN_RELU.python if is_compiling() else BN_RELU.planned
     return run(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
@@ -154,7 +157,7 @@ def batch_norm_relu_max_pool2d(
         >>> FF.batch_norm_relu_max_pool2d(x, mean, variance, pool_size=2).shape
         torch.Size([2, 8, 3, 3])
     """
-    run = bn_relu_pool.bn_relu_pool if is_compiling() else plans.bn_relu_pool
+    run = BN_RELU_POOL.python if is_compiling() else BN_RELU_POOL.planned
     return run(
         input, running_mean, running_var, weight, bias, training, momentum, eps,
         pool_size, pool_stride, pool_padding, pool_ceil_mode,

@@ -18,15 +18,15 @@ def _fake(input: Tensor, _: Tensor) -> Tensor:
     return torch.empty_like(input)
 
 
-def _prepare(input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    checks.check_tensor(OP.function, "input", input)
-    checks.check_tensor(OP.function, "other", other)
+def _prepare(function: str, input: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    checks.check_tensor(function, "input", input)
+    checks.check_tensor(function, "other", other)
     shapes = zip(input.shape[::-1], other.shape[::-1])  # broadcasting looks at the axes that both have
     if any(a != b and 1 not in (a, b) for a, b in shapes):
         expected = f"a shape that broadcasts with {tuple(input.shape)}, that of 'input'"
-        raise checks.wrong(OP.function, "other", expected, tuple(other.shape))
+        raise checks.wrong(function, "other", expected, tuple(other.shape))
     if input.device != other.device and 0 not in (input.dim(), other.dim()):
-        raise checks.wrong(OP.function, "other", f"a tensor on {input.device}, where 'input' is", other.device)
+        raise checks.wrong(function, "other", f"a tensor on {input.device}, where 'input' is", other.device)
     return input, other
 
 
@@ -47,13 +47,9 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_forward)
+@OP.differentiable(_forward, saves=lambda ctx, inputs, output: (output,))
 class AddReLU(torch.autograd.Function):
     """Two tensors of one shape -> the same; saves the output alone, whose sign is the ReLU mask."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
-        return (output,)
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,4 +71,4 @@ class AddReLU(torch.autograd.Function):
         return AddReLU.apply(input, other, backend), 0
 
 
-add_relu = OP.by(lambda route, *prepared: OP.run(*prepared, route.backend))
+OP.runs()

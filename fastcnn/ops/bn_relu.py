@@ -7,7 +7,7 @@ again from them.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +16,7 @@ from torch import Tensor
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.ops.record import BATCH_NORM, INPUT, Op, like
 from fastcnn.route import Route
-
-
-class Mode(NamedTuple):
-    """The settings of a batch norm; `training`: whether mean and variance are the input's own."""
-
-    training: bool
-    momentum: float
-    eps: float
-
-    def operands(self) -> tuple[float]:
-        """Return the forward operators' argument."""
-        return (self.eps,)
+from fastcnn.shapes import BatchNorm
 
 
 def reference(*arguments: Any) -> Tensor:
@@ -35,7 +24,7 @@ def reference(*arguments: Any) -> Tensor:
     return stock.relu(F.batch_norm(*arguments))
 
 
-def stock_output(input: Tensor, tensors: Sequence[Any], mode: Mode) -> Tensor:
+def stock_output(input: Tensor, tensors: Sequence[Any], mode: BatchNorm) -> Tensor:
     """Return the output in stock, differentiable operations, leaving the running statistics alone."""
     mean, variance, weight, bias = tensors
     if mode.training:
@@ -73,7 +62,7 @@ def prepare(function: str, input: Tensor, *norm: Any) -> tuple[Any, ...]:
     """Check a batch norm's arguments; return its tensors and its mode."""
     checks.check_batch_norm(function, input, *norm)
     *tensors, training, momentum, eps = norm
-    return input, *tensors, Mode(training, momentum, float(eps))
+    return input, *tensors, BatchNorm(training, momentum, float(eps))
 
 
 def refuse(input: Tensor, *tensors: Any) -> str:
@@ -102,7 +91,7 @@ OP = Op(
     INPUT,
     BATCH_NORM,
     stock=reference,
-    prepare=partial(prepare, "batch_norm_relu"),
+    prepare=prepare,
     refuse=refuse,
     measured=_measured,
     takes_empty=False,
@@ -116,13 +105,9 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_forward, "mode")
+@OP.differentiable(_forward, "mode", saves=lambda ctx, inputs, output: inputs[:5])
 class BatchNormReLU(torch.autograd.Function):
     """(N, C, *) -> the same; saves the input, mean, variance, weight and bias."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
-        return inputs[:5]
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -162,4 +147,4 @@ def _update(running: Tensor | None, batch: Tensor, momentum: float) -> None:
         running.copy_(torch.lerp(running.float(), batch, momentum))
 
 
-bn_relu = OP.by(partial(launch, OP))
+OP.runs(partial(launch, OP))

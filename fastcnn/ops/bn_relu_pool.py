@@ -20,11 +20,11 @@ def reference(*arguments: Any) -> Tensor:
     return stock.pool(bn_relu.reference(input, *norm), *pool)
 
 
-def _prepare(*arguments: Any) -> tuple[Any, ...]:
+def _prepare(function: str, *arguments: Any) -> tuple[Any, ...]:
     (input,), norm, pool = OP.split(arguments)
-    prepared = bn_relu.prepare(OP.function, input, *norm)
-    checks.check_image(OP.function, input)
-    return *prepared, max_pool.window_over(OP.function, input.shape[-3:], *pool)
+    prepared = bn_relu.prepare(function, input, *norm)
+    checks.check_image(function, input)
+    return *prepared, max_pool.window_over(function, input.shape[-3:], *pool)
 
 
 def _refuse(*prepared: Any) -> str:
@@ -51,13 +51,11 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_values, "mode", "window", recorded=_codes)
+@OP.differentiable(
+    _values, "mode", "window", recorded=_codes, saves=lambda ctx, inputs, output: (*inputs[:5], output[1])
+)
 class BatchNormReLUPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values and codes; saves the input, the codes and the channels' numbers."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
-        return *inputs[:5], output[1]
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,4 +70,4 @@ class BatchNormReLUPool(torch.autograd.Function):
         return bn_relu.spread(found, tensors)
 
 
-bn_relu_pool = OP.by(partial(bn_relu.launch, OP))
+OP.runs(partial(bn_relu.launch, OP))

@@ -23,7 +23,7 @@ OP = Op(
     INPUT,
     CONVOLUTION,
     stock=reference,
-    prepare=partial(prepare, "conv2d_relu"),
+    prepare=prepare,
     refuse=checks.refuse_dtype,
     product="conv",
 )
@@ -35,16 +35,16 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_forward, "settings")
+def _saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+    input, weight, *_ = inputs
+    ctx.before = stage_before(input, ctx.settings)
+    ctx.masked, ctx.bias_sum = False, None  # the next stage sets them if its dgrad masks for this one
+    return input, weight, output
+
+
+@OP.differentiable(_forward, "settings", saves=_saves)
 class ConvReLU(torch.autograd.Function):
     """(N, C, H, W) -> (N, C_out, OH, OW); saves input, weight and the output, whose sign is the ReLU mask."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
-        input, weight, *_ = inputs
-        ctx.before = stage_before(input, ctx.settings)
-        ctx.masked, ctx.bias_sum = False, None  # the next stage sets them if its dgrad masks for this one
-        return input, weight, output
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -55,4 +55,4 @@ class ConvReLU(torch.autograd.Function):
         return gradients(ctx, input, weight, incoming, partial(_backward[ctx.backend], grad, output))
 
 
-conv_relu = OP.by(lambda route, *prepared: convolution.run_batched(OP.run, route, *prepared))
+OP.runs(partial(convolution.run_batched, OP.run))

@@ -1,5 +1,6 @@
 """Convolution, bias, ReLU and max-pool: ``conv_relu_pool``, ``conv_relu_pool_codes``, their backward, and autograd."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,11 @@ def _fake_backward(
     return max_pool.unpooled(grad, codes, height, width), grad.new_empty(codes.shape[1] if bias_grad else 0)
 
 
-def _prepare(*arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
+def _prepare(function: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
     (input,), layer, pool = OP.split(arguments)
-    input, weight, bias, settings = prepare(OP.function, input, *layer)
+    input, weight, bias, settings = prepare(function, input, *layer)
     plane = output_shape(input, weight, settings.window(weight))
-    return input, weight, bias, settings, max_pool.window_over(OP.function, plane, *pool)
+    return input, weight, bias, settings, max_pool.window_over(function, plane, *pool)
 
 
 OP = Op(
@@ -53,15 +54,15 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_values, "settings", "window", recorded=_codes, anchored=True)
+def _saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    input, weight, *_ = inputs
+    ctx.before = stage_before(input, ctx.settings)
+    return input, weight, *output[1:]
+
+
+@OP.differentiable(_values, "settings", "window", recorded=_codes, saves=_saves, anchored=True)
 class ConvReLUPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values, codes, an anchor; saves input, weight and codes, no values before the pool."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        input, weight, *_ = inputs
-        ctx.before = stage_before(input, ctx.settings)
-        return input, weight, *output[1:]
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -77,4 +78,4 @@ class ConvReLUPool(torch.autograd.Function):
         return gradients(ctx, input, weight, Incoming(grad, codes, pool), one_pass)
 
 
-conv_relu_pool = OP.by(lambda route, *prepared: convolution.run_batched(OP.run, route, *prepared))
+OP.runs(partial(convolution.run_batched, OP.run))

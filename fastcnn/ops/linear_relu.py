@@ -4,7 +4,6 @@ The matrix products are torch's; ours is the pass that masks the gradient and su
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ OP = Op(
     INPUT,
     LINEAR,
     stock=reference,
-    prepare=partial(prepare, "linear_relu"),
+    prepare=prepare,
     refuse=refuse,
     product="matmul",
 )
@@ -80,13 +79,15 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_forward)
+def operands_to_save(ctx: Any, inputs: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """Return input and weight, each only if the other's gradient will be asked for."""
+    needs = ctx.needs_input_grad
+    return inputs[0] if needs[1] else None, inputs[1] if needs[0] else None
+
+
+@OP.differentiable(_forward, saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), output))
 class LinearReLU(torch.autograd.Function):
     """(N, features) -> (N, out_features); saves input, weight and the output, whose sign is the ReLU mask."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor | None, ...]:
-        return *operands_to_save(ctx, inputs), output
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,12 +100,6 @@ class LinearReLU(torch.autograd.Function):
         return gradients(grad_linear, grad_bias, input, weight, needs)
 
 
-def operands_to_save(ctx: Any, inputs: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
-    """Return input and weight, each only if the other's gradient will be asked for."""
-    needs = ctx.needs_input_grad
-    return inputs[0] if needs[1] else None, inputs[1] if needs[0] else None
-
-
 def gradients(
     grad: Tensor, grad_bias: Tensor | None, input: Tensor, weight: Tensor, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -112,9 +107,6 @@ def gradients(
     if needs[2] and grad_bias is None:
         grad_bias = grad.sum(0)
     return grad @ weight if needs[0] else None, grad.t() @ input if needs[1] else None, grad_bias if needs[2] else None
-
-
-linear_relu = OP.by(lambda route, *prepared: by_rows(OP.run, *prepared, route.backend))
 
 
 def by_rows(run: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:
@@ -125,3 +117,6 @@ def by_rows(run: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor
         return run(input, weight, bias, *others)
     rows = input.flatten(0, -2) if input.dim() > 1 else input[None]
     return run(rows, weight, bias, *others).view(*input.shape[:-1], weight.shape[0])
+
+
+OP.runs(lambda route, *prepared: by_rows(OP.run, *prepared, route.backend))

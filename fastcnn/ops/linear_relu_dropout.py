@@ -4,14 +4,16 @@ The output tells the mask: it is zero where ReLU is off or the unit is dropped. 
 1 - p, so backward needs neither the activation nor the random numbers. Where the output is NaN the unit counts as kept.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks
+from fastcnn.front import fronted
+from fastcnn.ops import autograd, checks, plans
 from fastcnn.ops.conv_relu import fake_backward
+from fastcnn.ops.linear_relu import OP as LINEAR_RELU
 from fastcnn.ops.linear_relu import by_rows, fake, flops, gradients, operands_to_save, prepare, refuse
 from fastcnn.ops.record import INPUT, LINEAR, Op
 
@@ -20,7 +22,7 @@ OP = Op(
     "linear_relu_dropout",
     INPUT,
     LINEAR,
-    prepare=partial(prepare, "linear_relu_dropout"),
+    prepare=prepare,
     refuse=refuse,
     backends=("triton",),
     product="matmul",
@@ -34,7 +36,9 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_forward, "p", anchored=True)
+@OP.differentiable(
+    _forward, "p", saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), *output[1:]), anchored=True
+)
 class LinearReLUDropout(torch.autograd.Function):
     """(N, features) -> (N, out_features), a mask of what is not zero, an anchor; saves input, weight, mask and anchor.
 
@@ -49,10 +53,6 @@ class LinearReLUDropout(torch.autograd.Function):
         return output, output != 0, autograd.anchor(output)
 
     @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-        return *operands_to_save(ctx, inputs), *outputs[1:]
-
-    @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, kept, anchor = ctx.saved_tensors
         needs = ctx.needs_input_grad
@@ -63,27 +63,40 @@ class LinearReLUDropout(torch.autograd.Function):
         return *gradients(grad_linear, grad_bias, input, weight, needs), None
 
 
-def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool) -> Tensor | None:
-    """Run ``fastcnn.functional.linear_relu_dropout`` by a kernel, or return None if torch's operations are to run.
+def _python(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool) -> Tensor:
+    """Run the kernel, or linear+ReLU and then torch's dropout.
 
-    None comes back where nothing is random, under torch.func, whose rules for random numbers are torch's own, and
-    where the stock layers run, so that torch's random stream is used as they use it.
+    The latter where nothing is random, under torch.func, whose rules for random numbers are torch's own, and where the
+    stock layers run, so that torch's random stream is used as they use it.
     """
-    check_probability(p)
-    if not training or not 0 < p < 1 or torch._C._are_functorch_transforms_active():
-        return None
-    route, prepared = OP.route((input, weight, bias))
-    if route.backend == "torch":
-        return None
-    # Drawn on the device by torch's generator: it obeys manual_seed, checkpointing repeats it, and a CUDA graph draws
-    # another at each replay.
-    seed = torch.randint(2**62, (1,), dtype=torch.int64, device=input.device)
-    return by_rows(OP.run, *prepared, seed, float(p), route.backend)
+    _check_probability(p)
+    if training and 0 < p < 1 and not torch._C._are_functorch_transforms_active():
+        route, prepared = OP.route((input, weight, bias))
+        if route.backend != "torch":
+            # Drawn on the device by torch's generator: it obeys manual_seed, checkpointing repeats it, and a CUDA graph
+            # draws another at each replay.
+            seed = torch.randint(2**62, (1,), dtype=torch.int64, device=input.device)
+            return by_rows(OP.run, *prepared, seed, float(p), route.backend)
+    return F.dropout(LINEAR_RELU.python(input, weight, bias), p, training)
 
 
-def check_probability(p: object) -> None:
-    """Check the probability of being dropped."""
+def _check_probability(p: object) -> None:
     if isinstance(p, bool) or not isinstance(p, (int, float)):
         raise checks.wrong(OP.function, "p", "a probability", repr(p), TypeError)
     if not 0 <= p <= 1:
         raise checks.wrong(OP.function, "p", "a probability from 0 to 1", p, ValueError)
+
+
+def _plan(*arguments: Any) -> plans.Plan:
+    *layer, p, training = arguments
+    _check_probability(p)
+    if not isinstance(training, bool):
+        return None
+    if training and 0 < p < 1 and OP.route(tuple(layer))[0].backend != "torch":
+        return None
+    plan = plans.plan(LINEAR_RELU, *layer)
+    return plan and {**plan, "constants": (float(p),), "training": training}
+
+
+OP.python = _python
+OP.planned = fronted(OP.stem, _plan, lambda *arguments: LINEAR_RELU.prepare(*arguments[:3]), _python)

@@ -1,6 +1,5 @@
 """Local response normalization across channels: the operators ``lrn`` and ``lrn_backward``, and autograd."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -58,20 +57,16 @@ OP = Op(
     INPUT,
     NORM,
     stock=reference,
-    prepare=partial(prepare, "local_response_norm"),
+    prepare=prepare,
     refuse=refuse,
 )
 _forward = OP.forward(like)
 _backward = OP.define("lrn_backward", f"(Tensor grad, {OP.schema}) -> Tensor", lambda grad, input, *_: like(input))
 
 
-@OP.differentiable(_forward, "norm")
+@OP.differentiable(_forward, "norm", saves=lambda ctx, inputs, output: inputs[:1])
 class LocalResponseNorm(torch.autograd.Function):
     """(N, C, *) -> the same; saves only its input: backward computes the scale anew."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
-        return inputs[:1]
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
@@ -81,4 +76,4 @@ class LocalResponseNorm(torch.autograd.Function):
         return (_backward[ctx.backend](grad, input, *ctx.norm.operands()),)
 
 
-lrn = OP.by(lambda route, *prepared: OP.run(*prepared, route.backend))
+OP.runs()

@@ -17,11 +17,11 @@ def reference(*arguments: Any) -> Tensor:
     return stock.pool(lrn.reference(input, *norm), *pool)
 
 
-def _prepare(*arguments: Any) -> tuple[Any, ...]:
+def _prepare(function: str, *arguments: Any) -> tuple[Any, ...]:
     (input,), norm, pool = OP.split(arguments)
-    prepared = lrn.prepare(OP.function, input, *norm)
-    checks.check_image(OP.function, input)
-    return *prepared, max_pool.window_over(OP.function, input.shape[-3:], *pool)
+    prepared = lrn.prepare(function, input, *norm)
+    checks.check_image(function, input)
+    return *prepared, max_pool.window_over(function, input.shape[-3:], *pool)
 
 
 def _refuse(*prepared: Any) -> str:
@@ -40,13 +40,9 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_values, "norm", "window", recorded=_codes)
+@OP.differentiable(_values, "norm", "window", recorded=_codes, saves=lambda ctx, inputs, output: (inputs[0], output[1]))
 class LRNPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled normalized values and codes; saves the input and the codes."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        return inputs[0], output[1]
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
@@ -57,4 +53,4 @@ class LRNPool(torch.autograd.Function):
         return (_backward[ctx.backend](*operands((grad, codes, input, ctx.norm, ctx.window))),)
 
 
-lrn_pool = OP.by(lambda route, *prepared: OP.run(*prepared, route.backend))
+OP.runs()

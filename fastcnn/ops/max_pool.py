@@ -32,11 +32,18 @@ def _empty(input: Tensor, height: int, width: int, dtype: torch.dtype | None = N
 
 
 def _prepare(
-    input: Tensor, size: Size, stride: Size | None, padding: Size, dilation: Size, ceil_mode: bool, _: bool
+    function: str,
+    input: Tensor,
+    size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    _return_indices: bool,
 ) -> tuple[Tensor, Window]:
-    checks.check_tensor(OP.function, "input", input)
-    checks.check_image(OP.function, input)
-    return input, window_over(OP.function, input.shape[-3:], size, stride, padding, ceil_mode, dilation, prefix="")
+    checks.check_tensor(function, "input", input)
+    checks.check_image(function, input)
+    return input, window_over(function, input.shape[-3:], size, stride, padding, ceil_mode, dilation, prefix="")
 
 
 def refuse(input: Tensor, *others: Any, name: str = "pool_size") -> str:
@@ -75,14 +82,14 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_values, "window", recorded=_codes, anchored=True)
+def _saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    ctx.height, ctx.width = inputs[0].shape[2:]
+    return output[1:]
+
+
+@OP.differentiable(_values, "window", recorded=_codes, saves=_saves, anchored=True)
 class MaxPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values, their codes, an anchor; saves only the codes and the anchor, which is empty."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        ctx.height, ctx.width = inputs[0].shape[2:]
-        return output[1:]
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
@@ -92,8 +99,7 @@ class MaxPool(torch.autograd.Function):
         return (_backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()),)
 
 
-def max_pool(*arguments: Any) -> Any:
-    """Run ``fastcnn.functional.max_pool2d``."""
+def _max_pool(*arguments: Any) -> Any:
     route, prepared = OP.route(arguments)
     if route.backend == "torch":
         return OP.stock(*arguments)
@@ -103,6 +109,9 @@ def max_pool(*arguments: Any) -> Any:
 def _run_with_indices(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
     output, codes, _ = OP.record(input, window, backend)
     return output, codes_to_indices(codes, window, input.shape[-1])
+
+
+OP.runs_by(_max_pool)
 
 
 def pool_window(

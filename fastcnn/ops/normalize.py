@@ -35,15 +35,15 @@ def input_gradient(grad: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     return (grad.to(std.dtype) / std[:, None, None]).to(dtype)
 
 
-@OP.differentiable(forward, "output_dtype")
+def _saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+    input, _, std, *_ = inputs
+    ctx.dtype = input.dtype
+    return (std,)
+
+
+@OP.differentiable(forward, "output_dtype", saves=_saves)
 class Normalize(torch.autograd.Function):
     """(N, C, H, W) -> the same in another dtype; saves the constants."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
-        input, _, std, *_ = inputs
-        ctx.dtype = input.dtype
-        return (std,)
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

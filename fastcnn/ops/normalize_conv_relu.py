@@ -5,13 +5,16 @@ one after another, and so they do under `auto` unless a tuning table names a joi
 """
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastcnn.algorithms import JOINED
 from fastcnn.ops import autograd, checks, convolution, max_pool, normalize
+from fastcnn.ops.conv_relu import OP as SEPARATE
 from fastcnn.ops.conv_relu import ConvReLU
 from fastcnn.ops.convolution import Convolution, output_shape, prepare
 from fastcnn.ops.record import CONVOLUTION, IMAGES, Op
@@ -28,13 +31,9 @@ OP = Op("normalize_conv_relu", "conv2d_relu", IMAGES, CONVOLUTION, backends=("tr
 _forward = OP.forward(of_images(convolution.fake), of_images(convolution.flops))
 
 
-@OP.differentiable(_forward, "settings")
+@OP.differentiable(_forward, "settings", saves=lambda ctx, inputs, output: (*inputs[:4], output))
 class NormalizeConvReLU(torch.autograd.Function):
     """(N, C, H, W) -> (N, C_out, OH, OW); saves images, weight and output, and normalizes again for the backward."""
-
-    @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
-        return *inputs[:4], output
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -74,8 +73,20 @@ def image_gradients(function: Any, ctx: Any, grad: Tensor, window: Window | None
     return grad_input, None, None, *gradients
 
 
-def run_joined(op: Op, *arguments: Any) -> Tensor | None:
-    """Run a joined stage in one kernel, or return None if normalization and convolution are to run separately."""
+def joined(op: Op, separate: Op) -> Callable[..., Any]:
+    """Return what runs a stage that begins with a normalization: in one kernel if there is one, else in two steps."""
+
+    def run(*arguments: Any) -> Any:
+        if (output := _run_joined(op, *arguments)) is not None:
+            return output
+        images, *groups = op.split(arguments)
+        rest = separate.python if is_compiling() else separate.planned
+        return rest(normalize.normalize(*images), *chain.from_iterable(groups))
+
+    return run
+
+
+def _run_joined(op: Op, *arguments: Any) -> Tensor | None:
     (input, *constants), layer, *pools = op.split(arguments)
     mean, std, dtype = normalize.prepare(op.function, input, *constants)
     if torch._C._are_functorch_transforms_active() or normalize.refuse(input, mean, std, dtype):
@@ -99,3 +110,6 @@ def run_joined(op: Op, *arguments: Any) -> Tensor | None:
     settings = settings.running(algorithm)
     output: Tensor = autograd.with_batch(op.run, input, mean, std, weight, bias, settings, *windows, backend)
     return output
+
+
+normalize_conv_relu = joined(OP, SEPARATE)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import convolution
+from fastcnn.ops.conv_relu_pool import OP as SEPARATE
 from fastcnn.ops.conv_relu_pool import ConvReLUPool
-from fastcnn.ops.normalize_conv_relu import image_gradients, of_images
+from fastcnn.ops.normalize_conv_relu import image_gradients, joined, of_images
 from fastcnn.ops.record import CONVOLUTION, IMAGES, POOL, Op
 
 OP = Op(
@@ -24,14 +25,20 @@ _values = OP.forward(_fake, _flops)
 _codes = OP.codes(_fake, _flops)
 
 
-@OP.differentiable(_values, "settings", "window", recorded=_codes, anchored=True)
+@OP.differentiable(
+    _values,
+    "settings",
+    "window",
+    recorded=_codes,
+    saves=lambda ctx, inputs, output: (*inputs[:4], *output[1:]),
+    anchored=True,
+)
 class NormalizeConvReLUPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values and codes; saves images, weight and codes, and normalizes again later."""
 
     @staticmethod
-    def saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return *inputs[:4], *output[1:]
-
-    @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return image_gradients(ConvReLUPool, ctx, grad, ctx.window)
+
+
+normalize_conv_relu_pool = joined(OP, SEPARATE)

@@ -6,6 +6,7 @@ schema a window or a convolution's settings are one list of numbers, because eve
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fastcnn import backend, overrides
-from fastcnn.ops import autograd
+from fastcnn.front import fronted
+from fastcnn.ops import autograd, plans
 from fastcnn.parameters import (
     ACTIVATION,
     BIAS,
@@ -101,7 +103,8 @@ class Op:
         function: the public function's, for messages.
         groups: its parameters, in order.
         stock: runs the stock layers on the function's arguments.
-        prepare: checks these, and returns what kernels take, the input first, after autocast.
+        prepare: given the function's name too, checks these, and returns what kernels take, the input first, after
+            autocast.
         refuse: says of what `prepare` returned why no kernel takes it, or returns an empty string.
         backends: that have kernels of it.
         product, tuned: of its record (fastcnn/parameters.py).
@@ -116,6 +119,10 @@ class Op:
         [['x'], [2, None, 0, False]]
     """
 
+    # Set by `runs`: what runs the calls of the public function; under torch.compile, which cannot trace the front, and
+    # otherwise.
+    python: Callable[..., Any]
+    planned: Callable[..., Any]
     # Set by `differentiable`:
     _apply: Callable[..., Any]
     _gradients: Callable[..., Any]
@@ -128,7 +135,7 @@ class Op:
         function: str,
         *groups: Group,
         stock: Callable[..., Any] | None = None,
-        prepare: Callable[..., Any] = lambda *arguments: arguments,
+        prepare: Callable[..., Any] = lambda _, *arguments: arguments,
         refuse: Callable[..., str] = lambda *_: "",
         backends: tuple[str, ...] = KERNEL_BACKENDS,
         product: str = "",
@@ -137,7 +144,7 @@ class Op:
         takes_empty: bool = True,
     ) -> None:
         self.stem, self.function, self.groups, self.backends = stem, function, groups, backends
-        self.run_stock, self.prepare, self.refuse = stock, prepare, refuse
+        self.run_stock, self.prepare, self.refuse = stock, partial(prepare, function), refuse
         self._measured, self._takes_empty = measured, takes_empty
         self.schema = ", ".join(group.schema for group in groups)
         self._parameters = tuple(each for group in groups for each in group.parameters)
@@ -170,26 +177,39 @@ class Op:
         self.prepare(*arguments)
         raise refused
 
-    def by(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what runs the calls of the public function: the stock layers, or ``run(route, *prepared)``."""
+    def runs(self, run: Callable[..., Any] | None = None) -> None:
+        """Set what runs the calls of the public function: the stock layers, or ``run(route, *prepared)``."""
 
-        def call(*arguments: Any) -> Any:
+        def python(*arguments: Any) -> Any:
             route, prepared = self.route(arguments)
-            return self.stock(*arguments) if self.runs_stock(route, arguments) else run(route, *prepared)
+            if self.runs_stock(route, arguments):
+                return self.stock(*arguments)
+            return run(route, *prepared) if run else self.run(*prepared, route.backend)
 
-        return call
+        self.runs_by(python)
+
+    def runs_by(self, python: Callable[..., Any]) -> None:
+        """Set what runs the calls of the public function down the Python path, and before it the front."""
+        self.python = python
+        self.planned = fronted(self.stem, partial(plans.plan, self), self.prepare, python)
 
     def differentiable(
-        self, values: Overloads, *settings: str, recorded: Overloads | None = None, anchored: bool = False
+        self,
+        values: Overloads,
+        *settings: str,
+        saves: Callable[..., tuple[Tensor | None, ...]],
+        recorded: Overloads | None = None,
+        anchored: bool = False,
     ) -> Callable[[Any], Any]:
         """Decorate the op's autograd Function, which runs prepared calls: tensors, settings, and the backend.
 
-        The Function has two methods. ``saves(ctx, inputs, output)`` returns the tensors to save; ``gradients(ctx,
-        grad)`` returns the gradients of the tensors. The rest derives: forward, setup_context, backward, and `run`.
+        The Function's method ``gradients(ctx, grad)`` returns the gradients of the tensors. The rest derives: forward,
+        setup_context, backward, and `run`.
 
         Args:
             values: the operator that runs without gradients.
             settings: the attributes of the context that hold the settings.
+            saves: given the context, inputs and output, returns the tensors to save.
             recorded: the operator that runs with gradients, where it is another one, which returns codes too.
             anchored: whether the Function returns an anchor last (`autograd.anchor`).
         """
@@ -208,7 +228,7 @@ class Op:
                 if type(output) is tuple:
                     ctx.set_materialize_grads(False)
                     ctx.mark_non_differentiable(output[1])
-                ctx.save_for_backward(*function.saves(ctx, inputs, output))
+                ctx.save_for_backward(*saves(ctx, inputs, output))
 
             def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
                 if grad is None and anchored and others[-1] is not None:  # only the anchor has a gradient
