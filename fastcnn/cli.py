@@ -8,9 +8,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 import fastcnn
 from fastcnn import front
@@ -24,9 +21,6 @@ from fastcnn.train.command import train
 from fastcnn.train.distributed import Silenced
 from fastcnn.tune.command import tune
 from fastcnn.tuning.overview import overview
-
-WHOLE_DEPTH = 9  # of nested layers in a summary: more than any network here has
-
 
 app = typer.Typer(
     add_completion=False,
@@ -78,7 +72,7 @@ def summary(
         input_size=(1, *size),
         col_names=("output_size", "num_params"),
         col_width=18,
-        depth=WHOLE_DEPTH,
+        depth=9,  # of nested layers: more than any network here has
         device="meta",
         verbose=0,
     )
@@ -93,37 +87,21 @@ def doctor(debug: Debug = False) -> None:
 
     Example: fastcnn doctor
     """
-    choice = os.environ.get("FASTCNN_BACKEND")
-    origin = "set by FASTCNN_BACKEND" if choice else "the default"
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in (environment.versions() | environment.hardware()).items():
-        table.add_row(key, escape(value))
-    table.add_row()
-    for key, status in fastcnn.backends().items():
+    rows = [*environment.versions().items(), *environment.hardware().items(), ("", "")]
+    for name, status in fastcnn.backends().items():
         built = f" (built with {status.build})" if status.build else ""
         state = "available" if status.available else f"not available: {status.reason}"
-        table.add_row(f"backend {key}", escape(state + built))
-    table.add_row()
-    for key, value in overview():
-        table.add_row(key, escape(value))
-    table.add_row()
-    table.add_row("backend in use", f"{choice or 'auto'} ({origin})")
-    table.add_row("front", escape(f"left out: {front.problem}" if front.problem else "runs planned calls"))
-    console = Console(highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))  # rich pads to the terminal's width
+        rows.append((f"backend {name}", state + built))
+    choice = os.environ.get("FASTCNN_BACKEND")
+    origin = "set by FASTCNN_BACKEND" if choice else "the default"
+    rows += [("", ""), *overview(), ("", ""), ("backend in use", f"{choice or 'auto'} ({origin})")]
+    rows.append(("front", f"left out: {front.problem}" if front.problem else "runs planned calls"))
+    for key, value in rows:
+        typer.echo(f"{key:16}{value}".rstrip())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
-
-    Example:
-        >>> main(["--version"])  # doctest: +SKIP
-        0
-    """
+    """Run the command line and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
     terminal.show_anything()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -139,18 +117,22 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        return _explain(error)
+        text, code = _explained(error)
+        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        return code
 
 
-def _explain(error: Exception) -> int:
-    """Print an error as one line and return its exit code."""
-    format_message = getattr(error, "format_message", None)  # what typer raises for wrong usage
-    if format_message is not None:
-        typer.echo(f"error: {_in_plain_words(_one_line(format_message()))} (see --help)", err=True)
-        return 2
-    text = _one_line("; ".join([str(error), *getattr(error, "__notes__", ())]))
-    typer.echo(f"error: {text}" if isinstance(error, UserError) else f"error: {type(error).__name__}: {text}", err=True)
-    return 2 if isinstance(error, OptionError) else 1
+def _explained(error: Exception) -> tuple[str, int]:
+    """Return what is said of an error, and its exit code."""
+    if format_message := getattr(error, "format_message", None):  # what typer raises for wrong usage
+        text = " ".join(format_message().split())
+        for pattern, plain in PLAIN_WORDS:
+            text = re.sub(pattern, plain, text)
+        return f"{text} (see --help)", 2
+    text = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    if isinstance(error, UserError):
+        return text, 2 if isinstance(error, OptionError) else 1
+    return f"{type(error).__name__}: {text}", 1
 
 
 # typer reports wrong values in the words of its validation library.
@@ -163,13 +145,3 @@ PLAIN_WORDS = (
     (r"^Invalid value: (--)", r"\1"),
     (r"\.$", ""),
 )
-
-
-def _in_plain_words(text: str) -> str:
-    for pattern, plain in PLAIN_WORDS:
-        text = re.sub(pattern, plain, text)
-    return text
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

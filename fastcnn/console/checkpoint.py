@@ -29,8 +29,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; a folder stands for the checkpoint.pt inside it.
 
-    Raises:
-        UserError: there is no such file, or it is not a complete checkpoint of ``fastcnn train``.
+    Raises UserError where there is no such file, or it is not a complete checkpoint of ``fastcnn train``.
     """
     file = locate(path)
     if not file.is_file():

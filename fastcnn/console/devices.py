@@ -7,11 +7,7 @@ from fastcnn.console.errors import OptionError
 
 
 def check_backend(name: str) -> None:
-    """Raise an :class:`OptionError` that tells why a backend cannot be chosen here.
-
-    Example:
-        >>> check_backend("torch")
-    """
+    """Raise an OptionError that tells why a backend cannot be chosen here, if so."""
     known = fastcnn.backends()
     if name not in known:
         raise OptionError(f"--backend {name}: expected one of {', '.join(known)}")
@@ -20,10 +16,7 @@ def check_backend(name: str) -> None:
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device of a name such as ``cuda:1``, which may not be here.
-
-    Raises:
-        OptionError: torch does not know it.
+    """Return the device of a name, which may not be here; raise an OptionError for one that torch does not know.
 
     Example:
         >>> device_named("cuda:1").index
@@ -36,15 +29,7 @@ def device_named(name: str) -> torch.device:
 
 
 def usable_device(name: str) -> torch.device:
-    """Return the device of a name, once it has held a tensor.
-
-    Raises:
-        OptionError: torch does not know it, or it is not here.
-
-    Example:
-        >>> usable_device("cpu")
-        device(type='cpu')
-    """
+    """Return the device of a name, once it has held a tensor; raise an OptionError for one that is not here."""
     device = device_named(name)
     try:
         torch.empty(0, device=device)

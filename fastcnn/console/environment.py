@@ -3,24 +3,17 @@
 import importlib.metadata
 import os
 import platform
-import shutil
-import subprocess
 
 import torch
 
 import fastcnn
-from fastcnn.tuning.device import processor
+from fastcnn.tuning.device import driver, processor
 
 PACKAGES = ("torch", "triton", "torchvision", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that matter, ``"not installed"`` where a package is missing.
-
-    Example:
-        >>> versions()["torch"] == torch.__version__
-        True
-    """
+    """Return the versions that matter, ``"not installed"`` where a package is missing."""
     found = {"fastcnn": fastcnn.__version__, "python": platform.python_version()}
     found |= {package: _package_version(package) for package in PACKAGES}
     found["torch"] = torch.__version__  # with the local part, as in 2.11.0+cu128
@@ -30,18 +23,13 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, str]:
-    """Return the machine's processor, threads, GPUs and driver.
-
-    Example:
-        >>> "CPU" in hardware()
-        True
-    """
+    """Return the machine's processor, threads, GPUs and driver."""
     gpus = [_gpu(index) for index in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "CPU": f"{processor()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
         "GPU": "; ".join(gpus) or "none that torch can use",
-        "NVIDIA driver": _driver(),
+        "NVIDIA driver": driver() or "none",
     }
 
 
@@ -55,15 +43,3 @@ def _package_version(package: str) -> str:
 def _gpu(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
     return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
-
-
-def _driver() -> str:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return "none"
-    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return "nvidia-smi does not answer"
-    return answer[0].strip() if answer else "none"

@@ -4,23 +4,11 @@ import importlib.util
 
 
 class UserError(Exception):
-    """Something that the user can correct; the message is one line that names it.
-
-    Example:
-        >>> raise UserError("digits.gz: the file is empty")
-        Traceback (most recent call last):
-        fastcnn.console.errors.UserError: digits.gz: the file is empty
-    """
+    """Something that the user can correct; the message is one line that names it."""
 
 
 class OptionError(UserError):
-    """The value of an option or argument is wrong; the exit code is 2.
-
-    Example:
-        >>> raise OptionError("--device abacus: torch knows no such device")
-        Traceback (most recent call last):
-        fastcnn.console.errors.OptionError: --device abacus: torch knows no such device
-    """
+    """The value of an option or argument is wrong; the exit code is 2."""
 
 
 class Interrupted(Exception):
@@ -28,21 +16,12 @@ class Interrupted(Exception):
 
 
 def require(extra: str, *packages: str) -> None:
-    """Raise a :class:`UserError` that names the missing package and the extra which brings it.
-
-    Example:
-        >>> require("train", "torch")
-    """
+    """Raise a UserError that names a missing package and the extra which brings it."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"the package {package} is not installed: pip install 'fastcnn[{extra}]'")
 
 
 def said(error: Exception) -> str:
-    """Return the message of an error in one line, or its class where it says nothing.
-
-    Example:
-        >>> said(ValueError("expected  one")), said(KeyError())
-        ('expected one', 'KeyError')
-    """
+    """Return the message of an error in one line, or its class where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

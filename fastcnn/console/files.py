@@ -1,8 +1,7 @@
 """Files that are either complete or not there."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,14 +15,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that a reader finds the old content or the new, never a part.
 
     The content goes to a temporary name in the same folder, to the disk (fsync), and is renamed. If ``write`` fails,
-    the temporary file is removed and the old one stays. What a killed process leaves is overwritten by the next.
-
-    Args:
-        path: the file to write or replace; its folder must exist.
-        write: writes the content to the binary file it gets.
-
-    Raises:
-        UserError: the disk is full, or writing fails otherwise.
+    the temporary file is removed and the old one stays; an error of the operating system becomes a UserError. What a
+    killed process leaves is overwritten by the next.
 
     Example:
         >>> import tempfile
@@ -38,29 +31,18 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         file.flush()
         os.fsync(file.fileno())
 
-    with _explained(path):
-        replace(path, write_to_disk)
-    _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system into one line; torch's writer raises its own error class for it."""
     try:
-        yield
+        replace(path, write_to_disk)
     except Exception as error:
-        refusal: BaseException | None = error
+        refusal: BaseException | None = error  # torch's writer raises its own error class for one of the system
         while refusal is not None and not isinstance(refusal, OSError):
             refusal = refusal.__cause__ or refusal.__context__
         if refusal is None:
             raise
         kept = "; the one written before it is kept" if path.exists() else ""
         raise UserError(f"{path}: cannot be written ({refusal.strerror or refusal}){kept}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(folder)
     finally:
-        os.close(descriptor)
+        os.close(folder)

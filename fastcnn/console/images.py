@@ -19,22 +19,9 @@ LONGEST = 16  # times the shorter side; longer images are cropped, as resizing w
 def open_image(file: str | PathLike[str], *, small: bool = False) -> Any:
     """Read an image as viewers show it: turned as its EXIF orientation says, in 8 bits a channel, as RGB.
 
-    16 bits are scaled to 8. An image more than 16 times as long as wide is cropped to that, around its centre.
-
-    Args:
-        file: the image.
-        small: decode a JPEG at an eighth of its size, to see in less time whether it can be read.
-
-    Returns:
-        An image of PIL.
-
-    Raises:
-        ValueError: its pixels are 32 bits wide, so that nothing says which value is white.
-        Exception: whatever PIL raises for a file that it cannot read.
-
-    Example:
-        >>> open_image("photo.jpg").mode  # doctest: +SKIP
-        'RGB'
+    16 bits are scaled to 8. An image more than 16 times as long as wide is cropped to that, around its centre. `small`
+    decodes a JPEG at an eighth of its size, to see in less time whether it can be read. Returns an image of PIL; raises
+    what PIL raises for a file that it cannot read, and ValueError for pixels of 32 bits, whose white nothing tells.
     """
     from PIL import Image, ImageOps
 
@@ -67,13 +54,7 @@ def _bounded(image: Any) -> Any:
 
 
 def transforms(input_size: tuple[int, int, int]) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
-    """Return the transforms of training and of held-out images: from an image of PIL to (C, H, W) uint8.
-
-    Example:
-        >>> from PIL import Image
-        >>> transforms((1, 64, 64))[1](Image.new("RGB", (90, 60))).shape
-        torch.Size([1, 64, 64])
-    """
+    """Return the transforms of training and of held-out images: from an image of PIL to (C, H, W) uint8."""
     from torchvision.transforms import v2
 
     channels, height, width = input_size

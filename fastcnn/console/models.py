@@ -16,15 +16,7 @@ from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
 
 
 def default_input_size(name: str) -> tuple[int, int, int]:
-    """Return the (C, H, W) that a model is made for.
-
-    Raises:
-        OptionError: there is no such model.
-
-    Example:
-        >>> default_input_size("mnist_cnn")
-        (1, 28, 28)
-    """
+    """Return the (C, H, W) that a model is made for; raise an OptionError where there is no such model."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -32,38 +24,22 @@ def default_input_size(name: str) -> tuple[int, int, int]:
     return MODELS[name].input_size
 
 
-def build_model(name: str, *, num_classes: int | None = None, options: dict[str, Any] | None = None) -> nn.Module:
-    """Build a model of ``fastcnn.models.MODELS``.
+def build_model(name: str, options: dict[str, Any] | None = None) -> nn.Module:
+    """Build a model of ``fastcnn.models.MODELS`` with its builder's `options`.
 
-    Args:
-        name: its key there.
-        num_classes: classes to tell apart; the model's default where None.
-        options: further keyword arguments of the builder.
-
-    Raises:
-        OptionError: there is no such model, or it does not take an option.
-
-    Example:
-        >>> build_model("alexnet2012", options={"lrn": False}).classifier[-1].out_features
-        1000
+    Raises OptionError where there is no such model, or it does not take an option.
     """
     default_input_size(name)
-    arguments = dict(options or {})
-    if num_classes is not None:
-        arguments["num_classes"] = num_classes
+    options = options or {}
     try:
-        return MODELS[name].build(**arguments)
+        return MODELS[name].build(**options)
     except (TypeError, ValueError, RuntimeError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise OptionError(f"{name} cannot be built with {given}: {error}") from error
 
 
 def check_shapes(name: str, options: dict[str, Any], input_size: tuple[int, int, int], classes: Sequence[str]) -> None:
-    """Run one image's shape through the network.
-
-    Raises:
-        OptionError: the network does not take such images, or scores fewer classes than there are.
-    """
+    """Raise an OptionError where a network does not take such images, or scores fewer classes than there are."""
     scores = score_shape(name, options, input_size)
     if len(scores) != 2 or scores[1] < len(classes):
         raise OptionError(
@@ -75,12 +51,7 @@ def check_shapes(name: str, options: dict[str, Any], input_size: tuple[int, int,
 def score_shape(name: str, options: dict[str, Any], input_size: tuple[int, int, int]) -> torch.Size:
     """Return the shape of a model's scores for one image, without memory, arithmetic or random numbers.
 
-    Raises:
-        OptionError: the network does not take such images.
-
-    Example:
-        >>> score_shape("mnist_cnn", {}, (1, 28, 28))
-        torch.Size([1, 10])
+    Raises OptionError where the network does not take such images.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]), fastcnn.use_backend("torch"):
         model = build_model(name, options=options).eval()
@@ -95,15 +66,6 @@ def normalize_first(model: nn.Module, statistics: Statistics, dtype: torch.dtype
     """Put a normalization of bytes in front of a network's first layers, in place; the state dict's keys stay.
 
     `dtype` is that of the normalized images; None leaves it to autocast, or float32.
-
-    Example:
-        >>> import fastcnn
-        >>> model = fastcnn.MnistCNN()
-        >>> normalize_first(model, ((0.1307,), (0.3081,)))
-        >>> [name for name, _ in model.layer1.named_children()]
-        ['normalize', '0', '1', '2']
-        >>> model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape
-        torch.Size([1, 10])
     """
     name, first = next(model.named_children())
     layers = {"normalize": fastcnn.nn.Normalize(*statistics, dtype), **dict(first.named_children())}
@@ -121,21 +83,13 @@ def abridged(classes: Sequence[str]) -> str:
 
 
 def check_same_architecture(title: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raise a :class:`UserError` that names the first tensor which a network does not have, or has in another shape.
-
-    Args:
-        title: what the network is called.
-        saved: tensors of a checkpoint by name.
-        own: those of the network.
-    """
-    differ = [
-        name
+    """Raise a UserError that names the first tensor of a checkpoint which a network lacks, or has in another shape."""
+    shapes = {
+        name: [tuple(state[name].shape) if name in state else "missing" for state in (saved, own)]
         for name in {**own, **saved}
-        if getattr(saved.get(name), "shape", None) != getattr(own.get(name), "shape", None)
-    ]
-    if differ:
-        shapes = (tuple(state[differ[0]].shape) if differ[0] in state else "missing" for state in (saved, own))
-        there, here = shapes
+    }
+    if differ := [name for name, (there, here) in shapes.items() if there != here]:
+        there, here = shapes[differ[0]]
         raise UserError(
             f"the checkpoint is of another architecture than {title}: {len(differ)} of {len(own)} tensors differ, the "
             f"first is {differ[0]}, {there} in the checkpoint and {here} in the network"
@@ -143,20 +97,9 @@ def check_same_architecture(title: str, saved: dict[str, Tensor], own: dict[str,
 
 
 def pretrained_classifier(name: str, weights: str, progress: bool = True) -> tuple[Any, dict[str, Tensor]]:
-    """Look up torchvision's weights by name; return them and their tensors.
+    """Look up torchvision's weights of a model by their name; return them and their tensors.
 
-    Args:
-        name: the model.
-        weights: ``DEFAULT``, or another member of torchvision's weights of it.
-        progress: show the progress of a download.
-
-    Raises:
-        UserError: there are none of that name, they have no classifier, or they cannot be downloaded.
-
-    Example:
-        >>> pretrained_classifier("alexnet", "IMAGENET1K_V2")
-        Traceback (most recent call last):
-        fastcnn.console.errors.OptionError: --weights IMAGENET1K_V2: alexnet has DEFAULT, IMAGENET1K_V1
+    Raises UserError where there are none of that name, they have no classifier, or they cannot be downloaded.
     """
     require("train", "torchvision")
     from torchvision.models import get_model_weights, list_models

@@ -51,10 +51,5 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
 
 
 def default_device() -> str:
-    """Return the device that is used without ``--device``.
-
-    Example:
-        >>> default_device() in ("cpu", "cuda")
-        True
-    """
+    """Return the device that is used without ``--device``."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,13 +9,7 @@ DRAWN = str.maketrans("─━│┃├└┌┐┘┤╴╸╺•✓\u00d7µ→�
 
 
 def show_anything() -> None:
-    """Let stdout and stderr replace what their encoding does not have, instead of raising UnicodeEncodeError.
-
-    Example:
-        >>> show_anything()
-        >>> "224 µs …".encode("ascii", errors="fastcnn.plain")
-        b'224 us ...'
-    """
+    """Let stdout and stderr replace what their encoding does not have, instead of raising UnicodeEncodeError."""
     codecs.register_error("fastcnn.plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

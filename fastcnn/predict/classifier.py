@@ -69,7 +69,7 @@ def _pretrained(name: str, weights: str) -> Classifier:
     chosen, state = pretrained_classifier(name, weights)
     classes = tuple(chosen.meta["categories"])
     with torch.device("meta"):  # initial weights would be drawn for nothing
-        network = build_model(name, num_classes=len(classes))
+        network = build_model(name, {"num_classes": len(classes)})
     network.load_state_dict(state, assign=True)
     prepare = chosen.transforms()
     return Classifier(

@@ -14,7 +14,7 @@ from fastcnn.console.images import STATISTICS
 from fastcnn.console.models import build_model, default_input_size, normalize_first
 from fastcnn.console.options import Debug, Device, InputSize, Options, default_device, parse_input_size, parse_options
 from fastcnn.tune.report import summary, table
-from fastcnn.tune.run import MODES, Result
+from fastcnn.tune.run import MODES
 from fastcnn.tune.run import tune as run_tuning
 from fastcnn.tuning.attempts import Lost
 from fastcnn.tuning.candidates import ON
@@ -73,16 +73,14 @@ def tune(
     modes = MODES if train is None else (MODES[train],)
     console, path = Console(highlight=False), output or user_path(device_name(place))
     console.print(f"{model}, {dtype}, on {device_name(place)}: {len(stages)} stages", soft_wrap=True)
-    results: list[Result] = []
-    done: list[int] = []
-    ran = run_tuning(stages, place, modes=modes, only=backend, path=path, resume=resume, left_alone=done.append)
     try:
         with console.status("checking parity, then timing"):
-            results += ran
+            results = [*run_tuning(stages, place, modes=modes, only=backend, path=path, resume=resume)]
     except Lost as error:
         raise UserError(f"{error}; continue with --resume") from error
     if resume:
-        console.print(f"{sum(done)} of {sum(done) + len(results)} stages and modes were done already")
+        wanted = sum(stage.occurs(mode) for stage in stages for mode in modes)
+        console.print(f"{wanted - len(results)} of {wanted} stages and modes were done already")
     console.print(table(results))
     for line in summary(results):
         console.print(line, markup=False)

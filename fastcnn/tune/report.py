@@ -16,14 +16,10 @@ NAME_WIDTH, TIME_WIDTH = 36, 17  # both modes fit into 80 columns
 
 
 def table(results: Sequence[Result]) -> Group:
-    """Build the tables: one for each stage, with a row for each candidate and a column for each mode.
-
-    Example:
-        >>> rich.print(table(results))  # doctest: +SKIP
-    """
+    """Build the tables: one for each stage, with a row for each candidate and a column for each mode."""
     groups = [list(group) for _, group in groupby(results, key=lambda result: id(result.stage))]
     legend = ["parity: the largest error as a part of what is allowed; *: the winner, which auto takes"]
-    if any(_is_close(result) for result in results):
+    if any(map(_is_close, results)):
         legend.append(f"a candidate that is faster by less than {MARGIN:.0%} does not take stock's place")
     return Group(*(part for group in groups for part in _stage(group)), *(f"[dim]{line}[/]" for line in legend))
 
@@ -45,7 +41,7 @@ def _stage(group: list[Result]) -> Iterator[RenderableType]:
     shown.add_column("parity", justify="right", no_wrap=True)
     for index, trial in enumerate(trials):
         shown.add_row(f"  {trial.candidate}", *(_time(result, index) for result in group), _parity(trial))
-    shown.add_row("  [dim]noise[/]", *(_noise(result) for result in group), "")
+    shown.add_row("  [dim]noise[/]", *(f"[dim]{result.noise:.1%}  [/]" for result in group), "")
     yield shown
     for result in group:
         if result.too_noisy:
@@ -65,10 +61,6 @@ def _time(result: Result, index: int) -> str:
     return f"{duration(trial.seconds)} {result.stock / trial.seconds:5.2f}x{star}"
 
 
-def _noise(result: Result) -> str:
-    return f"[dim]{result.noise:.1%}  [/]"
-
-
 def _parity(trial: Trial) -> str:
     if trial.candidate == STOCK:
         return ""
@@ -78,12 +70,7 @@ def _parity(trial: Trial) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time in milliseconds or microseconds.
-
-    Example:
-        >>> duration(0.0123)
-        '12.3 ms'
-    """
+    """Write a time in milliseconds or microseconds."""
     return f"{seconds * 1e3:.4g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.4g} µs"
 
 

@@ -1,7 +1,7 @@
 """Tuning a list of stages: parity first, then times, then the winner into the table."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,11 +59,11 @@ def tune(
     only: str | None = None,
     path: Path | None = None,
     resume: bool = False,
-    left_alone: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Result]:
     """Time every candidate for each stage, store each winner as soon as it is known, and yield what was measured.
 
-    A candidate that ends the process, or hangs on a GPU for two minutes, is left out at the next start.
+    A candidate that ends the process, or hangs on a GPU for two minutes, is left out at the next start; so is one that
+    leaves the GPU unusable for this process, which raises `Lost`.
 
     Args:
         stages: of a model (`stages_of`).
@@ -71,11 +71,7 @@ def tune(
         modes: ``inference`` (forward without gradient) and ``training`` (forward and backward).
         only: the one backend to time against stock; by default all that are available.
         path: the table to write to; by default the user's.
-        resume: skip stages that the table has already.
-        left_alone: called with the number of modes skipped of each stage.
-
-    Raises:
-        Lost: a candidate has left the GPU unusable for this process.
+        resume: skip what the table has already.
     """
     name = device_name(device)
     target = path or user_path(name)
@@ -84,9 +80,7 @@ def tune(
         for stage in stages:
             wanted = [mode for mode in modes if stage.occurs(mode)]
             if resume:
-                left = [mode for mode in wanted if not holds(target, name, stage.key_in(mode, device), "tune")]
-                left_alone(len(wanted) - len(left))
-                wanted = left
+                wanted = [mode for mode in wanted if not holds(target, name, stage.key_in(mode, device), "tune")]
             if not wanted:
                 continue
             try:

@@ -1,5 +1,6 @@
 """The winner of a call: from a cache by the call's summary, else from the table of its device."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -32,44 +33,39 @@ class Table:
     """The entries of a device, by key, and, as they serve other batches too, by the key without its batch."""
 
     def __init__(self, entries: Entries) -> None:
-        self.entries = entries
-        self._similar: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        self.entries: Entries = {}
+        self._similar: dict[str, dict[int, dict[str, Any]]] = {}
         for entry in entries.values():
-            self._index(entry)
+            self.add(entry)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Add an entry, in place of one with the same key."""
         self.entries[text(entry["key"])] = entry
-        self._index(entry)
-
-    def _index(self, entry: dict[str, Any]) -> None:
         if batch := batch_of(entry["key"]):
-            similar = self._similar.setdefault(without_batch(entry["key"]), [])
-            similar[:] = [each for each in similar if each[0] != batch] + [(batch, entry)]
+            self._similar.setdefault(without_batch(entry["key"]), {})[batch] = entry
 
     def serving(self, key: dict[str, Any]) -> Iterator[tuple[int | None, dict[str, Any]]]:
         """Yield the entries that serve a call, the best first: its own, then those of half to double its batch."""
         if own := self.entries.get(text(key)):
             yield None, own
-        batch = batch_of(key)
-        if not batch:
-            return
-        near = [each for each in self._similar.get(without_batch(key), ()) if batch <= 2 * each[0] <= 4 * batch]
-        for measured, entry in sorted(near, key=lambda each: (max(each[0], batch) / min(each[0], batch), each[0])):
-            if measured != batch:
-                yield measured, entry
+        if batch := batch_of(key):
+            similar = self._similar.get(without_batch(key), {})
+            near = [each for each in similar if each != batch and batch <= 2 * each <= 4 * batch]
+            for measured in sorted(near, key=lambda each: (max(each, batch) / min(each, batch), each)):
+                yield measured, similar[measured]
 
 
-class _Tables(dict[torch.device, Table]):
-    """The table of each device, read when it is first wanted."""
-
-    def __missing__(self, device: torch.device) -> Table:
-        name = device_name(device)
-        self[device] = table = Table(load(name) if name else {})
-        return table
+@functools.cache
+def _table(device: torch.device) -> Table:
+    """Return the table of a device, read when it is first wanted; GPUs of one model share it."""
+    return _table_of(device_name(device))
 
 
-_tables = _Tables()
+@functools.cache
+def _table_of(name: str) -> Table:
+    return Table(load(name) if name else {})
+
+
 _found: dict[tuple[Any, ...], Found | None] = {}
 
 # Says why an op has no such backend and algorithm here, or returns an empty string.
@@ -78,46 +74,39 @@ Problem = Callable[[str, str, str | None], str]
 
 def forget() -> None:
     """Drop the tables from memory, so that they are read again: after tuning, and in tests."""
-    _tables.clear()
+    _table.cache_clear()
+    _table_of.cache_clear()
     _found.clear()
     tables_changed()
 
 
 def learn(device: torch.device, entry: dict[str, Any]) -> None:
     """Add an entry to this process's tables, whether or not it could be written to a file."""
-    _tables[device].add(entry)
-    for other, table in list(
-        _tables.items()
-    ):  # a list, as other threads may read tables: of several GPUs of one model each takes what another has learned
-        if other != device and device_name(other) == device_name(device):
-            table.add(entry)
+    _table(device).add(entry)
     _found.clear()
     tables_changed()
 
 
 def entries_of(device: torch.device) -> Entries:
     """Return all entries of a device, by the keys' text."""
-    return _tables[device].entries
+    return _table(device).entries
 
 
 def winner(op: str, arguments: tuple[Any, ...], problem: Problem) -> Found | None:
     """Return the winner of a call of an op's function, or None if no entry serves the call.
 
-    Args:
-        op: the op's stem.
-        arguments: the function's, by position; the first is the input, a tensor.
-        problem: says why an entry's backend cannot be had here; such an entry does not count.
+    An entry does not count where `problem` says why its backend cannot be had here.
     """
     if torch.compiler.is_compiling():
         return _winner_while_compiling(op, arguments, problem)
     device = arguments[0].device
-    if not _tables[device].entries:
+    if not _table(device).entries:
         return None
     call = call_of(op, arguments, setting_of(op, device.type))
     try:
         return _found[call]
     except KeyError:
-        found = _find(call, _tables[device], problem)
+        found = _find(call, _table(device), problem)
     except TypeError:  # a size that is a symbol, or another argument without a hash
         return None
     if len(_found) >= MOST_CALLS:
@@ -152,10 +141,11 @@ def _winner_while_compiling(op: str, arguments: tuple[Any, ...], problem: Proble
 @constant_while_compiling
 def _constant(call: tuple[Any, ...], problem: Problem) -> tuple[str, str, int, str]:
     op, device, *others, _ = call
-    found = _find((op, device, *others, setting_of(op, device.type)), _tables[device], problem)
+    call = (op, device, *others, setting_of(op, device.type))
+    found = _find(call, _table(device), problem)
     if found is None:
         if device.type == "cuda":
             why = "nothing is tried while torch.compile traces: fastcnn.warm_up(model, input) does so beforehand"
-            telling.warn_of_stock(device_name(device), batch_of(describe((*call[:-1], setting_of(op, "cuda")))), why)
+            telling.warn_of_stock(device_name(device), batch_of(describe(call)), why)
         return "", "", 0, ""
     return found.winner.backend, found.winner.algorithm or "", found.batch or 0, found.why

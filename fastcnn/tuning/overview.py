@@ -11,12 +11,7 @@ from fastcnn.tuning.table import Unreadable, read, shipped_path, user_path
 
 
 def overview() -> Iterator[tuple[str, str]]:
-    """Yield names and texts: each table with its entries, and the proof, for each kind of device that is here once.
-
-    Example:
-        >>> [name for name, _ in overview()][:2]
-        ['tuning table', 'kernels proved']
-    """
+    """Yield names and texts: each table with its entries, and the proof, for each kind of device that is here once."""
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     for name, device in {device_name(each): each for each in [torch.device("cpu"), *devices]}.items():
         yield "tuning table", _table(name, device)

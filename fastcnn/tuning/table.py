@@ -102,22 +102,16 @@ def holds(path: Path, device: str, key: dict[str, Any], by: str) -> bool:
         return False
 
 
-def merge(path: Path, device: str, entries: list[dict[str, Any]]) -> Path | None:
+def merge(path: Path, device: str, entries: list[dict[str, Any]]) -> None:
     """Add entries to a file, in place of those with the same keys; others stay, whoever wrote them and when.
 
-    Processes may do so at once: each holds a lock from reading to renaming. Readers need none.
-
-    Raises:
-        OSError: the file cannot be written or locked.
-
-    Returns:
-        Where a file that was no table of this device has been moved to, if there was one.
+    Processes may do so at once: each holds a lock from reading to renaming. Readers need none. Raises OSError where the
+    file cannot be written or locked.
     """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
-        aside = None
         try:
             held = read(path, device)
         except Unreadable as reason:
@@ -125,13 +119,9 @@ def merge(path: Path, device: str, entries: list[dict[str, Any]]) -> Path | None
             path.rename(aside)
             logger.warning("tuning table %s has been moved to %s: %s", path, aside.name, reason)
         held |= {text(entry["key"]): entry for entry in entries}
-        replace(path, lambda file: file.write(_dump(device, held)))
-        return aside
-
-
-def _dump(device: str, entries: Entries) -> bytes:
-    lines = ",\n".join(json.dumps(entries[key]) for key in sorted(entries))
-    return f'{{"format": {FORMAT}, "device": {json.dumps(device)}, "entries": [\n{lines}\n]}}\n'.encode()
+        lines = ",\n".join(json.dumps(held[key]) for key in sorted(held))
+        whole = f'{{"format": {FORMAT}, "device": {json.dumps(device)}, "entries": [\n{lines}\n]}}\n'
+        replace(path, lambda file: file.write(whole.encode()))
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
