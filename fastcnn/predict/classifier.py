@@ -11,25 +11,16 @@ from torch import Tensor, nn
 from fastcnn.console import checkpoint
 from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.images import fit, transforms
-from fastcnn.console.models import (
-    build_model,
-    check_same_architecture,
-    check_shapes,
-    pretrained_classifier,
-)
+from fastcnn.console.models import build_model, check_same_architecture, check_shapes, pretrained_classifier
 from fastcnn.nn import Normalize
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth")
 DEFAULT_MODEL = "alexnet"
 NETWORK = "fastcnn"  # of a run with --compare, the checkpoint holds the stock network too
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network in eval mode.
-
-    ``transform`` turns an image of PIL, of any mode, into one input (C, H, W) float32; ``title`` names the network.
-    """
+    """A network in eval mode; ``transform`` turns an image of PIL, of any mode, into an input (C, H, W) float32."""
 
     title: str
     model: nn.Module
@@ -37,11 +28,7 @@ class Classifier:
     transform: Callable[[Any], Tensor]
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Return the probabilities (N, classes) of images (N, C, H, W).
-
-        Raises:
-            UserError: they are infinite or NaN, as after a training that diverged.
-        """
+        """Return the probabilities (N, classes) of images (N, C, H, W), unless they are infinite or NaN."""
         with torch.inference_mode():
             scores = self.model(images).float().softmax(dim=1)
         if not scores.isfinite().all():
@@ -50,17 +37,12 @@ class Classifier:
 
 
 def load(weights: str, model: str | None) -> Classifier:
-    """Return the classifier that ``--weights`` and ``--model`` mean: torchvision's weights, or a checkpoint.
+    """Return the classifier of torchvision's weights of that name, or of a checkpoint.
 
-    Args:
-        weights: the name of torchvision's weights; or a path, which exists, ends in .pt or .pth, or holds a slash.
-        model: by default ``alexnet``, or the checkpoint's.
-
-    Raises:
-        UserError: there are no such weights, or they are of another model.
+    That is a path, which exists, ends in .pt or .pth, or holds a slash.
     """
     path = Path(weights)
-    if path.exists() or "/" in weights or path.suffix in CHECKPOINT_SUFFIXES:
+    if path.exists() or "/" in weights or path.suffix in (".pt", ".pth"):
         return _trained(path, model)
     return _pretrained(model or DEFAULT_MODEL, weights)
 
@@ -72,12 +54,7 @@ def _pretrained(name: str, weights: str) -> Classifier:
         network = build_model(name, {"num_classes": len(classes)})
     network.load_state_dict(state, assign=True)
     prepare = chosen.transforms()
-    return Classifier(
-        f"{name}, {chosen!r}",
-        network.eval(),
-        classes,
-        lambda image: prepare(image.convert("RGB")),
-    )
+    return Classifier(f"{name}, {chosen!r}", network.eval(), classes, lambda image: prepare(image.convert("RGB")))
 
 
 def _trained(path: Path, name: str | None) -> Classifier:

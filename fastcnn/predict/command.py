@@ -55,9 +55,7 @@ def predict(
     check_backend(backend)
     place = usable_device(device or default_device())
     files, problems = find(images)
-    for problem in problems:
-        _tell(problem, debug)
-    failures = len(problems)
+    _tell(problems, debug)
     if files:
         classifier = load(weights, model)
         classifier.model.to(place)
@@ -65,16 +63,14 @@ def predict(
         console.print(f"{classifier.title}, on {place}", soft_wrap=True, markup=False)
         header = True
         for start in range(0, len(files), batch_size):
-            chunk = files[start : start + batch_size]
             with fastcnn.use_backend(backend):
-                rows, unread = _classified(chunk, classifier, place, top)
+                rows, unread = _classified(files[start : start + batch_size], classifier, place, top)
             if rows:
                 console.print(_table(rows, header))
                 header = False
-            for problem in unread:
-                _tell(problem, debug)
-            failures += len(unread)
-    if failures:
+            _tell(unread, debug)
+            problems += unread
+    if problems:
         raise typer.Exit(1)
 
 
@@ -84,17 +80,17 @@ def _classified(
     """Return a row for each image that can be read, and what is wrong with the others."""
     with ThreadPoolExecutor() as pool:  # PIL decodes without holding the interpreter
         loaded = list(pool.map(partial(read, transform=classifier.transform), files))
-    images = [image for image in loaded if isinstance(image, Tensor)]
     problems = [image for image in loaded if isinstance(image, UserError)]
-    if not images:
+    readable = [(file, image) for file, image in zip(files, loaded) if isinstance(image, Tensor)]
+    if not readable:
         return [], problems
-    scores = classifier.probabilities(torch.stack(images).to(device))
-    probabilities, indices = scores.topk(min(top, scores.shape[1]))
-    readable = [file for file, image in zip(files, loaded) if isinstance(image, Tensor)]
-    rows = zip(readable, probabilities.tolist(), indices.tolist(), strict=True)
-    return [
-        (file, values, [_name(classifier.classes, index) for index in best]) for file, values, best in rows
-    ], problems
+    scores = classifier.probabilities(torch.stack([image for _, image in readable]).to(device))
+    best = scores.topk(min(top, scores.shape[1]))
+    rows = [
+        (file, values, [_name(classifier.classes, index) for index in indices])
+        for (file, _), values, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+    return rows, problems
 
 
 def _name(classes: tuple[str, ...], index: int) -> str:
@@ -113,7 +109,8 @@ def _table(rows: list[Row], header: bool) -> Table:
     return table
 
 
-def _tell(problem: UserError, debug: bool) -> None:
-    if debug:
-        traceback.print_exception(problem)
-    typer.echo(f"error: {problem}", err=True)
+def _tell(problems: list[UserError], debug: bool) -> None:
+    for problem in problems:
+        if debug:
+            traceback.print_exception(problem)
+        typer.echo(f"error: {problem}", err=True)

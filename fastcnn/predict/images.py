@@ -14,10 +14,6 @@ def find(places: list[Path]) -> tuple[list[Path], list[UserError]]:
     """Return the image files at some places, and an error for each place that has none.
 
     A folder stands for all images below it, in the order of their names; a file for itself, whatever its name.
-
-    Example:
-        >>> find([Path("nowhere.jpg")])
-        ([], [UserError('nowhere.jpg: no such file or folder')])
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -25,9 +21,8 @@ def find(places: list[Path]) -> tuple[list[Path], list[UserError]]:
     problems: list[UserError] = []
     for place in places:
         if place.is_dir():
-            found = sorted(
-                path for path in place.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()
-            )
+            below = sorted(place.rglob("*"))
+            found = [path for path in below if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
             files += found
             if not found:
                 problems.append(UserError(f"{place}: holds no images ({', '.join(IMG_EXTENSIONS)})"))

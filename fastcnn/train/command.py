@@ -38,7 +38,7 @@ DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolde
 DatasetName = Literal["mnist", "fashion-mnist", "imagefolder"]
 OptimizerName = Literal["adam", "sgd"]  # keys of fastcnn.train.lane.OPTIMIZERS
 AmpName = Literal["off", "bf16", "fp16"]  # keys of fastcnn.train.lane.AMP_DTYPES
-ParallelName = Literal["ddp", "owt"]  # of fastcnn.train.prepare.layout_of
+ParallelName = Literal["ddp", "owt"]  # of fastcnn.train.prepare
 
 
 def train(
@@ -144,8 +144,8 @@ def train(
             options=parse_options(option),
             compare=compare,
             backend=backend,
-            epochs=_first(epochs, recipe.epochs),
-            batch_size=_first(batch_size, recipe.batch_size),
+            epochs=epochs or recipe.epochs,
+            batch_size=batch_size or recipe.batch_size,
             lr=_first(lr, DEFAULT_LR[optimizer_name]),
             lr_step=_first(lr_step, recipe.lr_step),
             optimizer=optimizer_name,

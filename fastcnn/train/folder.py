@@ -6,7 +6,6 @@ import functools
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,34 +27,29 @@ if TYPE_CHECKING:
 SEED_RANGE = 2**62
 
 
-@dataclass(frozen=True)
-class Broken:
-    """An unreadable image, returned as a value: a DataLoader process would wrap an exception in a traceback."""
+class _Images(TorchDataset[Tensor | UserError]):
+    """Images whose random crop depends on seed, epoch and image alone, not on who loads them or what came before.
 
-    path: str
-    reason: str
-
-
-class _Images(TorchDataset[Tensor | Broken]):
-    """Images whose random crop depends on seed, epoch and image alone, not on who loads them or what came before."""
+    An unreadable one is an error as a value: a DataLoader process would wrap a raised one in a traceback.
+    """
 
     def __init__(self, folder: ImageFolder, transform: Callable[[Any], Tensor], seed: int, epoch: int) -> None:
         self.folder, self.transform, self.seed, self.epoch = folder, transform, seed, epoch
 
-    def __getitem__(self, index: int) -> Tensor | Broken:
+    def __getitem__(self, index: int) -> Tensor | UserError:
         path, _ = self.folder.samples[index]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, self.epoch, index)) % SEED_RANGE)
             try:
                 return self.transform(self.folder.loader(path))
             except Exception as error:  # PIL raises many kinds for damaged files, and each must name its file
-                return Broken(path, said(error))
+                return UserError(f"{path}: not an image that can be read ({said(error)})")
 
 
-def _collate(image_size: tuple[int, int, int], samples: list[Tensor | Broken]) -> Tensor | Broken:
+def _collate(image_size: tuple[int, int, int], samples: list[Tensor | UserError]) -> Tensor | UserError:
     images = []
     for sample in samples:
-        if isinstance(sample, Broken):
+        if isinstance(sample, UserError):
             return sample
         images.append(sample)
     return torch.stack(images) if images else torch.empty(0, *image_size, dtype=torch.uint8)
@@ -101,11 +95,10 @@ class FolderData(Dataset):
         if not self.test_size:
             raise UserError(f"{directory}: too few images to hold out a fifth of each class ({self.train_size} in all)")
         origin = f"of {Path(self._test.root).name}/" if held_out else "a fifth of each class"
-        number = len(self.classes)
         skipped = sum((part.skipped for part in parts), Counter())
         self.notes: tuple[str, ...] = (
             f"data: {directory}, {self.train_size:,} training and {self.test_size:,} held-out images ({origin})",
-            f"{number:,} classes: {abridged(self.classes)}",
+            f"{len(self.classes):,} classes: {abridged(self.classes)}",
             *([describe_skipped(skipped)] if skipped else ()),
             *([broken] if broken else ()),
         )
@@ -162,7 +155,7 @@ class FolderData(Dataset):
         )
         targets = torch.tensor(images.folder.targets)
         for index, pixels in zip(batches, loader):
-            if isinstance(pixels, Broken):
-                raise UserError(f"{pixels.path}: not an image that can be read ({pixels.reason})")
+            if isinstance(pixels, UserError):
+                raise pixels
             labels = targets[index].pin_memory() if device.type == "cuda" else targets[index]
             yield tuple(part.to(device, non_blocking=True).unsqueeze(0) for part in (pixels, labels))

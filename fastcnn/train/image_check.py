@@ -22,20 +22,20 @@ def unreadable(files: Sequence[str], directory: Path, workers: int, console: Con
     change, so that the next run checks only new and changed ones.
     """
     memory = cache_folder() / "images" / f"{_digest(str(directory.resolve()))}.txt"
-    keys = [_key(file, directory) for file in files]
+    keys = {file: _key(file, directory) for file in files}
     known = _read(memory)
-    new = [(file, key) for file, key in zip(files, keys, strict=True) if key not in known]
+    new = [file for file, key in keys.items() if key not in known]
     found: dict[str, str] = {}
     columns = (TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     try:
         with ThreadPool(max(1, workers)) as pool, progress:  # PIL decodes without holding the interpreter
-            reasons = pool.imap(_reason, (file for file, _ in new), chunksize=16)
-            for (file, key), reason in zip(new, progress.track(reasons, total=len(new)), strict=True):
+            reasons = pool.imap(_reason, new, chunksize=16)
+            for file, reason in zip(new, progress.track(reasons, total=len(new)), strict=True):
                 if reason:
                     found[file] = reason
                 else:
-                    known.add(key)
+                    known.add(keys[file])
     finally:
         if new:
             _write(memory, known)

@@ -1,5 +1,6 @@
 """The memory that a training step needs, counted the same way for every network and on every machine."""
 
+import itertools
 import json
 import os
 import tempfile
@@ -14,22 +15,16 @@ METHOD = "the most memory that tensors take during a training step, beyond param
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
-    """Return by how many bytes the memory of tensors grows at its highest while ``work()`` runs.
+    """Return by how many bytes the memory of tensors grows at its highest while ``work()`` runs, None where unknown.
 
     What was held before (parameters, data, another network) is not counted, so two networks of one process can be
     compared. On CUDA torch's allocator is asked. On the CPU the profiler's record of allocations is added up: unlike
     the process's resident memory it does not depend on what the C library keeps for reuse. Profiling is slow, so
     nothing should be timed here.
-
-    Returns:
-        Bytes, or None on a device type without such a count.
-
-    Example:
-        >>> peak_memory(lambda: torch.zeros(1000).relu(), torch.device("cpu"))
-        8000
     """
-    count = {"cpu": _cpu_peak, "cuda": _cuda_peak}.get(device.type)
-    return count(work, device) if count else None
+    if device.type == "cuda":
+        return _cuda_peak(work, device)
+    return _cpu_peak(work) if device.type == "cpu" else None
 
 
 def _cuda_peak(work: Callable[[], object], device: torch.device) -> int:
@@ -41,7 +36,7 @@ def _cuda_peak(work: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _cpu_peak(work: Callable[[], object], device: torch.device) -> int:
+def _cpu_peak(work: Callable[[], object]) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler complains on stderr where there is no GPU
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some versions of torch remark on profiling in cycles, which this is not
@@ -51,10 +46,6 @@ def _cpu_peak(work: Callable[[], object], device: torch.device) -> int:
         trace = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    allocations = [event for event in events if event["name"] == "[memory]"]
-    allocations.sort(key=lambda event: event["ts"])
-    held = peak = 0
-    for event in allocations:
-        held += event["args"]["Bytes"]  # negative where memory is freed
-        peak = max(peak, held)
-    return peak
+    allocations = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
+    # Bytes are negative where memory is freed.
+    return max(itertools.accumulate((event["args"]["Bytes"] for event in allocations), initial=0))

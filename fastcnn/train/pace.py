@@ -10,13 +10,7 @@ class Pace:
     """Decides after which steps a checkpoint is written.
 
     That is every ``every`` steps; with 0, so often that writing takes at most a twentieth of the time, counted in steps
-    so that several processes agree. A kill costs the time since the last checkpoint: a resumed run repeats those steps
-    with the same losses.
-
-    Example:
-        >>> pace = Pace(every=2)
-        >>> [pace.due(steps=1) for step in range(2)]
-        [False, True]
+    so that several processes agree.
     """
 
     def __init__(self, every: int = 0) -> None:

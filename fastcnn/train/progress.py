@@ -1,43 +1,25 @@
 """Progress while training: a bar per network in a terminal, a line per epoch in a log."""
 
 import math
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fastcnn.train.lane import Lane
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line: wrapped between words in a terminal, whole in a log, so that a path can be copied from it.
-
-    Example:
-        >>> say(Console(), "wrote runs/first/")
-        wrote runs/first/
-    """
+    """Print a line: wrapped between words in a terminal, whole in a log, so that a path can be copied from it."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 class Display:
-    """Show how far each network is, with its loss and images per second.
-
-    Args:
-        console: where to show it.
-        lanes: the networks.
-        epochs: epochs in all.
-        train_size: images per epoch.
-        batch_size: images per step.
-
-    Example:
-        >>> with Display(Console(), lanes, epochs=5, train_size=4000, batch_size=100) as display:  # doctest: +SKIP
-        ...     display.update(lanes[0])
-    """
+    """Show how far each network is, with its loss and images per second: within ``with display.bars:``."""
 
     def __init__(self, console: Console, lanes: list[Lane], epochs: int, train_size: int, batch_size: int) -> None:
         self.console, self.epochs, self.batch_size, self.train_size = console, epochs, batch_size, train_size
         self.steps_per_epoch = math.ceil(train_size / batch_size)
-        self._progress = Progress(
+        self.bars = Progress(
             TextColumn("{task.description:<11}"),
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=18),  # leaves room for the ^C that a terminal echoes
@@ -48,34 +30,20 @@ class Display:
             speed_estimate_period=120,  # seconds: several turns of both networks
             disable=not console.is_terminal,
         )
-        self._tasks = {
-            lane.title: self._progress.add_task(
-                lane.title,
-                total=epochs * self.steps_per_epoch,
-                completed=self._steps(lane),
-                epoch=self._epoch(lane),
-                loss="",
-                speed="",
-            )
-            for lane in lanes
-        }
-
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        total = epochs * self.steps_per_epoch
+        self._tasks: dict[str, TaskID] = {}
+        for lane in lanes:
+            done = self._steps(lane)
+            self._tasks[lane.title] = self.bars.add_task(lane.title, total=total, completed=done)
+            self.update(lane)
 
     def update(self, lane: Lane) -> None:
         """Show the step, loss and speed that a network has reached within its epoch."""
         images = min(lane.step * self.batch_size, self.train_size)
-        self._progress.update(
+        self.bars.update(
             self._tasks[lane.title],
             completed=self._steps(lane),
-            epoch=self._epoch(lane),
+            epoch=f"{min(len(lane.epochs) + 1, self.epochs)}/{self.epochs}",
             loss=f"{lane.losses[-1]:.4f}" if lane.losses else "",
             speed=f"{images / lane.seconds:,.0f}" if lane.seconds else "",
         )
@@ -93,6 +61,3 @@ class Display:
 
     def _steps(self, lane: Lane) -> int:
         return len(lane.epochs) * self.steps_per_epoch + lane.step
-
-    def _epoch(self, lane: Lane) -> str:
-        return f"{min(len(lane.epochs) + 1, self.epochs)}/{self.epochs}"

@@ -1,13 +1,11 @@
-"""How each family of networks is classically trained: the defaults of ``fastcnn train``, as a table."""
+"""How each family of networks is classically trained: the defaults of ``fastcnn train``."""
 
-import fnmatch
-from dataclasses import dataclass
+from typing import NamedTuple
 
 DEFAULT_LR = {"adam": 1e-3, "sgd": 1e-2}
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """Defaults of a run; ``lr_step`` is the number of epochs after which the rate is divided by ten, 0 for never."""
 
     epochs: int
@@ -17,15 +15,9 @@ class Recipe:
     lr_step: int
 
 
+# Krizhevsky, Sutskever, Hinton, 2012.
 CLASSIC = Recipe(epochs=90, batch_size=128, optimizer="sgd", weight_decay=5e-4, lr_step=30)
 QUICK = Recipe(epochs=6, batch_size=100, optimizer="adam", weight_decay=0.0, lr_step=0)
-
-# The first row whose patterns match the data set and the model. CLASSIC: Krizhevsky, Sutskever, Hinton, 2012.
-RECIPES = (
-    ("imagefolder", "alexnet*", CLASSIC),
-    ("imagefolder", "vgg*", CLASSIC),
-    ("*", "*", QUICK),
-)
 
 
 def recipe_of(dataset: str, model: str) -> Recipe:
@@ -35,8 +27,4 @@ def recipe_of(dataset: str, model: str) -> Recipe:
         >>> recipe_of("imagefolder", "alexnet2012").lr_step
         30
     """
-    return next(
-        recipe
-        for of_dataset, of_model, recipe in RECIPES
-        if fnmatch.fnmatch(dataset, of_dataset) and fnmatch.fnmatch(model, of_model)
-    )
+    return CLASSIC if dataset == "imagefolder" and model.startswith(("alexnet", "vgg")) else QUICK

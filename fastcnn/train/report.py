@@ -2,11 +2,11 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from fastcnn.console.environment import hardware, versions
@@ -26,19 +26,12 @@ def images_per_second(lane: Lane) -> float:
 
 def largest_loss_difference(lanes: list[Lane]) -> float:
     """Return the largest difference of two loss curves at the same step."""
-    first, second = (torch.tensor(lane.losses, dtype=torch.float64) for lane in lanes)
-    steps = min(len(first), len(second))
-    return (first[:steps] - second[:steps]).abs().max().item() if steps else 0.0
+    first, second = (lane.losses for lane in lanes)
+    return max((abs(a - b) for a, b in zip(first, second)), default=0.0)
 
 
 def table(lanes: list[Lane], num_classes: int = 0) -> Table:
-    """Build the table of one run: a column per network, and a column of ratios where there are two.
-
-    With more than ten classes it has top-5 accuracy too.
-
-    Example:
-        >>> rich.print(table(lanes, 1000))  # doctest: +SKIP
-    """
+    """Build the table of one run: a column per network, and a column of ratios where there are two."""
     result = Table(caption=f"peak memory: {METHOD}", caption_justify="left")
     result.add_column()
     for lane in lanes:
@@ -46,9 +39,9 @@ def table(lanes: list[Lane], num_classes: int = 0) -> Table:
     two = len(lanes) == 2
     if two:
         result.add_column("ratio", justify="right")
-    for index in _shown_epochs(len(lanes[0].epochs)):
-        losses = [lane.epochs[index].loss for lane in lanes]
-        result.add_row(f"loss, epoch {index + 1}", *(f"{loss:.5f}" for loss in losses))
+    last = len(lanes[0].epochs) - 1
+    for index in sorted({round(row * last / (MAX_LOSS_ROWS - 1)) for row in range(MAX_LOSS_ROWS)}):
+        result.add_row(f"loss, epoch {index + 1}", *(f"{lane.epochs[index].loss:.5f}" for lane in lanes))
     result.add_section()
     result.add_row("test accuracy", *(f"{lane.epochs[-1].test_accuracy:.2%}" for lane in lanes))
     if num_classes > FEW_CLASSES:
@@ -56,23 +49,16 @@ def table(lanes: list[Lane], num_classes: int = 0) -> Table:
     speeds = [images_per_second(lane) for lane in lanes]
     result.add_row("images/s (median epoch)", *(f"{speed:,.0f}" for speed in speeds), *_ratio(speeds))
     peaks = [lane.peak_memory_bytes for lane in lanes]
-    known = [peak for peak in peaks if peak is not None]
     shown = ("n/a" if peak is None else f"{peak / 2**20:,.1f} MiB" for peak in peaks)
-    result.add_row("peak memory", *shown, *(_ratio([float(peak) for peak in known])))
+    result.add_row("peak memory", *shown, *_ratio([peak for peak in peaks if peak is not None]))
     if two:
         result.add_section()
         result.add_row("largest loss difference", "", f"{largest_loss_difference(lanes):.2e}")
     return result
 
 
-def _ratio(values: list[float]) -> list[str]:
+def _ratio(values: Sequence[float]) -> list[str]:
     return [f"{values[1] / values[0]:.2f}x"] if len(values) == 2 and values[0] else []
-
-
-def _shown_epochs(count: int) -> list[int]:
-    if count <= MAX_LOSS_ROWS:
-        return list(range(count))
-    return sorted({round(row * (count - 1) / (MAX_LOSS_ROWS - 1)) for row in range(MAX_LOSS_ROWS)})
 
 
 def write_metrics(path: Path, settings: Settings, lanes: list[Lane], data: dict[str, Any], finished: bool) -> None:

@@ -248,7 +248,8 @@ def _clear(directory: Path) -> None:
 
 def _train_epochs(run: Run, stopped: threading.Event) -> bool:
     """Train to the end, or to Ctrl-C; return whether the end was reached."""
-    with Display(run.console, run.lanes, run.settings.epochs, run.data.train_size, run.settings.batch_size) as display:
+    display = Display(run.console, run.lanes, run.settings.epochs, run.data.train_size, run.settings.batch_size)
+    with display.bars:
         for _, lane in run.turns():
             show = functools.partial(run.show, display, lane)
             loop.train_epoch(lane, run.data, show, stopped.is_set, run.pace, run.save_between_steps)

@@ -1,6 +1,6 @@
 """The settings of a run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastcnn.console.errors import OptionError
@@ -56,28 +56,13 @@ class Settings:
 
 
 def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: str) -> Settings:
-    """Return the settings with which training continues from a checkpoint.
+    """Return the settings with which training continues: those ``asked`` for where ``given`` by name, else ``stored``.
 
-    Args:
-        asked: settings from the command line, defaults included.
-        given: names of the settings that the user wrote down.
-        stored: settings in the checkpoint.
-        source: the checkpoint's path, for the message.
-
-    Raises:
-        OptionError: a setting that decides the losses was given and differs from the checkpoint's.
-
-    Example:
-        >>> first = Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28), lr=0.01)
-        >>> longer = Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28), epochs=9)
-        >>> both = resumed(longer, {"epochs"}, vars(first), "checkpoint.pt")
-        >>> both.epochs, both.lr
-        (9, 0.01)
+    Raises :class:`OptionError`, which names the checkpoint (``source``), if one that decides the losses differs.
     """
     before = Settings(**{**stored, "input_size": tuple(stored["input_size"])})
-    wanted = {name: getattr(asked, name) for name in given}
-    for name, value in wanted.items():
-        old = getattr(before, name)
-        if name not in FREE_ON_RESUME and value != old:
-            raise OptionError(f"{source}: was trained with {name.replace('_', '-')} {old!r}, not {value!r}")
-    return Settings(**{**vars(before), **{name: wanted[name] for name in FREE_ON_RESUME if name in wanted}})
+    for name in given:
+        old, wanted = getattr(before, name), getattr(asked, name)
+        if name not in FREE_ON_RESUME and wanted != old:
+            raise OptionError(f"{source}: was trained with {name.replace('_', '-')} {old!r}, not {wanted!r}")
+    return replace(before, **{name: getattr(asked, name) for name in given})

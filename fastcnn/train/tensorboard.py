@@ -1,13 +1,9 @@
 """The same numbers for TensorBoard, as training goes on."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastcnn.console.errors import require
 from fastcnn.train.lane import Lane
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
 
@@ -16,22 +12,17 @@ class TensorBoard:
     """Event files under ``DIR/tensorboard``, a folder for each network.
 
     After a resume, TensorBoard drops what a killed run wrote beyond its checkpoint (``purge_step``).
-
-    Args:
-        directory: the run's folder.
-        lanes: the networks, at their present step.
-
-    Raises:
-        UserError: the package tensorboard is not installed.
-
-    Example:
-        >>> TensorBoard(Path("runs/first"), lanes).update(lanes[0])  # doctest: +SKIP
     """
 
     def __init__(self, directory: Path, lanes: list[Lane]) -> None:
         require("tensorboard", "tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         self._written = {lane.title: len(lane.losses) for lane in lanes}
-        self._writers = {lane.title: _writer(directory / FOLDER / lane.title.replace(" ", "-"), lane) for lane in lanes}
+        self._writers = {
+            title: SummaryWriter(str(directory / FOLDER / title.replace(" ", "-")), purge_step=steps or None)
+            for title, steps in self._written.items()
+        }
 
     def update(self, lane: Lane) -> None:
         """Write the losses of the steps since the last time, by step from 0."""
@@ -62,9 +53,3 @@ class TensorBoard:
         """Write what is left."""
         for writer in self._writers.values():
             writer.close()
-
-
-def _writer(folder: Path, lane: Lane) -> "SummaryWriter":
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=len(lane.losses) or None)
