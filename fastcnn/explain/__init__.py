@@ -4,27 +4,16 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
-from fastcnn.explain.layers import alone, stages
+from fastcnn.explain.layers import Row, alone, stages
 from fastcnn.fuse import fused
 
 MOST_OF_NAMES, LEAST_OF_REASONS = 26, 12  # columns of the table
 
 __all__ = ["Explanation", "Row", "explain"]
-
-
-class Row(NamedTuple):
-    """A stage, or a layer that runs by itself."""
-
-    names: tuple[str, ...]  # of the layers, as in named_modules; of a function called in a forward, its text
-    layers: tuple[str, ...]  # classes, or functions
-    stage: str  # the function of fastcnn.functional in short, such as conv+relu; empty for a layer by itself
-    runs: str  # backend and algorithm; empty where that is not known without an input
-    shape: tuple[int, ...]  # of the input; empty likewise
-    reason: str  # why a layer runs by itself, or why this runs a stage
 
 
 class Explanation(Sequence[Row]):
@@ -84,16 +73,8 @@ def explain(model: nn.Module, input: Tensor | Sequence[Any] | None = None) -> Ex
     from fastcnn.explain import noting  # it brings in much of torch that nobody else needs
 
     with fused(model):
-        groups = stages(model) if input is None else noting.run(model, input)
-        seen = {id(layer) for group in groups for layer in group.modules}
-        rows = [
-            Row(group.names, group.layers, "+".join(group.roles), group.runs, group.shape, group.reason)
-            for group in groups
-        ]
-        by_itself = [
-            Row((name,), (type(layer).__name__,), "", "", (), reason) for name, layer, reason in alone(model, seen)
-        ]
-    return Explanation(rows + by_itself)
+        rows, layers = stages(model) if input is None else noting.run(model, input)
+        return Explanation([*rows, *alone(model, layers)])
 
 
 def _lines(rows: tuple[Row, ...], width: int) -> Iterator[str]:

@@ -11,19 +11,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcnn import calls
 from fastcnn import stages as fused_stages
-from fastcnn.explain.layers import Group, group_of, names_of
+from fastcnn.explain.layers import Row, names_of, row_of
 from fastcnn.route import Route, listening
 
 
-def run(model: nn.Module, input: Any) -> list[Group]:
-    """Run a model once on tensors without data, and return its stages in the order in which they ran.
+def run(model: nn.Module, input: Any) -> tuple[list[Row], set[int]]:
+    """Run a model once on tensors without data; return its stages as they ran, and the ids of their layers.
 
     Raises:
         TypeError: `input` is neither tensors nor sizes.
         RuntimeError: the model does not run on it.
     """
-    notes: dict[tuple[Any, ...], Group] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as fakes, _noting(model, notes):
+    notes: dict[tuple[Any, ...], Row] = {}
+    fused: set[int] = set()
+    with FakeTensorMode(allow_non_fake_inputs=True) as fakes, _noting(model, notes, fused):
         inputs = _inputs(model, input, fakes)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         try:
@@ -31,7 +32,7 @@ def run(model: nn.Module, input: Any) -> list[Group]:
         except Exception as error:
             shapes = ", ".join("x".join(map(str, each.shape)) for each in inputs)
             raise RuntimeError(f"input: the model does not run on an input of {shapes}: {error}") from error
-    return list(notes.values())
+    return list(notes.values()), fused
 
 
 def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor, ...]:
@@ -46,7 +47,7 @@ def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor
 
 
 @contextmanager
-def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Group]) -> Iterator[None]:
+def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Row], fused: set[int]) -> Iterator[None]:
     """Note each stage that runs during the block: stages of rows, and pools and norms by themselves."""
     names = names_of(model)
     routes: list[Route] = []
@@ -54,10 +55,12 @@ def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Group]) -> Iterator[N
     def note(roles: tuple[str, ...], function: Callable[..., Any], input: Any, layers: tuple[Any, ...]) -> Any:
         routes.clear()
         output = function(input, *layers)
-        group = group_of(layers, names, tuple(map(_text, layers)), roles)
-        shape = tuple(input.shape) if isinstance(input, Tensor) else ()
+        texts = tuple(_FUNCTIONS.get(type(layer), "") for layer in layers)
         runs, reason = _said(routes)
-        notes.setdefault((_place(), group.names, shape), group._replace(runs=runs, reason=reason, shape=shape))
+        shape = tuple(input.shape) if isinstance(input, Tensor) else ()
+        row = row_of(layers, names, texts, roles)._replace(runs=runs, shape=shape, reason=reason)
+        notes.setdefault((_place(), row.names, shape), row)
+        fused.update(map(id, layers))
         return output
 
     with fused_stages.noting(note), listening(lambda op, arguments, route: routes.append(route)):
@@ -73,7 +76,7 @@ def _said(routes: list[Route]) -> tuple[str, str]:
     return " and ".join(dict.fromkeys(map(str, told))), told[0].reason
 
 
-_FUNCTIONS: dict[Any, str] = {
+_FUNCTIONS: dict[Any, str] = {  # by the class of a call's settings
     calls.ReLU: "F.relu",
     calls.MaxPool2d: "F.max_pool2d",
     calls.LocalResponseNorm: "F.local_response_norm",
@@ -81,11 +84,6 @@ _FUNCTIONS: dict[Any, str] = {
     calls.Dropout: "F.dropout",
     calls.Add: "+",
 }
-
-
-def _text(layer: Any) -> str:
-    """Return the name of the function that a call's settings belong to."""
-    return _FUNCTIONS.get(type(layer), "")
 
 
 def _place() -> tuple[Any, ...]:
