@@ -1,67 +1,29 @@
 """Calls of torch's functions as layers: ``F.max_pool2d(x, 2)`` in a forward is treated like ``nn.MaxPool2d(2)``."""
 
 import operator
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+# What each function takes besides its input, named as the attributes of the layer in the same role.
+ReLU = namedtuple("ReLU", "inplace", defaults=[False])
+MaxPool2d = namedtuple(
+    "MaxPool2d", "kernel_size stride padding dilation ceil_mode return_indices", defaults=[None, 0, 1, False, False]
+)
+LocalResponseNorm = namedtuple("LocalResponseNorm", "size alpha beta k", defaults=[1e-4, 0.75, 1.0])
+BatchNorm = namedtuple(
+    "BatchNorm",
+    "running_mean running_var weight bias training momentum eps",
+    defaults=[None, None, False, 0.1, 1e-5],
+)
+Dropout = namedtuple("Dropout", "p training inplace", defaults=[0.5, True, False])
+Add = namedtuple("Add", "other in_place")  # in place it needs `other` to be of the input's shape and dtype
 
-class ReLU(NamedTuple):
-    """What ``F.relu`` takes besides its input."""
-
-    inplace: bool = False
-
-
-class MaxPool2d(NamedTuple):
-    """What ``F.max_pool2d`` takes besides its input."""
-
-    kernel_size: Any
-    stride: Any = None
-    padding: Any = 0
-    dilation: Any = 1
-    ceil_mode: bool = False
-    return_indices: bool = False
-
-
-class LocalResponseNorm(NamedTuple):
-    """What ``F.local_response_norm`` takes besides its input."""
-
-    size: int
-    alpha: float = 1e-4
-    beta: float = 0.75
-    k: float = 1.0
-
-
-class BatchNorm(NamedTuple):
-    """What ``F.batch_norm`` takes besides its input."""
-
-    running_mean: Any
-    running_var: Any
-    weight: Any = None
-    bias: Any = None
-    training: bool = False
-    momentum: float = 0.1
-    eps: float = 1e-5
-
-
-class Dropout(NamedTuple):
-    """What ``F.dropout`` takes besides its input."""
-
-    p: float = 0.5
-    training: bool = True
-    inplace: bool = False
-
-
-class Add(NamedTuple):
-    """What a sum takes besides its input; in place it needs `other` to be of the input's shape and dtype."""
-
-    other: Any
-    in_place: bool
-
-
-# The role of a function in a stage, and its settings, named as the attributes of the layer in the same role.
+# The role of a function, or of a tensor's method by its name, in a stage, and its settings.
 FUNCTIONS: dict[Any, tuple[str, Callable[..., Any]]] = {
     F.relu: ("relu", ReLU),
     F.relu_: ("relu", ReLU),
@@ -71,8 +33,6 @@ FUNCTIONS: dict[Any, tuple[str, Callable[..., Any]]] = {
     F.local_response_norm: ("lrn", LocalResponseNorm),
     F.batch_norm: ("batch_norm", BatchNorm),
     F.dropout: ("dropout", Dropout),
-}
-METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
     "relu": ("relu", ReLU),
     "relu_": ("relu", ReLU),
 }
@@ -116,25 +76,15 @@ class Call:
 
 
 def call(function: Any, *args: Any, **kwargs: Any) -> Call:
-    """Return the call ``function(input, *args, **kwargs)`` without its input."""
+    """Return the call ``function(input, *args, **kwargs)`` without its input; a name stands for the input's method."""
     return Call(function, FUNCTIONS.get(function), args, kwargs)
-
-
-def method(name: str, *args: Any, **kwargs: Any) -> Call:
-    """Return the call ``input.name(*args, **kwargs)`` without its input."""
-    return Call(name, METHODS.get(name), args, kwargs)
 
 
 def add(other: Any) -> Call:
     """Return the call ``input + other`` without its input."""
-    return _sum(operator.add, other, True)
+    return Call(operator.add, ("add", partial(Add, in_place=False)), (other,), {})
 
 
 def add_to(is_new: bool, other: Any) -> Call:
     """Return the call ``input += other`` without its input; if that `is_new`, no other code can see it change."""
-    return _sum(operator.iadd, other, is_new)
-
-
-def _sum(function: Any, other: Any, is_known: bool) -> Call:
-    known = ("add", lambda other: Add(other, function is operator.iadd)) if is_known else None
-    return Call(function, known, (other,), {})
+    return Call(operator.iadd, ("add", partial(Add, in_place=True)) if is_new else None, (other,), {})

@@ -122,9 +122,7 @@ def same_padding(window: Window) -> tuple[Pair, Pair]:
     return (total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2)
 
 
-def memory_format(input: Tensor) -> torch.memory_format:
-    """Return the memory format that torch's pooling gives its output for this input."""
-    return suggest_memory_format(input)
+memory_format = suggest_memory_format  # of a tensor; torch's pooling gives its output the input's
 
 
 def conv_memory_format(input: Tensor, weight: Tensor) -> torch.memory_format:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.backend import device_type
+from fastcnn.ops import checks
 from fastcnn.overrides import constant_while_compiling
 
 _relu_gradient = torch.ops.aten.threshold_backward.default
@@ -98,9 +99,13 @@ def applier(function: Any) -> Callable[..., Any]:
     return apply
 
 
-def autocast(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
-    """Cast to the autocast dtype, where autocast is on, as torch does for convolutions and linear layers."""
-    tensors, device = (input, *parameters), device_type(input)
+def autocast(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    """Check that these are tensors; where autocast is on, cast them to its dtype, as torch does for these layers."""
+    checks.check_tensor(function, "input", input)
+    checks.check_tensor(function, "weight", weight)
+    if bias is not None:
+        checks.check_tensor(function, "bias", bias)
+    tensors, device = (input, weight, bias), device_type(input)
     if device == "meta" or not torch.is_autocast_enabled(device):  # torch has no autocast for meta
         return tensors
     dtype = torch.get_autocast_dtype(device)

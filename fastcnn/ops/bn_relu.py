@@ -7,6 +7,7 @@ again from them.
 
 from collections.abc import Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -58,11 +59,46 @@ def fake_gradients(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 GRADIENTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
 
 
-def prepare(function: str, input: Tensor, *norm: Any) -> tuple[Any, ...]:
-    """Check a batch norm's arguments; return its tensors and its mode."""
-    checks.check_batch_norm(function, input, *norm)
-    *tensors, training, momentum, eps = norm
-    return input, *tensors, BatchNorm(training, momentum, float(eps))
+def prepare(
+    function: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Any, ...]:
+    """Check a batch norm's input, (N, C, *), the tensors (C,) of its channels, and its settings."""
+    checks.check_tensor(function, "input", input)
+    if input.dim() < 2:
+        raise checks.wrong(function, "input", "(N, C, *), two or more axes", f"shape {tuple(input.shape)}")
+    channels = input.shape[1]
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, each in named.items():
+        if each is None:
+            continue
+        checks.check_tensor(function, name, each)
+        if each.numel() != channels:
+            raise checks.wrong(function, name, f"shape ({channels},)", tuple(each.shape))
+        if each.device != input.device:
+            raise checks.wrong(function, name, f"a tensor on {input.device}, where 'input' is", each.device)
+    checks.check_flag(function, "training", training)
+    for name, value in (("momentum", momentum), ("eps", eps)):
+        if not isinstance(value, Real):
+            raise checks.wrong(function, name, "a number", repr(value), TypeError)
+    if (running_mean is None) != (running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise checks.wrong(function, missing, "both running statistics or neither", None, ValueError)
+    if running_mean is None and not training:
+        raise checks.wrong(function, "running_mean", "a Tensor unless training is True", None)
+    if eps < 0 or (training and eps == 0):
+        raise checks.wrong(function, "eps", "a positive number", eps, ValueError)
+    if training and input.numel() == channels:
+        got = f"shape {tuple(input.shape)}"
+        raise checks.wrong(function, "input", "more than one value a channel in training", got, ValueError)
+    return input, *named.values(), BatchNorm(training, momentum, float(eps))
 
 
 def refuse(input: Tensor, *tensors: Any) -> str:

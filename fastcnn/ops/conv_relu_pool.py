@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, convolution, max_pool, stock
-from fastcnn.ops.codes import unpool
 from fastcnn.ops.convolution import Convolution, output_shape, prepare
 from fastcnn.ops.gradients import Incoming, gradients, stage_before, stock_gradients
 from fastcnn.ops.record import CONVOLUTION, INPUT, POOL, Op
@@ -69,7 +68,7 @@ class ConvReLUPool(torch.autograd.Function):
         input, weight, codes, anchor = ctx.saved_tensors
         _, height, width = output_shape(input, weight, ctx.settings.window(weight))
         if autograd.differentiable():
-            return stock_gradients(ctx, unpool(grad, codes, ctx.window, height, width, anchor), input, weight)
+            return stock_gradients(ctx, stock.unpool(grad, codes, ctx.window, height, width, anchor), input, weight)
         pool = ctx.window.numbers()
 
         def one_pass(bias_grad: bool) -> tuple[Tensor, Tensor]:

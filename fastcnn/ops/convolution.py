@@ -1,5 +1,6 @@
 """Shared by the stages that begin with a convolution: arguments, padding, and the convolution's own gradients."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.route import Route
-from fastcnn.shapes import Size, Window, conv_memory_format, pair, same_padding
+from fastcnn.shapes import LARGEST, Size, Window, conv_memory_format, pair, same_padding
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
@@ -84,12 +85,10 @@ def prepare(
     Applies autocast, and turns padding='same' into symmetric padding, after padding the input itself with the one
     row or column more that an even kernel wants at the bottom and right.
     """
-    checks.check_tensor(function, "input", input)
-    checks.check_tensor(function, "weight", weight)
-    if bias is not None:
-        checks.check_tensor(function, "bias", bias)
-    checks.check_groups(function, groups)
-    input, weight, bias = autograd.autocast(input, weight, bias)
+    input, weight, bias = autograd.autocast(function, input, weight, bias)
+    checks.check_integer(function, "groups", groups)
+    if abs(operator.index(groups)) > LARGEST:
+        raise checks.wrong(function, "groups", "a 64-bit integer", groups, ValueError)
     symmetric = (0, 0) if isinstance(padding, str) else pair(function, "padding", padding)
     window = Window(
         (weight.shape[-2], weight.shape[-1]) if weight.dim() == 4 else (1, 1),
@@ -100,21 +99,43 @@ def prepare(
     )
     if isinstance(padding, str):
         input, window = _named_padding(function, input, window, padding)
-    if not _go_together(input, weight, bias, window, groups):
-        checks.check_conv(function, input, weight, bias, window, groups)
-    settings = Convolution(window.stride, window.padding, window.dilation, groups)
-    return input, weight, bias, settings
+    _check(function, input, weight, bias, window, groups)
+    return input, weight, bias, Convolution(window.stride, window.padding, window.dilation, groups)
 
 
-def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> bool:
-    """Whether the arguments fit, checked fast; if not, check_conv raises the error."""
+def _check(function: str, input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> None:
+    """Check a convolution's arguments against each other."""
     sizes, kernel, dtype, device = input.shape, weight.shape, input.dtype, input.device
-    return (
+    if (
         (len(sizes) in (3, 4) and len(kernel) == 4 and dtype == weight.dtype and device == weight.device)
         and (bias is None or (bias.shape == kernel[:1] and bias.dtype == dtype and bias.device == device))
         and (groups > 0 and kernel[0] > 0 and kernel[0] % groups == 0 and sizes[-3] == kernel[1] * groups)
         and window.fits(sizes[-2], sizes[-1])
-    )
+    ):
+        return  # the usual case costs little
+    checks.check_match(function, input, weight=weight, bias=bias)
+    checks.check_image(function, input)
+    checks.check_steps(function, window, "")
+    if weight.dim() != 4 or 0 in (weight.shape[0], weight.shape[2], weight.shape[3]):
+        raise checks.wrong(
+            function, "weight", "(C_out, C_in / groups, KH, KW) with no size of 0", f"shape {tuple(weight.shape)}"
+        )
+    if groups <= 0:
+        raise checks.wrong(function, "groups", "a positive number", groups)
+    out_channels, wanted = weight.shape[0], weight.shape[1] * groups
+    if input.shape[-3] != wanted:
+        got = f"{input.shape[-3]} (shape {tuple(input.shape)})"
+        raise checks.wrong(function, "input", f"{wanted} channels, weight.shape[1] * groups", got)
+    if out_channels % groups:
+        raise checks.wrong(function, "weight", f"output channels divisible by {groups} groups", out_channels)
+    if bias is not None and bias.shape != (out_channels,):
+        raise checks.wrong(function, "bias", f"shape ({out_channels},)", tuple(bias.shape))
+    height, width = input.shape[-2:]
+    if min(window.output_size(height, width)) <= 0:
+        padded = (height + 2 * window.padding[0], width + 2 * window.padding[1])
+        raise checks.wrong(function, "weight", f"a kernel that fits into the padded input, {padded}", window.size)
+    if height == 0 or width == 0:
+        raise checks.wrong(function, "input", "at least one row and column", f"{height}x{width}")
 
 
 def _named_padding(function: str, input: Tensor, window: Window, padding: str) -> tuple[Tensor, Window]:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fastcnn.backend import chosen
 from fastcnn.ops import autograd, checks
-from fastcnn.route import choose
+from fastcnn.ops.record import Op
 
-_STEM = "conv_bn"  # FASTEST's name for folding: no operator of its own
+_OP = Op("conv_bn", "convolution and batch norm")  # no operator of its own; `FASTEST` has it by this name
 
 
 def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: Tensor | None) -> bool:
@@ -20,16 +20,8 @@ def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: T
     """
     if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
         return False
-    if chosen() in ("auto", "torch"):
-        route, _ = choose(
-            _STEM,
-            "convolution and batch norm",
-            (input, weight, *parameters),
-            lambda *arguments: arguments,
-            lambda *_: "",
-        )
-        if route.backend == "torch":
-            return False
+    if chosen() in ("auto", "torch") and _OP.route((input, weight, *parameters))[0].backend == "torch":
+        return False
     if torch.compiler.is_compiling():  # the graph must not depend on a size that may vary
         return True
     pixels = input.shape[0] * (input.shape[2] // stride[0]) * (input.shape[3] // stride[1])

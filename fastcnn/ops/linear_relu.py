@@ -41,24 +41,29 @@ def refuse(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 
 def prepare(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Check a linear layer's arguments, and apply autocast."""
-    checks.check_tensor(function, "input", input)
-    checks.check_tensor(function, "weight", weight)
-    if bias is not None:
-        checks.check_tensor(function, "bias", bias)
-    input, weight, bias = autograd.autocast(input, weight, bias)
-    if not _go_together(input, weight, bias):
-        checks.check_linear(function, input, weight, bias)
-    return input, weight, bias
-
-
-def _go_together(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the arguments fit, checked fast; if not, check_linear raises the error."""
+    input, weight, bias = autograd.autocast(function, input, weight, bias)
     sizes, matrix, dtype, device = input.shape, weight.shape, input.dtype, input.device
-    return (
+    if (
         (len(sizes) > 0 and len(matrix) == 2 and sizes[-1] == matrix[1])
         and (dtype == weight.dtype and device == weight.device)
         and (bias is None or (bias.shape == matrix[:1] and bias.dtype == dtype and bias.device == device))
-    )
+    ):
+        return input, weight, bias  # the usual case costs little
+    checks.check_match(function, input, weight=weight, bias=bias)
+    if weight.dim() not in (1, 2):
+        raise checks.wrong(function, "weight", "(out_features, in_features)", f"shape {tuple(weight.shape)}")
+    if weight.dim() == 1 and bias is not None:
+        raise checks.wrong(function, "bias", "None with a weight of one axis", f"shape {tuple(bias.shape)}")
+    if input.dim() == 0 or input.shape[-1] != weight.shape[-1]:
+        got = f"shape {tuple(input.shape)}"
+        raise checks.wrong(function, "input", f"{weight.shape[-1]} features in the last axis", got)
+    if bias is None:
+        return input, weight, bias
+    output = (*input.shape[:-1], weight.shape[0])
+    fits = bias.dim() <= max(2, len(output)) and all(b in (1, o) for b, o in zip(bias.shape[::-1], output[::-1]))
+    if not fits:
+        raise checks.wrong(function, "bias", f"shape ({weight.shape[0]},)", tuple(bias.shape))
+    return input, weight, bias
 
 
 OP = Op(

@@ -1,5 +1,6 @@
 """Local response normalization across channels: the operators ``lrn`` and ``lrn_backward``, and autograd."""
 
+from numbers import Number
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.record import INPUT, Op, like
 from fastcnn.ops.record import LRN as NORM
-from fastcnn.shapes import LRN
+from fastcnn.shapes import LARGEST, LRN
 
 
 def reference(input: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -35,10 +36,22 @@ def _window_sum(values: Tensor, before: int, after: int) -> Tensor:
     return padded.unfold(1, before + after + 1, 1).sum(-1).view(values.shape)
 
 
-def prepare(function: str, input: Tensor, *norm: Any) -> tuple[Tensor, LRN]:
-    """Check an LRN's arguments; return its input and its settings."""
-    checks.check_lrn(function, input, *norm)
-    return input, LRN(*norm)
+def prepare(function: str, input: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, LRN]:
+    """Check an LRN's input, (N, C, *), window size and constants; return the input and the settings."""
+    checks.check_tensor(function, "input", input)
+    if input.dim() < 3:
+        raise checks.wrong(
+            function, "input", "(N, C, *), three or more axes", f"shape {tuple(input.shape)}", ValueError
+        )
+    checks.check_integer(function, "size", size)
+    if size <= 0:
+        raise checks.wrong(function, "size", "a positive number of channels", size)
+    if size > LARGEST:
+        raise checks.wrong(function, "size", f"at most {LARGEST} channels", size)
+    for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
+        if not isinstance(value, (Number, Tensor)):
+            raise checks.wrong(function, name, "a number", repr(value), TypeError)
+    return input, LRN(size, alpha, beta, k)
 
 
 def refuse(input: Tensor, norm: LRN, *_: Any) -> str:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, lrn, max_pool, stock
-from fastcnn.ops.codes import unpool
 from fastcnn.ops.record import INPUT, POOL, Op, like, operands
 from fastcnn.ops.record import LRN as NORM
 
@@ -48,7 +47,7 @@ class LRNPool(torch.autograd.Function):
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
         input, codes = ctx.saved_tensors
         if autograd.differentiable():
-            unpooled = unpool(grad, codes, ctx.window, *input.shape[2:])
+            unpooled = stock.unpool(grad, codes, ctx.window, *input.shape[2:])
             return (lrn.stock_backward(unpooled, input, ctx.norm),)
         return (_backward[ctx.backend](*operands((grad, codes, input, ctx.norm, ctx.window))),)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks
-from fastcnn.ops.codes import codes_to_indices, unpool
 from fastcnn.ops.record import INPUT, WINDOW, Op
+from fastcnn.ops.stock import codes_to_indices, unpool
 from fastcnn.ops.stock import max_pool as reference
 from fastcnn.shapes import Size, Window, memory_format, pair
 
@@ -107,7 +107,7 @@ def _max_pool(*arguments: Any) -> Any:
 
 
 def _run_with_indices(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
-    output, codes, _ = OP.record(input, window, backend)
+    output, codes, _ = OP.apply(input, window, backend)
     return output, codes_to_indices(codes, window, input.shape[-1])
 
 
@@ -129,16 +129,8 @@ def pool_window(
     )
 
 
-def check_window(function: str, window: Window, prefix: str, channels: int, height: int, width: int) -> None:
-    """Check a pool's window against the image, fast; if it does not fit, checks.check_window raises the error."""
-    (rows, columns), strides, (top, left), dilations, _ = window
-    small = max(*strides, *dilations) <= checks.MOST_PIXELS
-    if not (small and channels > 0 and 2 * top <= rows and 2 * left <= columns and window.fits(height, width)):
-        checks.check_window(function, window, prefix, channels, height, width)
-
-
 def window_over(function: str, plane: Sequence[int], *pool: Any, prefix: str = "pool_") -> Window:
     """Return a pool's window, checked against what it slides over: (C, H, W)."""
     window = pool_window(function, prefix, *pool)
-    check_window(function, window, prefix, *plane)
+    checks.check_window(function, window, prefix, *plane)
     return window

@@ -9,7 +9,6 @@ from torch import Tensor
 from fastcnn.backend import device_type
 from fastcnn.ops import autograd, checks
 from fastcnn.ops.record import IMAGES, Op
-from fastcnn.route import choose
 from fastcnn.shapes import memory_format
 
 Constants = float | Sequence[float] | Tensor
@@ -26,7 +25,18 @@ def _fake(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tenso
     return torch.empty_like(input, dtype=dtype, memory_format=memory_format(input))
 
 
-OP = Op("normalize", "normalize", IMAGES, backends=("triton",), tuned=False)
+def refuse(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> str:
+    """Say why no kernel normalizes these, or return an empty string."""
+    if input.dtype not in (torch.uint8, *checks.KERNEL_DTYPES):
+        return f"takes argument 'input' in uint8, float32, float16 or bfloat16, got {input.dtype}"
+    if dtype not in checks.KERNEL_DTYPES:
+        return f"takes argument 'dtype' as float32, float16 or bfloat16, got {dtype}"
+    if mean.requires_grad or std.requires_grad:
+        return "takes arguments 'mean' and 'std' as constants, got tensors that require gradients"
+    return ""
+
+
+OP = Op("normalize", "normalize", IMAGES, refuse=refuse, backends=("triton",), tuned=False)
 forward = OP.define("normalize", f"({OP.schema}, ScalarType dtype) -> Tensor", _fake)
 
 
@@ -52,11 +62,11 @@ class Normalize(torch.autograd.Function):
 
 def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None) -> Tensor:
     """Run ``fastcnn.functional.normalize``."""
-    mean, std, dtype = prepare(OP.function, input, mean, std, dtype)
-    route, _ = choose(OP.stem, OP.function, (input, mean, std, dtype), lambda *arguments: arguments, refuse)
+    arguments = input, *prepare(OP.function, input, mean, std, dtype)
+    route, _ = OP.route(arguments)
     if route.backend == "torch":
-        return reference(input, mean, std, dtype)
-    return autograd.with_batch(OP.run, input, mean, std, dtype, route.backend)
+        return reference(*arguments)
+    return autograd.with_batch(OP.run, *arguments, route.backend)
 
 
 def prepare(
@@ -93,30 +103,13 @@ def _vector(
     function: str, name: str, values: Constants, channels: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     if not isinstance(values, Tensor):
-        check_constants(function, name, values)
+        row = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+        if not row or not all(isinstance(each, (int, float)) for each in row):
+            raise checks.wrong(function, name, "a number or a sequence of them", repr(values), TypeError)
+        if name == "std" and not all(row):  # as torchvision raises
+            raise checks.wrong(function, name, "no 0, as images are divided by it", repr(values), ValueError)
     vector = torch.as_tensor(values, dtype=dtype, device=device)
     if vector.dim() > 1 or vector.numel() not in (1, channels):
         expected = f"1 value or {channels}, as 'input' has channels"
         raise checks.wrong(function, name, expected, f"shape {tuple(vector.shape)}")
     return vector.reshape(-1)
-
-
-def check_constants(function: str, name: str, values: float | Sequence[float]) -> tuple[float, ...]:
-    """Check constants in Python's numbers, and return them in a row; a std of 0 raises as in torchvision."""
-    row = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-    if not row or not all(isinstance(each, (int, float)) for each in row):
-        raise checks.wrong(function, name, "a number or a sequence of them", repr(values), TypeError)
-    if name == "std" and not all(row):
-        raise checks.wrong(function, name, "no 0, as images are divided by it", repr(values), ValueError)
-    return tuple(float(each) for each in row)
-
-
-def refuse(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> str:
-    """Say why no kernel normalizes these, or return an empty string."""
-    if input.dtype not in (torch.uint8, *checks.KERNEL_DTYPES):
-        return f"takes argument 'input' in uint8, float32, float16 or bfloat16, got {input.dtype}"
-    if dtype not in checks.KERNEL_DTYPES:
-        return f"takes argument 'dtype' as float32, float16 or bfloat16, got {dtype}"
-    if mean.requires_grad or std.requires_grad:
-        return "takes arguments 'mean' and 'std' as constants, got tensors that require gradients"
-    return ""

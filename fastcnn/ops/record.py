@@ -124,7 +124,7 @@ class Op:
     python: Callable[..., Any]
     planned: Callable[..., Any]
     # Set by `differentiable`:
-    _apply: Callable[..., Any]
+    apply: Callable[..., Any]  # the Function's own: returns all that its forward returns
     _gradients: Callable[..., Any]
     _values: Overloads
     _settings: tuple[str, ...]
@@ -239,20 +239,16 @@ class Op:
 
             function.forward = vars(function).get("forward", staticmethod(forward))
             function.setup_context, function.backward = staticmethod(setup_context), staticmethod(backward)
-            self._apply = autograd.applier(function)
+            self.apply = autograd.applier(function)
             self._values, self._settings, self._gradients = values, settings, function.gradients
             return function
 
         return decorate
 
-    def record(self, *call: Any) -> Any:
-        """Run a prepared call by the Function: return all that its forward returns."""
-        return self._apply(*call)
-
     def run(self, *call: Any) -> Any:
         """Run a prepared call, the backend last: by the Function if a backward may follow."""
         if autograd.needs_grad(*call):
-            output = self._apply(*call)
+            output = self.apply(*call)
             return output[0] if isinstance(output, tuple) else output
         return self._values[call[-1]](*operands(call[:-1]))
 

@@ -15,7 +15,7 @@ from fastcnn import stages as fused_stages
 from fastcnn.calls import FUNCTIONS, Call
 from fastcnn.instance import is_replaced
 from fastcnn.rewrite.chains import Rewriter
-from fastcnn.rewrite.links import ADD, ADD_TO, ANY, CALL, MAKERS, METHOD, RUN, Callee, Found, Link, is_name, simple
+from fastcnn.rewrite.links import ADD, ADD_TO, ANY, CALL, MAKERS, RUN, Callee, Found, Link, is_name, simple
 from fastcnn.rewrite.source import Place, Unreadable, build, definition
 from fastcnn.roles import ROLES
 from fastcnn.roles import role_of as running_role
@@ -198,7 +198,7 @@ def _add_to(maker: Any, other: Any) -> Call:
     return calls.add_to(running_role(maker) in MAKERS, other)
 
 
-_HELPERS = {RUN: fused_stages.run_layers, CALL: calls.call, METHOD: calls.method, ADD: calls.add, ADD_TO: _add_to}
+_HELPERS = {RUN: fused_stages.run_layers, CALL: calls.call, ADD: calls.add, ADD_TO: _add_to}
 
 
 def _names_of(code: CodeType) -> set[str]:

@@ -8,14 +8,13 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from fastcnn.calls import METHODS
+from fastcnn.calls import FUNCTIONS
 from fastcnn.rewrite.links import (
     ADD,
     ADD_TO,
     ANY,
     CALL,
     MAKERS,
-    METHOD,
     RUN,
     Callee,
     Found,
@@ -211,10 +210,10 @@ class Rewriter:
             return Link(node, node.left, "+", "add", call_of(ADD, [node.right]))
         if not isinstance(node, ast.Call) or not all(each.arg and simple(each.value) for each in node.keywords):
             return None
-        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and not node.args:
+        if isinstance(node.func, ast.Attribute) and node.func.attr in FUNCTIONS and not node.args:
             name = node.func.attr
-            item = call_of(METHOD, [ast.Constant(name)], node.keywords)
-            return Link(node, node.func.value, f".{name}", METHODS[name][0], item)
+            item = call_of(CALL, [ast.Constant(name)], node.keywords)
+            return Link(node, node.func.value, f".{name}", FUNCTIONS[name][0], item)
         if not node.args or isinstance(node.args[0], ast.Starred) or not all(map(simple, (node.func, *node.args[1:]))):
             return None
         text = ast.unparse(node.func)

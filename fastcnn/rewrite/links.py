@@ -3,7 +3,7 @@
 import ast
 from typing import NamedTuple
 
-RUN, CALL, METHOD, ADD, ADD_TO = (f"__fastcnn_{name}__" for name in ("run", "call", "method", "add", "add_to"))
+RUN, CALL, ADD, ADD_TO = (f"__fastcnn_{name}__" for name in ("run", "call", "add", "add_to"))
 MAKERS = ("conv", "bn", "linear")  # roles of layers whose output is a new tensor
 ANY = "?"  # a callee known only at run time, such as the variable of a loop
 
