@@ -19,8 +19,9 @@ COARSE = 2  # an LRN's inputs of one half: its sums of squares are exact, and no
 
 @functools.cache
 def _planned(op: str) -> Callable[..., Tensor]:
-    """Return the op's function in ``fastcnn/ops/plans.py``, which stands above this file: it is found by name."""
-    planned: Callable[..., Tensor] = getattr(importlib.import_module("fastcnn.ops.plans"), op)
+    """Return what runs an op's calls, found by name: ``fastcnn/ops/<stem>.py`` stands above this file."""
+    module = importlib.import_module(f"fastcnn.ops.{op}")
+    planned: Callable[..., Tensor] = getattr(module, op) if RECORDS[op].normalizes else module.OP.planned
     return planned
 
 
