@@ -15,6 +15,7 @@ _STOCK_CONV_FORWARD = nn.Conv2d._conv_forward
 _STOCK_BN_CHECK = nn.BatchNorm2d._check_input_dim
 
 IDENTITY = "identity"  # a layer that does nothing: stages skip it
+BLOCK = "block"  # layers with a forward around them that reads no strides; no stage has it
 ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.Conv2d.forward: "conv",
     nn.ReLU.forward: "relu",
@@ -26,6 +27,8 @@ ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.Identity.forward: IDENTITY,
     Normalize.forward: "normalize",
 }
+BLOCK_FORWARDS: dict[Any, str] = {}  # BLOCK, by the forward function of the class
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def roles_of(layers: Iterable[Any]) -> tuple[str | None, ...]:
@@ -41,7 +44,8 @@ def roles_of(layers: Iterable[Any]) -> tuple[str | None, ...]:
             continue
         # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role,
         # and a scripted module's class has no forward to read.
-        role = ROLES.get(getattr(kind, "forward", None))
+        forward = getattr(kind, "forward", None)
+        role = ROLES.get(forward) or BLOCK_FORWARDS.get(forward)
         if role is not None:
             # Read from the dictionary: torch.compile guards what is read there, so that a hook added after compiling
             # fires; by its default settings it does not guard the same hooks read as attributes.

@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -18,7 +18,7 @@ from fastcnn.ops.folding import folded, folds
 from fastcnn.ops.gradients import only_reader
 from fastcnn.ops.normalize_conv_relu import normalize_conv_relu
 from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool
-from fastcnn.roles import IDENTITY, roles_of
+from fastcnn.roles import BLOCK, IDENTITY, roles_of
 
 
 def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
@@ -27,6 +27,8 @@ def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
     if conv.padding_mode != "zeros":  # nn.Conv2d pads in a step of its own too
         input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
     weight, bias = _parameters(conv)
+    if turning.is_turned():
+        weight = turning.with_gradient_as_it_lies(weight)
     return input, weight, bias, conv.stride, padding, conv.dilation, conv.groups
 
 
@@ -203,7 +205,7 @@ STAGES = (  # the first match counts: of two that can match, the longer comes fi
     Stage(("add", "relu"), _sum_relu),
 )
 _CONVOLUTIONS = (_CONV_RELU, _CONV_RELU_POOL, _CONV_BN_RELU, _CONV_BN_RELU_POOL)
-_IN_EITHER_LAYOUT = (*_CONVOLUTIONS, _LRN, _LRN_POOL, _POOL)  # in inference on the CPU no slower in channels_last
+_IN_EITHER_LAYOUT = (*_CONVOLUTIONS, _LRN, _LRN_POOL, _POOL)  # on the CPU no slower in channels_last
 
 _BEGINNING: dict[str | None, list[Stage]] = {  # by their first role
     role: [stage for stage in STAGES if stage.roles[0] == role] for role in {each.roles[0] for each in STAGES}
@@ -254,14 +256,16 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
     if IDENTITY in roles:
         kept = [place for place, role in enumerate(roles) if role != IDENTITY]
         layers, settings, roles = (tuple(row[place] for place in kept) for row in (layers, settings, roles))
-    compiling = is_dynamo_compiling()
-    parts, end_turned = (_parts(roles), 0) if compiling else _plans[roles]
-    turned = not (end_turned == 0 or is_grad_enabled()) and _pays_turned(input, layers[:end_turned])
-    if turned:
-        input = turning.turn(input)
+    if is_dynamo_compiling():
+        return _run_parts(input, _parts(roles), layers, settings)
+    parts, end_turned = _plans[roles]
+    if end_turned and _pays_turned(input, layers[:end_turned]):
+        input, parts = _run_turned(input, parts, layers, settings, end_turned)
+    return _run_parts(input, parts, layers, settings)
+
+
+def _run_parts(input: Any, parts: tuple["Part", ...], layers: tuple[Any, ...], settings: tuple[Any, ...]) -> Any:
     for stage, start, end, reads_alone in parts:
-        if turned and (start == end_turned or not turning.pays_still(input, layers[start])):
-            input, turned = turning.turn_back(input), False
         if stage is None:
             input = layers[start](input)
             continue
@@ -269,7 +273,19 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
             only_reader(input)
         row = settings[start:end]
         input = stage[1](input, *row) if _around is None else _run(stage, input, row)
-    return turning.turn_back(input) if turned else input
+    return input
+
+
+def _run_turned(
+    input: Tensor, parts: tuple["Part", ...], layers: tuple[Any, ...], settings: tuple[Any, ...], end: int
+) -> tuple[Tensor, tuple["Part", ...]]:
+    """Run the first parts in channels_last, as long as it pays, and return their output and the parts that are left."""
+    input = turning.turn(input)
+    with turning.turned():
+        while parts and parts[0].end <= end and turning.pays_still(input, layers[parts[0].start]):
+            input = _run_parts(input, parts[:1], layers, settings)
+            parts = parts[1:]
+    return turning.turn_back(input), parts
 
 
 def _pays_turned(input: Any, row: tuple[Any, ...]) -> bool:
@@ -295,8 +311,8 @@ class Plan(NamedTuple):
 
     Attributes:
         parts: the stages and single layers, in order.
-        end_turned: where the stages end with which the row begins and which may run in channels_last, two convolutions
-            or more and what lies between; 0 where there are no such.
+        end_turned: where the parts end with which the row begins and which may run in channels_last, blocks or two
+            convolutions or more and what lies between; 0 where there are no such.
     """
 
     parts: tuple[Part, ...]
@@ -315,10 +331,10 @@ def _parts(roles: tuple[str | None, ...]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _end_turned(parts: tuple[Part, ...]) -> int:
-    leading = tuple(takewhile(lambda part: part.stage in _IN_EITHER_LAYOUT, parts))
-    convolutions = [part.start for part in leading if part.stage in _CONVOLUTIONS]
-    turns = len(convolutions) > 1 and convolutions[0] == 0
+def _end_turned(parts: tuple[Part, ...], roles: tuple[str | None, ...]) -> int:
+    leading = tuple(takewhile(lambda part: part.stage in _IN_EITHER_LAYOUT or roles[part.start] == BLOCK, parts))
+    convolutions = [part for part in leading if part.stage in _CONVOLUTIONS or part.stage is None]
+    turns = convolutions[:1] == list(parts[:1]) and (len(convolutions) > 1 or convolutions[0].stage is None)
     return leading[-1].end if turns else 0
 
 
@@ -331,7 +347,7 @@ class _Plans(dict[tuple[str | None, ...], Plan]):
 
     def __missing__(self, roles: tuple[str | None, ...]) -> Plan:
         parts = _parts(roles)
-        self[roles] = plan = Plan(parts, _end_turned(parts))
+        self[roles] = plan = Plan(parts, _end_turned(parts, roles))
         return plan
 
 

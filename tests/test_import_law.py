@@ -28,13 +28,13 @@ PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
     "fastcnn": {"_entry", "available", "backend", "explain", "functional", "fuse", "models", "nn", "optim", "warm_up"},
     "warm_up": {"backend", "parameters", "route", "tuning"},
-    "models": {"models", "fuse", "nn", "tuning"},
+    "models": {"models", "fuse", "nn", "roles", "tuning"},
     "explain": {"explain", "fuse", "rewrite", "calls", "nn", "stages", "roles", "route"},
     "fuse": {"rewrite", "instance"},
     "rewrite": {"rewrite", "nn", "stages", "roles", "calls", "instance"},
     "nn": {"stages", "roles", "functional", "normalization"},
     "stages": {"roles", "functional", "calls", "normalization", "ops", "turning"},
-    "turning": {"backend", "overrides", "shapes"},
+    "turning": {"backend", "overrides", "roles", "shapes"},
     "roles": {"calls", "instance", "normalization"},
     "instance": set(),
     "normalization": {"functional"},
@@ -106,7 +106,7 @@ KERNEL_TESTS = {
     "test_trial_proof.py": {"tuning"},
     "test_trial_telling.py": {"tuning"},
     "test_tuning.py": {"tuning"},
-    "test_turning.py": {"stages"},
+    "test_turning.py": {"models", "stages"},
     "test_warp_specialized.py": {"triton", "shapes"},
 }
 # Importing the package needs torch alone; what else a layer needs it imports where it is used.

@@ -19,7 +19,6 @@ _KINDS: tuple[type[nn.Module], ...] = (
     nn.Linear,
 )
 FUSIBLE = tuple(kind for kind in _KINDS if kind.forward in roles.ROLES)  # that a stage may hold
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _ROWS = (nn.Sequential, nn.ModuleList)
 
 
@@ -127,7 +126,7 @@ def _held(layer: nn.Module) -> str:
         return "its class has a __call__ of its own"
     if layer.__dict__.get("_compiled_call_impl"):
         return "it is compiled by itself"
-    hooks = [kind.strip("_").replace("_", " ") for kind in _HOOKS if layer.__dict__[kind]]
+    hooks = [kind.strip("_").replace("_", " ") for kind in roles.HOOKS if layer.__dict__[kind]]
     return f"it has {' and '.join(hooks)}" if hooks else ""
 
 

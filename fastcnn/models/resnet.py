@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastcnn.fuse import fuse
 from fastcnn.models.dropin import DropIn
+from fastcnn.roles import BLOCK, BLOCK_FORWARDS
 
 __all__ = ["ResNetCifar", "resnet_cifar"]
 
@@ -42,6 +43,9 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x`: (N, in_channels, H, W)."""
         return F.relu(self.layers(x) + self.shortcut(x))
+
+
+BLOCK_FORWARDS[BasicBlock.forward] = BLOCK
 
 
 class ResNetCifar(DropIn):
