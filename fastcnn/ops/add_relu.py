@@ -41,13 +41,13 @@ def _refuse(input: Tensor, other: Tensor) -> str:
 
 
 OP = Op("add_relu", "add_relu", INPUT, OTHER, stock=reference, prepare=_prepare, refuse=_refuse)
-_forward = OP.forward(_fake)
+OP.forward(_fake)
 _backward = OP.define(
     "add_relu_backward", "(Tensor grad, Tensor output) -> Tensor", lambda grad, output: _fake(output, grad)
 )
 
 
-@OP.differentiable(_forward, saves=lambda ctx, inputs, output: (output,))
+@OP.differentiable(saves=lambda ctx, inputs, output: (output,))
 class AddReLU(torch.autograd.Function):
     """Two tensors of one shape -> the same; saves the output alone, whose sign is the ReLU mask."""
 

@@ -133,7 +133,7 @@ OP = Op(
     takes_empty=False,
 )
 _statistics = OP.define("bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics, stem="bn_statistics")
-_forward = OP.forward(like)
+OP.forward(like)
 _backward = OP.define(
     "bn_relu_backward",
     f"(Tensor grad, {OP.schema}, bool training) -> {GRADIENTS}",
@@ -141,7 +141,7 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_forward, "mode", saves=lambda ctx, inputs, output: inputs[:5])
+@OP.differentiable("mode", saves=lambda ctx, inputs, output: inputs[:5])
 class BatchNormReLU(torch.autograd.Function):
     """(N, C, *) -> the same; saves the input, mean, variance, weight and bias."""
 

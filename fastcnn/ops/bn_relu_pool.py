@@ -42,8 +42,7 @@ OP = Op(
     refuse=_refuse,
     takes_empty=False,
 )
-_values = OP.forward(max_pool.fake)
-_codes = OP.codes(max_pool.fake)
+OP.forward(max_pool.fake)
 _backward = OP.define(
     "bn_relu_pool_backward",
     f"(Tensor grad, Tensor codes, {INPUT.schema}, {BATCH_NORM.schema}, bool training, {POOL.schema}) -> {GRADIENTS}",
@@ -51,9 +50,7 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(
-    _values, "mode", "window", recorded=_codes, saves=lambda ctx, inputs, output: (*inputs[:5], output[1])
-)
+@OP.differentiable("mode", "window", saves=lambda ctx, inputs, output: (*inputs[:5], output[1]))
 class BatchNormReLUPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values and codes; saves the input, the codes and the channels' numbers."""
 

@@ -27,7 +27,7 @@ OP = Op(
     refuse=checks.refuse_dtype,
     product="conv",
 )
-_forward = OP.forward(convolution.fake, convolution.flops)
+OP.forward(convolution.fake, convolution.flops)
 _backward = OP.define(
     "conv_relu_backward",
     "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_conv, Tensor grad_bias)",
@@ -42,7 +42,7 @@ def _saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, .
     return input, weight, output
 
 
-@OP.differentiable(_forward, "settings", saves=_saves)
+@OP.differentiable("settings", saves=_saves)
 class ConvReLU(torch.autograd.Function):
     """(N, C, H, W) -> (N, C_out, OH, OW); saves input, weight and the output, whose sign is the ReLU mask."""
 

@@ -43,8 +43,7 @@ OP = Op(
     refuse=max_pool.refuse,
     product="conv",
 )
-_values = OP.forward(convolution.fake, convolution.flops)
-_codes = OP.codes(convolution.fake, convolution.flops)
+OP.forward(convolution.fake, convolution.flops)
 _backward = OP.define(
     "conv_relu_pool_backward",
     f"(Tensor grad, Tensor codes, SymInt height, SymInt width, bool bias_grad, {POOL.schema}) "
@@ -59,7 +58,7 @@ def _saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tup
     return input, weight, *output[1:]
 
 
-@OP.differentiable(_values, "settings", "window", recorded=_codes, saves=_saves, anchored=True)
+@OP.differentiable("settings", "window", saves=_saves, anchored=True)
 class ConvReLUPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values, codes, an anchor; saves input, weight and codes, no values before the pool."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastcnn.ops import convolution
 from fastcnn.ops.record import Op
-from fastcnn.shapes import conv_memory_format
+from fastcnn.shapes import Window, conv_memory_format
 
 
 class Incoming(NamedTuple):
@@ -29,17 +29,21 @@ class Incoming(NamedTuple):
 
 
 def _fake_dgrad(
-    grad: Tensor, mask: Tensor | None, input: Tensor, weight: Tensor, mask_input: bool, bias_grad: bool, *_: Any
+    grad: Tensor, mask: Any, input: Tensor, weight: Tensor, mask_input: bool, bias_grad: bool, *_: Any
 ) -> tuple[Tensor, Tensor]:
     grad_input = torch.empty_like(input, memory_format=conv_memory_format(input, weight))
     return grad_input, input.new_empty(input.shape[1] if bias_grad else 0)
 
 
 def _fake_wgrad(
-    grad: Tensor, mask: Tensor | None, input: Tensor, weight: Tensor, bias_grad: bool, *_: Any
+    grad: Tensor, mask: Any, input: Tensor, weight: Tensor, bias_grad: bool, *_: Any
 ) -> tuple[Tensor, Tensor]:
     grad_weight = torch.empty_like(weight, memory_format=conv_memory_format(input, weight))
     return grad_weight, weight.new_empty(weight.shape[0] if bias_grad else 0)
+
+
+def _flops(grad: Tensor, mask: Any, input: Tensor, weight: Tensor, *settings: Any) -> int:
+    return convolution.flops(input, weight, None, next(each for each in settings if isinstance(each, Window)))
 
 
 _SOURCE = "Tensor grad, Tensor? mask, Tensor input, Tensor weight"
@@ -49,19 +53,15 @@ _dgrad = _OP.define(
     "dgrad",
     f"({_SOURCE}, bool mask_input, bool bias_grad, {_SETTINGS}) -> (Tensor grad_input, Tensor grad_input_bias)",
     _fake_dgrad,
+    _flops,
     stem="convolution.dgrad",
-    flops=lambda grad, mask, input, weight, mask_input, bias_grad, config, *settings: convolution.flops(
-        input, weight, None, *settings
-    ),
 )
 _wgrad = _OP.define(
     "wgrad",
     f"({_SOURCE}, bool bias_grad, {_SETTINGS}) -> (Tensor grad_weight, Tensor grad_bias)",
     _fake_wgrad,
+    _flops,
     stem="convolution.wgrad",
-    flops=lambda grad, mask, input, weight, bias_grad, config, *settings: convolution.flops(
-        input, weight, None, *settings
-    ),
 )
 
 
@@ -70,11 +70,7 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, weight and bias, each only if needed, by the algorithms of the context's settings.
 
-    Args:
-        ctx: of the stage's Function.
-        input, weight: of the convolution.
-        incoming: the stage's gradient.
-        one_pass: materializes the gradient of the convolution's output; with True, also sums the bias gradient.
+    `one_pass` materializes the gradient of the convolution's output; with True, it also sums the bias gradient.
     """
     settings, needs = ctx.settings, ctx.needs_input_grad
     our_dgrad = needs[0] and settings.dgrad is not None

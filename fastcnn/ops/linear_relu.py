@@ -76,7 +76,7 @@ OP = Op(
     refuse=refuse,
     product="matmul",
 )
-_forward = OP.forward(fake, flops)
+OP.forward(fake, flops)
 _backward = OP.define(
     "linear_relu_backward",
     "(Tensor grad, Tensor output, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
@@ -90,7 +90,7 @@ def operands_to_save(ctx: Any, inputs: tuple[Any, ...]) -> tuple[Tensor | None, 
     return inputs[0] if needs[1] else None, inputs[1] if needs[0] else None
 
 
-@OP.differentiable(_forward, saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), output))
+@OP.differentiable(saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), output))
 class LinearReLU(torch.autograd.Function):
     """(N, features) -> (N, out_features); saves input, weight and the output, whose sign is the ReLU mask."""
 

@@ -28,7 +28,7 @@ OP = Op(
     product="matmul",
     tuned=False,
 )
-_forward = OP.define(OP.stem, f"({OP.schema}, Tensor seed, float p) -> Tensor", fake, flops=flops)
+OP.forward(fake, flops, more=", Tensor seed, float p")
 _backward = OP.define(
     "linear_relu_dropout_backward",
     "(Tensor grad, Tensor output, float p, bool bias_grad) -> (Tensor grad_linear, Tensor grad_bias)",
@@ -36,9 +36,7 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(
-    _forward, "p", saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), *output[1:]), anchored=True
-)
+@OP.differentiable("p", saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), *output[1:]), anchored=True)
 class LinearReLUDropout(torch.autograd.Function):
     """(N, features) -> (N, out_features), a mask of what is not zero, an anchor; saves input, weight, mask and anchor.
 
@@ -49,7 +47,7 @@ class LinearReLUDropout(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output = _forward[backend](input, weight, bias, seed, p)
+        output = OP.values[backend](input, weight, bias, seed, p)
         return output, output != 0, autograd.anchor(output)
 
     @staticmethod

@@ -73,11 +73,11 @@ OP = Op(
     prepare=prepare,
     refuse=refuse,
 )
-_forward = OP.forward(like)
+OP.forward(like)
 _backward = OP.define("lrn_backward", f"(Tensor grad, {OP.schema}) -> Tensor", lambda grad, input, *_: like(input))
 
 
-@OP.differentiable(_forward, "norm", saves=lambda ctx, inputs, output: inputs[:1])
+@OP.differentiable("norm", saves=lambda ctx, inputs, output: inputs[:1])
 class LocalResponseNorm(torch.autograd.Function):
     """(N, C, *) -> the same; saves only its input: backward computes the scale anew."""
 

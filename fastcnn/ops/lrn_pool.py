@@ -30,8 +30,7 @@ def _refuse(*prepared: Any) -> str:
 OP = Op(
     "lrn_pool", "local_response_norm_max_pool2d", INPUT, NORM, POOL, stock=reference, prepare=_prepare, refuse=_refuse
 )
-_values = OP.forward(max_pool.fake)
-_codes = OP.codes(max_pool.fake)
+OP.forward(max_pool.fake)
 _backward = OP.define(
     "lrn_pool_backward",
     f"(Tensor grad, Tensor codes, {OP.schema}) -> Tensor",
@@ -39,7 +38,7 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(_values, "norm", "window", recorded=_codes, saves=lambda ctx, inputs, output: (inputs[0], output[1]))
+@OP.differentiable("norm", "window", saves=lambda ctx, inputs, output: (inputs[0], output[1]))
 class LRNPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled normalized values and codes; saves the input and the codes."""
 

@@ -73,8 +73,7 @@ OP = Op(
     refuse=partial(refuse, name="kernel_size"),
     measured=_measured,
 )
-_values = OP.forward(fake)
-_codes = OP.codes(fake)
+OP.forward(fake)
 _backward = OP.define(
     "max_pool_backward",
     f"(Tensor grad, Tensor codes, SymInt height, SymInt width, {WINDOW.schema}) -> Tensor",
@@ -87,7 +86,7 @@ def _saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tup
     return output[1:]
 
 
-@OP.differentiable(_values, "window", recorded=_codes, saves=_saves, anchored=True)
+@OP.differentiable("window", saves=_saves, anchored=True)
 class MaxPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values, their codes, an anchor; saves only the codes and the anchor, which is empty."""
 

@@ -37,7 +37,7 @@ def refuse(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> str:
 
 
 OP = Op("normalize", "normalize", IMAGES, refuse=refuse, backends=("triton",), tuned=False)
-forward = OP.define("normalize", f"({OP.schema}, ScalarType dtype) -> Tensor", _fake)
+OP.forward(_fake, more=", ScalarType dtype")
 
 
 def input_gradient(grad: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
@@ -51,7 +51,7 @@ def _saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, .
     return (std,)
 
 
-@OP.differentiable(forward, "output_dtype", saves=_saves)
+@OP.differentiable("output_dtype", saves=_saves)
 class Normalize(torch.autograd.Function):
     """(N, C, H, W) -> the same in another dtype; saves the constants."""
 

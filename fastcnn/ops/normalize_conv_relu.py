@@ -4,9 +4,10 @@ Only some algorithms normalize images within the convolution's kernel (`JOINED`)
 one after another, and so they do under `auto` unless a tuning table names a joined kernel.
 """
 
+from collections import namedtuple
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +29,10 @@ def of_images(of_weights: Callable[..., Any]) -> Callable[..., Any]:
 
 
 OP = Op("normalize_conv_relu", "conv2d_relu", IMAGES, CONVOLUTION, backends=("triton",), product="conv")
-_forward = OP.forward(of_images(convolution.fake), of_images(convolution.flops))
+OP.forward(of_images(convolution.fake), of_images(convolution.flops))
 
 
-@OP.differentiable(_forward, "settings", saves=lambda ctx, inputs, output: (*inputs[:4], output))
+@OP.differentiable("settings", saves=lambda ctx, inputs, output: (*inputs[:4], output))
 class NormalizeConvReLU(torch.autograd.Function):
     """(N, C, H, W) -> (N, C_out, OH, OW); saves images, weight and output, and normalizes again for the backward."""
 
@@ -40,31 +41,21 @@ class NormalizeConvReLU(torch.autograd.Function):
         return image_gradients(ConvReLU, ctx, grad)
 
 
-class Context(NamedTuple):
-    """What a convolution's Function reads of its context, as a joined stage has it."""
-
-    saved_tensors: tuple[Tensor, ...]
-    needs_input_grad: tuple[bool, ...]
-    settings: Convolution
-    backend: str
-    window: Window | None
-    before: None = None
-    masked: bool = False
+# What a convolution's Function reads of its context, as a joined stage has it.
+Context = namedtuple(
+    "Context", "saved_tensors needs_input_grad settings backend window before masked", defaults=[None, False]
+)
 
 
 def image_gradients(function: Any, ctx: Any, grad: Tensor, window: Window | None = None) -> tuple[Tensor | None, ...]:
     """Return the gradients of a joined stage: those of the convolution's Function, with the images normalized again.
 
-    Args:
-        function: the Function of the stage without the normalization.
-        ctx: of the joined stage, which saves images, mean, std, and what that Function saves after its input.
-        grad: of the output.
-        window: of the pool, if there is one.
+    The joined stage has saved images, mean, std, and what that Function saves after its input.
     """
     input, mean, std, weight, *others = ctx.saved_tensors
     needs, normalized = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]), input
     if needs[0] or needs[1]:
-        run = normalize.reference if autograd.differentiable() else normalize.forward[ctx.backend]
+        run = normalize.reference if autograd.differentiable() else normalize.OP.values[ctx.backend]
         normalized = run(input, mean, std, weight.dtype)
     context = Context((normalized, weight, *others), needs, ctx.settings, ctx.backend, window)
     grad_input, *gradients = function.gradients(context, grad)

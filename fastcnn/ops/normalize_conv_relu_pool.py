@@ -20,19 +20,10 @@ OP = Op(
     backends=("triton",),
     product="conv",
 )
-_fake, _flops = of_images(convolution.fake), of_images(convolution.flops)
-_values = OP.forward(_fake, _flops)
-_codes = OP.codes(_fake, _flops)
+OP.forward(of_images(convolution.fake), of_images(convolution.flops))
 
 
-@OP.differentiable(
-    _values,
-    "settings",
-    "window",
-    recorded=_codes,
-    saves=lambda ctx, inputs, output: (*inputs[:4], *output[1:]),
-    anchored=True,
-)
+@OP.differentiable("settings", "window", saves=lambda ctx, inputs, output: (*inputs[:4], *output[1:]), anchored=True)
 class NormalizeConvReLUPool(torch.autograd.Function):
     """(N, C, H, W) -> pooled values and codes; saves images, weight and codes, and normalizes again later."""
 

@@ -96,37 +96,25 @@ Overloads = dict[str, Callable[..., Any]]
 
 
 class Op:
-    """An op.
+    """An op: stem, the public function's name for messages, and the groups of its parameters.
 
     Args:
-        stem: its name in every folder.
-        function: the public function's, for messages.
-        groups: its parameters, in order.
         stock: runs the stock layers on the function's arguments.
         prepare: given the function's name too, checks these, and returns what kernels take, the input first, after
             autocast.
         refuse: says of what `prepare` returned why no kernel takes it, or returns an empty string.
-        backends: that have kernels of it.
-        product, tuned: of its record (fastcnn/parameters.py).
+        backends, product, tuned: of its record (fastcnn/parameters.py).
         measured: returns the name by which a call was measured, given its arguments, where that is not the stem.
         takes_empty: whether its kernels take an input without elements.
-
-    Example:
-        >>> pool = Op("example", "example2d", INPUT, POOL)
-        >>> pool.schema
-        'Tensor input, int[] window'
-        >>> [list(each) for each in pool.split(("x", 2, None, 0, False))]
-        [['x'], [2, None, 0, False]]
     """
 
-    # Set by `runs`: what runs the calls of the public function; under torch.compile, which cannot trace the front, and
-    # otherwise.
+    # What runs the calls of the public function: under torch.compile, which cannot trace the front, and otherwise.
     python: Callable[..., Any]
     planned: Callable[..., Any]
-    # Set by `differentiable`:
+    values: Overloads  # the operator that runs without gradients,
+    _recorded: Overloads  # and with them: where the op pools it returns codes too
     apply: Callable[..., Any]  # the Function's own: returns all that its forward returns
     _gradients: Callable[..., Any]
-    _values: Overloads
     _settings: tuple[str, ...]
 
     def __init__(
@@ -194,12 +182,7 @@ class Op:
         self.planned = fronted(self.stem, partial(plans.plan, self), self.prepare, python)
 
     def differentiable(
-        self,
-        values: Overloads,
-        *settings: str,
-        saves: Callable[..., tuple[Tensor | None, ...]],
-        recorded: Overloads | None = None,
-        anchored: bool = False,
+        self, *settings: str, saves: Callable[..., tuple[Tensor | None, ...]], anchored: bool = False
     ) -> Callable[[Any], Any]:
         """Decorate the op's autograd Function, which runs prepared calls: tensors, settings, and the backend.
 
@@ -207,16 +190,14 @@ class Op:
         setup_context, backward, and `run`.
 
         Args:
-            values: the operator that runs without gradients.
             settings: the attributes of the context that hold the settings.
             saves: given the context, inputs and output, returns the tensors to save.
-            recorded: the operator that runs with gradients, where it is another one, which returns codes too.
             anchored: whether the Function returns an anchor last (`autograd.anchor`).
         """
-        runs = recorded or values
+        recorded = self._recorded  # torch.compile cannot trace the record itself within the Function
 
         def forward(*call: Any) -> Any:
-            output = runs[call[-1]](*(operands(call[:-1]) if settings else call[:-1]))
+            output = recorded[call[-1]](*(operands(call[:-1]) if settings else call[:-1]))
             return (*output, autograd.anchor(output[0])) if anchored else output
 
         def decorate(function: Any) -> Any:
@@ -240,7 +221,7 @@ class Op:
             function.forward = vars(function).get("forward", staticmethod(forward))
             function.setup_context, function.backward = staticmethod(setup_context), staticmethod(backward)
             self.apply = autograd.applier(function)
-            self._values, self._settings, self._gradients = values, settings, function.gradients
+            self._settings, self._gradients = settings, function.gradients
             return function
 
         return decorate
@@ -250,16 +231,10 @@ class Op:
         if autograd.needs_grad(*call):
             output = self.apply(*call)
             return output[0] if isinstance(output, tuple) else output
-        return self._values[call[-1]](*operands(call[:-1]))
+        return self.values[call[-1]](*operands(call[:-1]))
 
     def derivative(self, backend: str, prepared: tuple[Any, ...], **context: Any) -> Callable[..., Any]:
-        """Return what a node of the front calls for gradients that must themselves be differentiable.
-
-        Args:
-            backend: that has run the call.
-            prepared: the call.
-            context: attributes of the context beside the settings and the backend.
-        """
+        """Return what a node of the front calls for differentiable gradients; `context` has what else these read."""
         settings = (each for each in prepared if isinstance(each, tuple))
         context |= {"backend": backend, **dict(zip(self._settings, settings))}
 
@@ -273,20 +248,12 @@ class Op:
         name: str,
         signature: str,
         fake: Callable[..., Any],
-        *,
-        stem: str = "",
         flops: Callable[..., int] | None = None,
+        stem: str = "",
     ) -> Overloads:
-        """Define an operator for every backend that has a kernel and return its overloads by backend.
+        """Define an operator for every backend that has a kernel, in the file of the `stem`; return its overloads.
 
         The overloads share schema and fake kernel, so that a traced graph names the backend it runs on.
-
-        Args:
-            name: the operator's.
-            signature: its parameters and result, as schemas have them.
-            fake: returns empty tensors like the result.
-            stem: of the file that holds its kernel, where it is another one's.
-            flops: returns the number of FLOPs of a call.
         """
         take = _taker(signature)
         overloads = {}
@@ -302,19 +269,18 @@ class Op:
             overrides.FLOPS[getattr(torch.ops.fastcnn, name)] = lambda *args, out_val=None: flops(*take(args))
         return overloads
 
-    def forward(self, fake: Callable[..., Tensor], flops: Callable[..., int] | None = None) -> Overloads:
-        """Define the operator of the op's own name: the output."""
-        return self.define(self.stem, f"({self.schema}) -> Tensor", fake, flops=flops)
-
-    def codes(self, fake: Callable[..., Tensor], flops: Callable[..., int] | None = None) -> Overloads:
-        """Define the operator that returns the argmax codes too, given what makes an empty output."""
+    def forward(self, fake: Callable[..., Tensor], flops: Callable[..., int] | None = None, more: str = "") -> None:
+        """Define the operator of the op's own name, with `more` parameters; if it pools, one with argmax codes too."""
+        self.values = self._recorded = self.define(self.stem, f"({self.schema}{more}) -> Tensor", fake, flops)
+        if not {POOL, WINDOW}.intersection(self.groups):
+            return
 
         def fake_codes(*args: Any) -> tuple[Tensor, Tensor]:
             output = fake(*args)
             return output, torch.empty_like(output, dtype=torch.uint8)
 
         signature = f"({self.schema}) -> (Tensor output, Tensor codes)"
-        return self.define(f"{self.stem}_codes", signature, fake_codes, flops=flops)
+        self._recorded = self.define(f"{self.stem}_codes", signature, fake_codes, flops)
 
 
 def _taker(signature: str) -> Callable[[tuple[Any, ...]], Iterator[Any]]:
