@@ -85,15 +85,12 @@ def _cuda_missing() -> str:
         return "" if _PLAYED else _EXTENSION_PROBLEM
     if not _built_with()["cuda"]:
         return f"the compiled extension fastcnn._C holds no CUDA kernels; with the CUDA toolkit (nvcc): {_BUILD}"
-    return _unserved() if torch.cuda.is_available() else "no CUDA device"
-
-
-def _unserved() -> str:
-    """Name the GPUs of this machine if the build has kernels for none of them, or return an empty string."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
     left = _left_out()
     if not left or len(left) < len(_gpus()):
         return ""
-    if all(gpu < _OLDEST_GPU for gpu in left):
+    if all(gpu < (8, 0) for gpu in left):
         return f"the CUDA kernels need a GPU of compute capability 8.0 or later; here is {_listed(left)}"
     own = ";".join(f"{major}.{minor}" for major, minor in left)
     held = f"the compiled extension fastcnn._C holds CUDA kernels for {', '.join(_images())}, not for {_listed(left)}"
@@ -113,16 +110,8 @@ def _images() -> list[str]:
     return (_built_with()["architectures"] or "").split(":")
 
 
-_OLDEST_GPU = (8, 0)
-
-
 def serves(image: str, gpu: tuple[int, int]) -> bool:
-    """Tell whether a GPU of a compute capability runs what was built for an architecture, as setup.py names it.
-
-    Example:
-        >>> serves("8.0", (8, 6)), serves("9.0", (10, 0)), serves("9.0+PTX", (10, 0)), serves("9.0a", (9, 0))
-        (True, False, True, True)
-    """
+    """Tell whether a GPU of a compute capability runs what was built for an architecture, as setup.py names it."""
     found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", image)
     if found is None:
         return False

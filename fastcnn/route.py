@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcnn import front, overrides, tuning
 from fastcnn.available import BACKENDS, MISSING, RUNS_ON
-from fastcnn.backend import Choice, choice, device_type, tables_changed, unusable
+from fastcnn.backend import choice, device_type, tables_changed, unusable
 from fastcnn.parameters import RECORDS, TENSORS
 from fastcnn.tuning import trial
 
@@ -103,7 +103,7 @@ def choose(
     refuse: Callable[..., str],
     measured: str = "",
 ) -> tuple[Route, Any]:
-    """Return what runs a call, and its arguments as a kernel takes them.
+    """Return what runs a call, and what `prepare` returned, if it was called: under ``torch`` torch checks arguments.
 
     Args:
         op: the op's stem.
@@ -112,10 +112,6 @@ def choose(
         prepare: checks the arguments, and returns a tuple of what kernels take, the input first, after autocast.
         refuse: says of that tuple why no kernel of any backend serves it, or returns an empty string.
         measured: the name in `FASTEST`, where it is not the op's.
-
-    Returns:
-        The route, and what `prepare` returned; under ``torch`` it may not have been called, so that torch itself
-        checks the arguments.
 
     Raises:
         RuntimeError: an explicit backend cannot serve the call.
@@ -134,7 +130,9 @@ def choose(
         raise RuntimeError(f"{function}: backend {wanted.backend!r} {reason}; backend 'torch' has")
     else:
         prepared = prepare(*arguments)
-        route = _explicit(function, wanted, prepared, refuse)
+        if reason := _unfit(wanted.backend, wanted.algorithm, prepared[0]) or refuse(*prepared):
+            raise RuntimeError(f"{function}: backend {wanted.backend!r} {reason}")
+        route = Route(wanted.backend, wanted.algorithm, ASKED_FOR)
     if _listeners and not torch.compiler.is_compiling():
         for listen in _listeners:
             listen(op, arguments, route)
@@ -165,14 +163,6 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def _explicit(function: str, wanted: Choice, prepared: tuple[Any, ...], refuse: Callable[..., str]) -> Route:
-    name, algorithm, _ = wanted
-    reason = _unfit(name, algorithm, prepared[0]) or refuse(*prepared)
-    if reason:
-        raise RuntimeError(f"{function}: backend {name!r} {reason}")
-    return Route(name, algorithm, ASKED_FOR)
-
-
 def _fastest(
     op: str, function: str, arguments: tuple[Any, ...], prepare: Callable[..., Any], refuse: Any, measured: str
 ) -> tuple[Route, Any]:
@@ -180,12 +170,19 @@ def _fastest(
     if not isinstance(input, Tensor):
         return Route("torch", None, "the input is not a tensor"), None
     reason = overrides.lacks_rule(arguments) or overrides.watcher(arguments)
-    if reason or input.layout is not torch.strided:
-        reason = reason or f"no kernel takes {input.layout}"
+    if not reason and input.layout is not torch.strided:
+        reason = f"no kernel takes {input.layout}"
+    if reason:
         _say_once(function, reason, device_type(input))
         return Route("torch", None, reason), None
     found, why = _measured(op, arguments)
-    route = _by_measurement(found) if found else _by_kind_of_device(measured, arguments, why)
+    at = f" at batch {found.batch}" if found and found.batch else ""
+    if found is None:
+        route = _by_kind_of_device(measured, arguments, why)
+    elif found.winner.backend == "torch":
+        route = Route("torch", None, found.why or MEASURED_STOCK.format(at))
+    else:
+        route = Route(*found.winner, MEASURED_KERNEL.format(at))
     prepared = None
     if route.backend != "torch":
         prepared = prepare(*arguments)
@@ -207,7 +204,9 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
     if not torch.compiler.is_compiling():
         if torch._C._get_tracing_state() is not None:  # sizes are no numbers there
             return None, "no table is read while torch.jit traces"
-        if not _are_tensors(op, arguments):
+        kinds = zip(RECORDS[op].parameters, arguments)
+        tensors = [each for parameter, each in kinds if parameter.kind in TENSORS]
+        if not all(each is None or isinstance(each, Tensor) for each in tensors):  # the stock layers say so
             return None, ""
     found = tuning.winner(op, arguments, _problem)
     if found or _joins(op) or torch.compiler.is_compiling() or not trial.concerns(arguments[0]):
@@ -220,19 +219,6 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
     if why in (trial.BUSY, trial.CAPTURING):  # the next such call may be tried, so no plan may keep this route
         tables_changed()
     return None, why
-
-
-def _are_tensors(op: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether all is a tensor, or None, that is declared as one; if not, the stock layers say so."""
-    kinds = zip(RECORDS[op].parameters, arguments)
-    return all(each is None or isinstance(each, Tensor) for parameter, each in kinds if parameter.kind in TENSORS)
-
-
-def _by_measurement(found: tuning.Found) -> Route:
-    at = f" at batch {found.batch}" if found.batch else ""
-    if found.winner.backend == "torch":
-        return Route("torch", None, found.why or MEASURED_STOCK.format(at))
-    return Route(*found.winner, MEASURED_KERNEL.format(at))
 
 
 def _problem(op: str, name: str, algorithm: str | None) -> str:
@@ -278,15 +264,10 @@ def _warn_once(missing: str) -> None:
 
 def _say_once(function: str, reason: str, device: str) -> None:
     """Log why the stock layers run."""
-    if (
-        reason in _SILENT
-        or reason.startswith("measured")
-        or torch.compiler.is_compiling()
-        or (function, reason, device) in _said
-    ):
-        return
-    _said.add((function, reason, device))
-    logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
+    silent = reason in _SILENT or reason.startswith("measured")
+    if not silent and not torch.compiler.is_compiling() and (function, reason, device) not in _said:
+        _said.add((function, reason, device))
+        logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
 
 
 def _unfit(name: str, algorithm: str | None, input: Tensor) -> str:

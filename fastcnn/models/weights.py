@@ -4,7 +4,6 @@ import functools
 import hashlib
 import http.client
 import os
-import re
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ __all__ = ["pretrained_state_dict", "pretrained_weights", "takes_pretrained"]
 
 _Arguments = ParamSpec("_Arguments")
 _Model = TypeVar("_Model")
-HASH = re.compile(r"-([a-f0-9]+)\.\w+$")  # the first digits of the SHA-256, as torch.hub finds them in a file's name
 
 
 def pretrained_weights(model: str, weights: Any) -> Any:
@@ -25,11 +23,6 @@ def pretrained_weights(model: str, weights: Any) -> Any:
 
     Raises ImportError without torchvision, TypeError for weights of another model, ValueError for an unknown name and
     for a model that torchvision has no weights of.
-
-    Example:
-        >>> from fastcnn.models.weights import pretrained_weights
-        >>> pretrained_weights("alexnet", "IMAGENET1K_V1").meta["num_params"]
-        61100840
     """
     try:
         from torchvision.models import get_model_weights
@@ -54,10 +47,6 @@ def takes_pretrained(build: Callable[_Arguments, _Model]) -> Callable[_Arguments
     """Let a builder take torchvision's legacy `pretrained`, by keyword and by position, with torchvision's warning.
 
     Such a call raises ImportError without torchvision, ValueError for a model that torchvision has no weights of.
-
-    Example:
-        >>> import fastcnn
-        >>> model = fastcnn.vgg11(pretrained=True)  # doctest: +SKIP
     """
 
     @functools.wraps(build)
@@ -79,10 +68,9 @@ def takes_pretrained(build: Callable[_Arguments, _Model]) -> Callable[_Arguments
 
 
 def num_classes_of(weights: Any, num_classes: int | None) -> dict[str, int]:
-    """Return the builder's argument `num_classes` for `weights`, as torchvision decides it.
+    """Return the builder's argument `num_classes` for `weights`, as torchvision decides it, or raise ValueError.
 
-    Weights without a classifier leave the number to the caller. Raises ValueError where `num_classes` differs from
-    the number of classes that `weights` score.
+    Weights without a classifier leave the number to the caller.
     """
     if weights.meta["categories"] is None:
         return {} if num_classes is None else {"num_classes": num_classes}
@@ -98,22 +86,17 @@ def pretrained_state_dict(model: str, weights: Any, progress: bool = True) -> di
     The hash in the file's name is checked after a download, which leaves nothing behind where it fails, and of a file
     that was there before, which a user may have put there.
 
-    Args:
-        model: the model's name, for messages.
-        weights: a member of one of torchvision's enums of weights.
-        progress: show the progress of a download.
-
     Raises ConnectionError where the download fails, OSError where the file cannot be written, and RuntimeError where
     its content is not what its name promises; each names the file, and where to put it by hand.
-
-    Example:
-        >>> from fastcnn.models.weights import pretrained_state_dict, pretrained_weights
-        >>> weights = pretrained_weights("alexnet", "DEFAULT")
-        >>> pretrained_state_dict("alexnet", weights)["classifier.6.bias"].shape  # doctest: +SKIP
-        torch.Size([1000])
     """
     file = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(weights.url).path))
-    _check_hash(model, file)
+    expected = torch.hub.HASH_REGEX.search(file.name)  # the first digits of its SHA-256
+    if expected and file.is_file():
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if not digest.startswith(expected[1]):
+            found = digest[: len(expected[1])]
+            raise _damaged(model, file, f"its SHA-256 begins with {found}, its name says {expected[1]}")
     try:
         return weights.get_state_dict(progress=progress, check_hash=True)
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
@@ -132,18 +115,6 @@ def pretrained_state_dict(model: str, weights: Any, progress: bool = True) -> di
         raise RuntimeError(
             f"{model}: what came from {weights.url} is not the file of that name ({error}); nothing was kept, try again"
         ) from error
-
-
-def _check_hash(model: str, file: Path) -> None:
-    expected = HASH.search(file.name)
-    if expected is None or not file.is_file():
-        return
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    if not digest.startswith(expected[1]):
-        raise _damaged(
-            model, file, f"its SHA-256 begins with {digest[: len(expected[1])]}, its name says {expected[1]}"
-        )
 
 
 def _damaged(model: str, file: Path, reason: str) -> RuntimeError:
