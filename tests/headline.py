@@ -104,7 +104,7 @@ def reason(case: str) -> str:
 
 # How often a kernel's loops run, by its arguments; each inner loop before its outer one.
 PASSES: dict[str, Callable[[dict[str, Any]], list[float]]] = {
-    "relu_backward_kernel": lambda given: [given["REPEAT"]],
+    "masked_gradient_kernel": lambda given: [given["REPEAT"]],
     "relu_backward_planes_kernel": lambda given: [given["REPEAT"]],
     "unpool_quads_kernel": lambda given: [given["REPEAT"]],
     "unpool_pairs_kernel": lambda given: [given["REPEAT"]],

@@ -80,18 +80,15 @@ def _strides(given: Mapping[str, Any]) -> int:
     return given["WINDOW"].stride[0] * given["WINDOW"].stride[1]
 
 
-IN_PLACE = {  # read and written
-    "bias_relu_kernel": ("y_ptr",),
-    "bias_relu_planes_kernel": ("y_ptr",),
-    "dropout_kernel": ("y_ptr",),
-}
+IN_PLACE = ("bias_relu_planes_kernel", "dropout_kernel")  # read and write y
 
 
 def least_seconds(kernel: str, given: Mapping[str, Any], programs: int) -> float:
     """Return the roofline's time of a launch on an H200: each tensor moved once, products at the GPU's highest rate."""
     tensors = {id(each): each for value in given.values() for each in _tensors(value)}
     moved = sum(each.nbytes for each in tensors.values())
-    moved += sum(given[name].nbytes for name in IN_PLACE.get(kernel, ()))
+    if kernel in IN_PLACE or (kernel == "bn_relu_kernel" and given["x_ptr"] is given["y_ptr"]):
+        moved += given["y_ptr"].nbytes
     if kernel == "sgd_kernel":  # reads its tensors' places from a table; master and momentum are read and written
         weight, grad = (given[name].primitive_bitwidth // 8 for name in ("weight_type", "grad_type"))
         moved += programs * given["BLOCK"] * (grad + 2 * 4 * (1 + given["MOMENTUM"]) + 2 * weight * (weight < 4))

@@ -76,7 +76,7 @@ def test_occupancy_counts_what_runs_out_first() -> None:
 def test_least_time_is_the_roofline_s(rows: list[dict[str, Any]]) -> None:
     found = {(row["kernel"], row["case"]): row["least_seconds"] for row in rows}
     pass_over_vgg = 2 * (16 * 64 * 224 * 224 * 2) + 64 * 2  # in place: read and written, and the bias
-    assert found["bias_relu_kernel", "bf16 NHWC 3x3"] == pytest.approx(pass_over_vgg / 4.3e12)
+    assert found["bn_relu_kernel", "bf16 NHWC 3x3"] == pytest.approx(pass_over_vgg / 4.3e12)
     products = 2 * 16 * 224 * 224 * 64 * 64 * 9
     assert found["implicit_gemm_kernel", "bf16 NHWC 3x3"] == pytest.approx(products / 790e12)
     for kernel in ("tma", "warp_specialized"):
@@ -131,7 +131,7 @@ def test_the_optimizer_s_table_hides_no_alignment(rows: list[dict[str, Any]]) ->
 
 
 def test_channels_last_passes_load_sixteen_bytes_a_thread(rows: list[dict[str, Any]]) -> None:
-    streaming = ("max_pool_kernel", "unpool_quads_kernel", "bias_relu_kernel", "relu_backward_kernel")
+    streaming = ("max_pool_kernel", "unpool_quads_kernel", "bn_relu_kernel", "masked_gradient_kernel")
     passes = [row for row in rows if row["kernel"] in streaming and "bf16 NHWC" in row["case"]]
     assert passes
     assert [where(row) for row in passes if row["load_bytes"] < 16] == []

@@ -128,18 +128,22 @@ def gradient_kernel(
         image, block_p = next_tile(image, block_p, BLOCKS_P)
 
 
-def bn_relu(input: Tensor, *numbers) -> Tensor:
-    """Operator ``fastcnn::bn_relu.triton``."""
-    norm, (x, format, channels_last) = Norm.of(*numbers), laid_out(input)
+def normalize_relu(x: Tensor, y: Tensor, norm: Norm, channels_last: bool) -> None:
+    """Launch the forward kernel over dense tensors with elements: x: (N, C, *) into y, which may be x."""
     images, channels, pixels = planes(x)
-    y = torch.empty_like(x, memory_format=format)
-    if x.numel() == 0:
-        return y
     tiles = tiling(pixels, channels, channels_last, is_wide(x), elements=1024)
     rows, repeat = rows_of(tiles, images, MOST_TILES, PROGRAMS)
     bn_relu_kernel[(rows * tiles.blocks_c,)](
         x, y, norm, channels, pixels, tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, repeat, TILE=tiles.tile
     )
+
+
+def bn_relu(input: Tensor, *numbers) -> Tensor:
+    """Operator ``fastcnn::bn_relu.triton``."""
+    x, format, channels_last = laid_out(input)
+    y = torch.empty_like(x, memory_format=format)
+    if x.numel():
+        normalize_relu(x, y, Norm.of(*numbers), channels_last)
     return y
 
 

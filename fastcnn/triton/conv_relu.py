@@ -12,41 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format, memory_format
+from fastcnn.triton.bn_relu import normalize_relu
+from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.convolution import first_layers
-from fastcnn.triton.convolution.implicit_gemm import Convolution, Norm, asked, implicit_gemm
-from fastcnn.triton.tiles import (
-    REPEAT,
-    added,
-    ceil_div,
-    fits_int32,
-    indices,
-    is_wide,
-    laid_out,
-    new_partial,
-    offset,
-    repeated,
-    sum_pixels,
-    this_tile,
-    tile_position,
-    tiling,
-    vector,
-    vector_blocks,
-)
+from fastcnn.triton.convolution.implicit_gemm import Convolution, Normalization, asked, implicit_gemm
+from fastcnn.triton.max_pool_backward import by_tiles, by_vectors
+from fastcnn.triton.tiles import ceil_div, fits_int32, indices, is_wide, laid_out, vector
 
 EPILOGUE = ("", "epilogue")  # names of the algorithm whose convolution is torch's
 HOPPER = ("tma", "warp_specialized")  # algorithms, and the modules that have them
 ALGORITHMS = {"implicit_gemm": implicit_gemm, **first_layers.ALGORITHMS}
-
-
-@triton.jit
-def bias_relu_kernel(y_ptr, bias_ptr, C, P, BLOCKS_P, BLOCKS_C, TILE: tl.constexpr):
-    """Add the bias to y: (N, C, P) and apply ReLU, in place; one program does one tile."""
-    n, p, c, mask = this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE)
-    at = y_ptr + n * C * P + offset(c[None, :], p[:, None], C, P, TILE.channels_last)
-    value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    if bias_ptr is not None:
-        value += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    tl.store(at, tl.where(value <= 0.0, 0.0, value).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -75,10 +50,10 @@ def bias_relu_planes_kernel(
 
 @triton.jit(do_not_specialize=["REPEAT"])
 def relu_backward_planes_kernel(
-    grad_ptr, y_ptr, dx_ptr, partial_ptr, scale, C, P, BLOCKS, REPEAT,
+    grad_ptr, y_ptr, dx_ptr, partial_ptr, C, P, scale, BLOCKS, REPEAT,
     WHOLE: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Do what relu_backward_kernel does, in NCHW by vectors; one program does REPEAT blocks of a plane's vectors.
+    """Do what masked_gradient_kernel does for a ReLU, in NCHW; one program does REPEAT blocks of a plane's vectors.
 
     Unless WHOLE, a plane begins and ends within a vector: its neighbours' programs write the same values there.
     """
@@ -104,34 +79,6 @@ def relu_backward_planes_kernel(
         tl.store(partial_ptr + (plane // C * BLOCKS + block) * C + plane % C, total)
 
 
-@triton.jit(do_not_specialize=["REPEAT"])
-def relu_backward_kernel(
-    grad_ptr, y_ptr, dx_ptr, partial_ptr, scale, C, P, BLOCKS_P, BLOCKS_C, REPEAT, TILE: tl.constexpr
-):
-    """Mask grad: (N, C, P) by the sign of y, times scale, into dx; one program does REPEAT tiles of pixels.
-
-    Each program also leaves its sum over pixels in one row of partial: (N * BLOCKS_P, C), if that is wanted.
-    """
-    n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    c = indices(block_c, TILE.channels, TILE.wide)
-    image = n * C * P
-    grad_ptr, y_ptr, dx_ptr = grad_ptr + image, y_ptr + image, dx_ptr + image
-    partial = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
-    for i in range(REPEAT):
-        p = indices(block_p * REPEAT + i, TILE.pixels, TILE.wide)
-        mask = (p < P)[:, None] & (c < C)[None, :]
-        at = offset(c[None, :], p[:, None], C, P, TILE.channels_last)
-        y = tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
-        grad = tl.where(y <= 0.0, 0.0, grad.to(tl.float32) * scale)
-        tl.store(dx_ptr + at, grad.to(dx_ptr.dtype.element_ty), mask=mask)
-        if partial_ptr is not None:
-            partial += grad
-    if partial_ptr is not None:
-        total = sum_pixels(partial, TILE.pixels, TILE.channels)
-        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
-
-
 def asked_hopper(algorithm: str | None) -> Any:
     """Return a Hopper convolution if one is asked for; imported then, as Gluon's interface may change."""
     name = (algorithm or "").partition(":")[0]
@@ -147,7 +94,7 @@ def convolution(
     algorithm: str | None,
     *,
     relu: bool,
-    norm: Norm | None = None,
+    norm: Normalization | None = None,
 ) -> tuple[Tensor, bool]:
     """Return a convolution with bias and, if asked, ReLU; or torch's without them, and that they are left to do.
 
@@ -184,9 +131,7 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
             y, vector(bias), y.numel(), channels, pixels, WHOLE=pixels % size == 0, VECTOR=size, BLOCK=block
         )
         return
-    tiles = tiling(pixels, channels, channels_last, is_wide(y), elements=1024)
-    blocks = tiles.blocks_p, tiles.blocks_c
-    bias_relu_kernel[tiles.grid(images)](y, vector(bias), channels, pixels, *blocks, TILE=tiles.tile)
+    normalize_relu(y, y, Norm.of_bias(bias), channels_last)
 
 
 def plane_vector(tensor: Tensor, pixels: int) -> int:
@@ -198,30 +143,12 @@ def plane_vector(tensor: Tensor, pixels: int) -> int:
 def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::conv_relu_backward.triton``: the masked gradient and the bias gradient, in one pass."""
     output, format, channels_last = laid_out(output)
-    dx = torch.empty_like(output)
-    images, channels = output.shape[:2]
+    dx, grad = torch.empty_like(output), grad.contiguous(memory_format=format)
     pixels = output.shape[2] * output.shape[3]
-    grad, size, wide = grad.contiguous(memory_format=format), plane_vector(dx, pixels), is_wide(dx)
-    if not channels_last and size > 1 and not wide:
-        return dx, relu_backward_planes(grad, output, dx, bias_grad, scale, size)
-    tiles, repeat = repeated(tiling(pixels, channels, channels_last, wide, elements=1024), REPEAT)
-    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
-    if dx.numel():
-        relu_backward_kernel[tiles.grid(images)](
-            grad, output, dx, partial, scale, channels, pixels, tiles.blocks_p, tiles.blocks_c, repeat, TILE=tiles.tile
-        )
-    return dx, added(partial, dx)
-
-
-def relu_backward_planes(grad: Tensor, output: Tensor, dx: Tensor, bias_grad: bool, scale: float, size: int) -> Tensor:
-    """Launch the backward kernel by vectors of NCHW's planes into dx; return the bias gradient."""
-    images, channels, height, width = dx.shape
-    pixels = height * width
+    size = plane_vector(dx, pixels)
+    if channels_last or size < 2 or is_wide(dx):
+        return dx, by_tiles(grad, output, dx, bias_grad, scale=scale)
     whole = pixels % size == 0
-    warps, blocks, repeat = vector_blocks(ceil_div(pixels + (0 if whole else size - 1), size))
-    partial = new_partial(dx, images * blocks, bias_grad)
-    relu_backward_planes_kernel[(images * channels * blocks,)](
-        grad, output, dx, partial, scale, channels, pixels, blocks, repeat,
-        WHOLE=whole, VECTOR=size, BLOCK=32 * warps, num_warps=warps,
-    )  # fmt: skip
-    return added(partial, dx)
+    vectors = ceil_div(pixels + (0 if whole else size - 1), size)
+    tensors = grad, output, dx, bias_grad
+    return dx, by_vectors(relu_backward_planes_kernel, *tensors, size, vectors, pixels, scale, WHOLE=whole)

@@ -1,8 +1,10 @@
-"""The gradient of a max-pool in Triton, optionally with the bias gradient of the layer before.
+"""The gradient of what a max-pool or a ReLU reads in Triton, optionally with the bias gradient of the layer before.
 
 Layout: NCHW or NHWC. Windows whose stride is at most two go by quads: the pixels between two windows' starts, which
 read each window's gradient once. Other windows are gathered pixel by pixel; 2x2 windows in NCHW go by vectors.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -11,23 +13,22 @@ from torch import Tensor
 
 from fastcnn.shapes import RELU_OFF, Window
 from fastcnn.triton.tiles import (
-    REPEAT,
     added,
+    ceil_div,
     indices,
     is_wide,
     laid_out,
     new_partial,
     offset,
     pairs_up,
-    repeated,
     row_vector,
     sum_pixels,
     tile_position,
     tiling,
-    vector_blocks,
     widened,
 )
 
+REPEAT = 8  # tiles or blocks that one program sums for a bias gradient: fewer partial sums to add up
 OFF = tl.constexpr(RELU_OFF)
 
 
@@ -61,32 +62,40 @@ def unpool(grad_ptr, code_ptr, h, w, c, mask, C, OH, OW, WINDOW: tl.constexpr, C
 
 
 @triton.jit(do_not_specialize=["REPEAT"])
-def max_pool_backward_kernel(
-    grad_ptr, code_ptr, dx_ptr, partial_ptr, C, H, W, OH, OW, BLOCKS_P, BLOCKS_C, REPEAT,
+def masked_gradient_kernel(
+    grad_ptr, mask_ptr, dx_ptr, partial_ptr, C, H, W, OH, OW, BLOCKS_P, BLOCKS_C, REPEAT, scale,
     WINDOW: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Unpool grad: (N, C, OH, OW) to dx: (N, C, H, W); one program computes REPEAT tiles of pixels.
+    """Write dx: (N, C, H, W): grad where the ReLU's output is positive, times scale; or unpooled by a WINDOW's codes.
 
-    Each program also leaves its sum over pixels in one row of partial: (programs a channel, C), if that is wanted.
+    One program computes REPEAT tiles of pixels of an image.
     """
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
     c = indices(block_c, TILE.channels, TILE.wide)
     grad_ptr += n * C * OH * OW
-    code_ptr += n * C * OH * OW
+    mask_ptr += n * C * OH * OW
     dx_ptr += n * C * H * W
-    partial = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
+    sums = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
     for i in range(REPEAT):
         p = indices(block_p * REPEAT + i, TILE.pixels, TILE.wide)
         mask = (p < H * W)[:, None] & (c < C)[None, :]
-        dx = unpool(grad_ptr, code_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, TILE.channels_last).to(
-            dx_ptr.dtype.element_ty
-        )
-        tl.store(dx_ptr + offset(c[None, :], p[:, None], C, H * W, TILE.channels_last), dx, mask=mask)
-        if partial_ptr is not None:
-            partial += dx.to(tl.float32)
+        at = offset(c[None, :], p[:, None], C, H * W, TILE.channels_last)
+        if WINDOW is None:
+            y = tl.load(mask_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            dx = tl.where(y <= 0.0, 0.0, grad * scale)
+        else:
+            dx = unpool(grad_ptr, mask_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, TILE.channels_last)
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        sums += dx
+    store_sums(partial_ptr, sums, n * BLOCKS_P + block_p, c, C, TILE)
+
+
+@triton.jit
+def store_sums(partial_ptr, sums, row, c, C, TILE: tl.constexpr):
+    """Store what a program has summed up, over the pixels of a tile, in one row of partial: (rows, C), if wanted."""
     if partial_ptr is not None:
-        total = sum_pixels(partial, TILE.pixels, TILE.channels)
-        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
+        tl.store(partial_ptr + row * C + c, sum_pixels(sums, TILE.pixels, TILE.channels), mask=c < C)
 
 
 @triton.jit
@@ -121,7 +130,7 @@ def unpool_quads_kernel(
     grad_ptr += n * C * OH * OW
     code_ptr += n * C * OH * OW
     dx_ptr += n * C * H * W
-    partial = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
+    sums = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
     for i in range(REPEAT):
         quad = indices(block_p * REPEAT + i, TILE.pixels, False)
         mask = (quad < QUAD_ROWS * QUAD_COLUMNS)[:, None] & (c < C)[None, :]
@@ -145,13 +154,10 @@ def unpool_quads_kernel(
                 h = row * DOWN + (a - WINDOW.padding[0])
                 w = column * RIGHT + (b - WINDOW.padding[1])
                 here = mask & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
-                dx = total.to(dx_ptr.dtype.element_ty)
-                tl.store(dx_ptr + offset(c[None, :], (h * W + w)[:, None], C, H * W, TILE.channels_last), dx, mask=here)
-                if partial_ptr is not None:
-                    partial += total  # zero outside the image, where no window's winner is
-    if partial_ptr is not None:
-        total = sum_pixels(partial, TILE.pixels, TILE.channels)
-        tl.store(partial_ptr + (n * BLOCKS_P + block_p) * C + c, total, mask=c < C)
+                at = offset(c[None, :], (h * W + w)[:, None], C, H * W, TILE.channels_last)
+                tl.store(dx_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=here)
+                sums += total  # zero outside the image, where no window's winner is
+    store_sums(partial_ptr, sums, n * BLOCKS_P + block_p, c, C, TILE)
 
 
 @triton.jit(do_not_specialize=["REPEAT"])
@@ -189,6 +195,47 @@ def unpool_pairs_kernel(
         tl.store(partial_ptr + (image * BLOCKS + block) * C + plane % C, tl.sum(partial, axis=0))
 
 
+def by_tiles(
+    grad: Tensor, mask: Tensor, dx: Tensor, bias_grad: bool, window: Window | None = None, scale: float = 1.0
+) -> Tensor:
+    """Launch a kernel by tiles of pixels or quads into dx, in one layout with gradient and mask; return the bias's."""
+    images, channels, height, width = dx.shape
+    channels_last, wide = dx.stride(1) == 1, is_wide(dx, mask)
+    kernel, rows, columns, last = masked_gradient_kernel, height, width, (scale,)
+    elements = 1024 if channels_last or window is None else 512
+    if window is not None and reads_four(window) and not wide:
+        rows, columns = last = quads(window, height, width)
+        kernel, elements = unpool_quads_kernel, 1024 if channels_last else 128
+    tiles = tiling(rows * columns, channels, channels_last, wide, elements)
+    repeat = min(tiles.blocks_p, REPEAT)
+    tiles = tiles._replace(blocks_p=ceil_div(tiles.blocks_p, repeat))
+    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
+    if dx.numel():
+        kernel[tiles.grid(images)](
+            grad, mask, dx, partial, channels, height, width, *mask.shape[2:],
+            tiles.blocks_p, tiles.blocks_c, repeat, *last, WINDOW=window, TILE=tiles.tile,
+        )  # fmt: skip
+    return added(partial, dx)
+
+
+def by_vectors(
+    kernel: Any, grad: Tensor, mask: Tensor, dx: Tensor, bias_grad: bool, size: int, vectors: int, *numbers, **constants
+) -> Tensor:
+    """Launch a kernel over the vectors of NCHW's planes, one a thread, into dx; return the bias gradient."""
+    planes = dx.shape[0] * dx.shape[1]
+    warps = 4 if vectors >= 512 else 1
+    blocks = ceil_div(vectors, 32 * warps)
+    repeat = min(blocks, REPEAT)
+    programs = ceil_div(blocks, repeat)
+    partial = new_partial(dx, dx.shape[0] * programs, bias_grad)
+    if dx.numel():
+        kernel[(planes * programs,)](
+            grad, mask, dx, partial, dx.shape[1], *numbers, programs, repeat,
+            VECTOR=size, BLOCK=32 * warps, num_warps=warps, **constants,
+        )  # fmt: skip
+    return added(partial, dx)
+
+
 def pool_backward(
     grad: Tensor, codes: Tensor, height: int, width: int, window: Window, bias_grad: bool
 ) -> tuple[Tensor, Tensor]:
@@ -197,23 +244,11 @@ def pool_backward(
     images, channels, out_height, out_width = codes.shape
     dx = torch.empty((images, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=format)
     grad = grad.contiguous(memory_format=format)
-    wide = is_wide(dx, codes)
-    if not channels_last and pairs_up(window, height, width) and not wide:
-        return dx, unpool_pairs(grad, codes, dx, bias_grad)
-    by_quads = reads_four(window) and not wide
-    kernel = unpool_quads_kernel if by_quads else max_pool_backward_kernel
-    rows, columns = quads(window, height, width) if by_quads else (height, width)
-    elements = 1024 if channels_last else 128 if by_quads else 512
-    tiles = tiling(rows * columns, channels, channels_last, wide, elements)
-    tiles, repeat = repeated(tiles, REPEAT)
-    partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
-    if dx.numel():
-        kernel[tiles.grid(images)](
-            grad, codes, dx, partial, channels, height, width, out_height, out_width,
-            tiles.blocks_p, tiles.blocks_c, repeat, *((rows, columns) if by_quads else ()),
-            WINDOW=window, TILE=tiles.tile,
-        )  # fmt: skip
-    return dx, added(partial, dx)
+    if channels_last or not pairs_up(window, height, width) or is_wide(dx, codes):
+        return dx, by_tiles(grad, codes, dx, bias_grad, window)
+    size = row_vector(out_width, max(8 // grad.element_size(), 2))
+    vectors = out_height * out_width // size
+    return dx, by_vectors(unpool_pairs_kernel, grad, codes, dx, bias_grad, size, vectors, vectors, out_width)
 
 
 def reads_four(window: Window) -> bool:
@@ -227,21 +262,6 @@ def quads(window: Window, height: int, width: int) -> tuple[int, int]:
     axes = zip((height, width), window.padding, window.stride, strict=True)
     rows, columns = ((size - 1 + padding) // stride + 1 for size, padding, stride in axes)
     return rows, columns
-
-
-def unpool_pairs(grad: Tensor, codes: Tensor, dx: Tensor, bias_grad: bool) -> Tensor:
-    """Launch the backward kernel for 2x2 windows side by side in NCHW; return the bias gradient."""
-    images, channels, out_height, out_width = codes.shape
-    size = row_vector(out_width, max(8 // grad.element_size(), 2))
-    vectors = out_height * out_width // size
-    warps, blocks, repeat = vector_blocks(vectors)
-    partial = new_partial(dx, images * blocks, bias_grad)
-    if dx.numel():
-        unpool_pairs_kernel[(images * channels * blocks,)](
-            grad, codes, dx, partial, channels, vectors, out_width, blocks, repeat,
-            VECTOR=size, BLOCK=32 * warps, num_warps=warps,
-        )  # fmt: skip
-    return added(partial, dx)
 
 
 def max_pool_backward(grad: Tensor, codes: Tensor, height: int, width: int, window: Window) -> Tensor:

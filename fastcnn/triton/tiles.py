@@ -18,7 +18,6 @@ WIDE_FROM = 2**31
 # Triton's interpreter multiplies bfloat16 matrices as if their bits were integers; float32 products of them are exact.
 INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 LEAST_CHANNELS = 16  # of a tile in channels_last: 16 bytes in any type, and their codes
-REPEAT = 8  # tiles of pixels that one program sums for a bias gradient: fewer partial sums to add up
 
 
 @triton.jit
@@ -169,20 +168,6 @@ def rows_of(tiles: Tiling, images: int, most: int, programs: int) -> tuple[int, 
     total = tiles.blocks_p * images
     repeat = max(1, min(most, total * tiles.blocks_c // programs))
     return ceil_div(total, repeat), repeat
-
-
-def repeated(tiles: Tiling, most: int) -> tuple[Tiling, int]:
-    """Return the tiling of programs that go over several tiles of pixels, up to `most`, and over how many."""
-    repeat = min(tiles.blocks_p, most)
-    return tiles._replace(blocks_p=ceil_div(tiles.blocks_p, repeat)), repeat
-
-
-def vector_blocks(vectors: int) -> tuple[int, int, int]:
-    """Split a plane's vectors, one a thread: return warps of a program, programs of a plane, and blocks of each."""
-    warps = 4 if vectors >= 512 else 1
-    blocks = ceil_div(vectors, 32 * warps)
-    repeat = min(blocks, REPEAT)
-    return warps, ceil_div(blocks, repeat), repeat
 
 
 def pairs_up(window: Window, height: int, width: int) -> bool:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.convolution.implicit_gemm import Config, Convolution, Norm, demand, implicit_gemm, launch
+from fastcnn.triton.convolution.implicit_gemm import Config, Convolution, Normalization, demand, implicit_gemm, launch
 from fastcnn.triton.normalize import is_wide_as_a_whole, shift_and_scale
 from fastcnn.triton.tiles import ceil_div, indices, laid_out, offset
 
@@ -98,7 +98,7 @@ def _deep_channels(channels: int, stride: tuple[int, int]) -> int:
     return ceil_div(channels * stride[0] * stride[1], CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
 
 
-def deep_input(input: Tensor, dtype: torch.dtype, window: Window, norm: Norm | None) -> Tensor:
+def deep_input(input: Tensor, dtype: torch.dtype, window: Window, norm: Normalization | None) -> Tensor:
     """Launch space to depth: the pixels that the convolution reads, padding included, with blocks as channels."""
     x, _, channels_last = laid_out(input)
     images, channels, height, width = x.shape

@@ -44,7 +44,7 @@ EXACT = Config(64, 64, 16, 8, 3)  # of float32 without TF32, whose products take
 REGISTERS = 255
 
 
-class Norm(NamedTuple):
+class Normalization(NamedTuple):
     """Constants of a normalization, one a channel or one for all, in float32."""
 
     mean: Tensor
@@ -68,7 +68,7 @@ class Convolution(NamedTuple):
     groups: int
     relu: bool
     config: Config | None = None
-    norm: Norm | None = None
+    norm: Normalization | None = None
 
 
 class Sizes(NamedTuple):
