@@ -87,8 +87,9 @@ class OneProcess:
     splits = False  # parameters over the processes
 
     def __init__(self, model: nn.Module, world: World | None = None) -> None:
-        self.world = world or World()
         self.module = model
+        self.world = world or World()
+        self.parts = World()  # the processes that scores, and with them labels and dropout, are divided among
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run the network on this process's images (n, C, H, W); ``labels`` (N,) are those of the global batch."""
@@ -96,7 +97,7 @@ class OneProcess:
 
     def labels(self, labels: Tensor) -> Tensor:
         """Return the labels that belong to the scores."""
-        return labels
+        return labels[self.parts.share(len(labels))]
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Return the loss to call ``backward`` on, whose gradients become those of the global batch's mean loss."""
@@ -104,19 +105,21 @@ class OneProcess:
 
     def mean_loss(self, loss: Tensor) -> Tensor:
         """Return the mean loss of the global batch from :meth:`loss`, detached."""
-        return loss
+        return self.sum(loss) / self.parts.size if self.parts.size > 1 else loss
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up what each process counted of its own scores."""
+        if self.parts.size > 1:
+            dist.all_reduce(values)
         return values
 
     def stream_seed(self, seed: int) -> int:
         """Return the seed of this process's random stream, from which dropout draws."""
-        return seed
+        return seed + STREAM_STRIDE * self.parts.rank
 
     def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return this process's random stream from those saved by rank, or {} to begin a new one."""
-        return streams[0]
+        return streams[self.parts.rank] if self.parts.rank < len(streams) else {}
 
     def whole(self, state: Any) -> Any:
         """Return nested state with the tensors that are split put together; all processes must call it."""
@@ -131,33 +134,12 @@ class DataParallel(OneProcess):
     """Every process has the whole network and a share of the batch; gradients are averaged (DDP)."""
 
     def __init__(self, model: nn.Module, world: World) -> None:
-        super().__init__(model, world)
-        self.module = DistributedDataParallel(model)
-
-    def labels(self, labels: Tensor) -> Tensor:
-        """Return the labels of this process's share."""
-        return labels[self.world.share(len(labels))]
+        super().__init__(DistributedDataParallel(model), world)
+        self.parts = world
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Weigh by images rather than by processes: the last batch may not divide evenly."""
         return F.cross_entropy(scores, self.labels(labels), reduction="sum") * (self.world.size / len(labels))
-
-    def mean_loss(self, loss: Tensor) -> Tensor:
-        """Average over the processes."""
-        return self.sum(loss) / self.world.size
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Add up over the processes."""
-        dist.all_reduce(values)
-        return values
-
-    def stream_seed(self, seed: int) -> int:
-        """Give each process a seed of its own."""
-        return seed + STREAM_STRIDE * self.world.rank
-
-    def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the saved stream of this rank, or {} if there were fewer processes then."""
-        return streams[self.world.rank] if self.world.rank < len(streams) else {}
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

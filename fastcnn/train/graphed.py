@@ -206,15 +206,7 @@ def make_capturable(optimizer: Optimizer) -> None:
     """Let an optimizer whose parameters are on a GPU be captured; elsewhere it stays as it is.
 
     ``capturable`` is set where the optimizer knows it, with the step counts moved to the GPU. Learning rates of
-    capturable and fused optimizers become tensors there, so that a captured step reads their current value. A fused
-    optimizer runs the same kernel as before.
-
-    Example:
-        >>> import torch
-        >>> optimizer = torch.optim.Adam([torch.zeros(3, requires_grad=True)])
-        >>> make_capturable(optimizer)
-        >>> optimizer.param_groups[0]["capturable"]  # these are on the CPU
-        False
+    capturable and fused optimizers become tensors there, so that a captured step reads their current value.
     """
     for group in optimizer.param_groups:
         device = group["params"][0].device

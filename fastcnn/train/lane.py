@@ -89,7 +89,7 @@ class Lane:
     optimizer: torch.optim.Optimizer
     device: torch.device
     seed: int
-    backend: str | None = None  # the one in use
+    backend: str | None = None  # None: the one in use
     amp: str = "off"
     graph: bool = False
     parallel: InitVar[OneProcess | None] = None
@@ -106,7 +106,7 @@ class Lane:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self._graphed: dict[str, GraphedStep] = {}
         torch.manual_seed(self.layout.stream_seed(self.seed))
-        self._rng = self._rng_state()
+        self.note_rng()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_graphed": {}}  # a copy has parameters of its own
@@ -134,14 +134,18 @@ class Lane:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Run under this lane's backend and from the state of its random number stream."""
-        self._set_rng_state(self._rng)
+        torch.set_rng_state(self._rng["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._rng["cuda"], self.device)
         with fastcnn.use_backend(self.backend) if self.backend else contextlib.nullcontext():
             yield
         self.note_rng()
 
     def note_rng(self) -> None:
         """Remember the state of the random number stream."""
-        self._rng = self._rng_state()
+        self._rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            self._rng["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def cuda_graphs(self) -> str:
         """Say whether training runs as CUDA graphs: ``captured``, ``off``, or why it cannot."""
@@ -193,14 +197,3 @@ class Lane:
     def diverged(self, what: str, step: int) -> Diverged:
         """Return the error for what happened at a step of the current epoch."""
         return Diverged(f"{self.title}: {what} in epoch {len(self.epochs) + 1}, step {step}; a smaller --lr may help")
-
-    def _rng_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
-
-    def _set_rng_state(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)

@@ -143,14 +143,9 @@ def finish_epoch(lane: Lane, data: Dataset, test_loss: float, test_accuracy: flo
         )
     )
     if lane.waited > max(WAITING_SECONDS, WAITING_SHARE * lane.seconds):
-        logger.warning(
-            "%s waited for images %.0f of the %.0f seconds of epoch %d: more --workers, smaller images on the disk or "
-            "a faster disk would make training faster",
-            lane.title,
-            lane.waited,
-            lane.seconds,
-            len(lane.epochs),
-        )
+        told = f"{lane.title} waited for images {lane.waited:.0f} of the {lane.seconds:.0f} seconds of epoch"
+        remedies = "more --workers, smaller images on the disk or a faster disk would make training faster"
+        logger.warning("%s %d: %s", told, len(lane.epochs), remedies)
     lane.step_rate(len(lane.epochs))
     lane.step, lane.seconds, lane.waited = 0, 0.0, 0.0
 

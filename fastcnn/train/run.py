@@ -20,7 +20,6 @@ from rich.console import Console
 from fastcnn.console import checkpoint
 from fastcnn.console.errors import Interrupted, UserError, require
 from fastcnn.console.files import TEMPORARY
-from fastcnn.console.models import build_model
 from fastcnn.train import communication, loop
 from fastcnn.train.data import Dataset
 from fastcnn.train.distributed import World
@@ -53,15 +52,14 @@ class Run:
     def __post_init__(self) -> None:
         self.pace = Pace(self.settings.checkpoint_every)
 
-    def turns(self) -> Iterator[tuple[int, Lane]]:
-        """Yield (epoch, network) in the order of training.
+    def turns(self) -> Iterator[Lane]:
+        """Yield the network that trains the next epoch.
 
-        Two networks take turns epoch by epoch, and swap who goes first, so that a machine that slows down or speeds up
-        affects both alike.
+        Two take turns, and swap who goes first, so that a machine that slows down or speeds up affects both alike.
         """
         for epoch in range(self.settings.epochs):
             lanes = self.lanes if epoch % 2 == 0 else self.lanes[::-1]
-            yield from ((epoch, lane) for lane in lanes if len(lane.epochs) == epoch)
+            yield from (lane for lane in lanes if len(lane.epochs) == epoch)
 
     def save_checkpoint(self) -> None:
         """Write checkpoint.pt: all that a resumed run needs. All processes must call it; the first one writes."""
@@ -91,7 +89,7 @@ class Run:
 
     def place(self) -> str:
         """Say how far the training is."""
-        lane = next((lane for _, lane in self.turns()), self.lanes[-1])
+        lane = next(self.turns(), self.lanes[-1])
         epoch = min(len(lane.epochs) + 1, self.settings.epochs)
         return f"epoch {epoch} of {self.settings.epochs}, step {lane.step}"
 
@@ -154,8 +152,12 @@ def train(
             run.note_saved()
         elif writes:
             _clear(directory)
-        for note in (*data.notes, *_exchanged(run)):
+        for note in data.notes:
             say(console, note)
+        if world.size > 1:
+            activation_bytes = 4 if settings.amp == "off" else 2
+            sent = communication.describe(lanes[0].model, settings.batch_size, world.size, activation_bytes)
+            say(console, f"--parallel {settings.parallel}; {sent}")
         _train_and_write(run)
     console.print(table(lanes, len(data.classes)))
     say(console, f"wrote {directory}/ with {', '.join(FILES)}")
@@ -194,18 +196,6 @@ def _train_and_write(run: Run) -> None:
             run.write_report(finished)
     if not finished:
         raise Interrupted(f"stopped in {run.place()}; {how_to_resume}")
-
-
-def _exchanged(run: Run) -> Iterator[str]:
-    """Say what several processes exchange, from a copy of the network whose parameters are not split yet."""
-    if run.world.size > 1:
-        with torch.device("meta"):
-            model = build_model(
-                run.settings.model, options={"num_classes": len(run.data.classes), **run.settings.options}
-            )
-        size = 4 if run.settings.amp == "off" else 2
-        volumes = communication.describe(model, run.settings.batch_size, run.world.size, size)
-        yield f"--parallel {run.settings.parallel}; {volumes}"
 
 
 @contextlib.contextmanager
@@ -250,7 +240,7 @@ def _train_epochs(run: Run, stopped: threading.Event) -> bool:
     """Train to the end, or to Ctrl-C; return whether the end was reached."""
     display = Display(run.console, run.lanes, run.settings.epochs, run.data.train_size, run.settings.batch_size)
     with display.bars:
-        for _, lane in run.turns():
+        for lane in run.turns():
             show = functools.partial(run.show, display, lane)
             loop.train_epoch(lane, run.data, show, stopped.is_set, run.pace, run.save_between_steps)
             if stopped.is_set():
