@@ -18,8 +18,7 @@ import fastcnn
 from fastcnn.console import checkpoint
 from fastcnn.console.errors import UserError
 from fastcnn.train import Settings
-from fastcnn.train.communication import bytes_sent, describe
-from fastcnn.train.distributed import World
+from fastcnn.train.distributed import World, bytes_sent, volumes
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
@@ -143,7 +142,7 @@ def test_bytes_of_alexnet_by_hand() -> None:
     activations = 128 * (9216 + 4096 + 4096 + 1000) + 2 * 128 * (9216 + 4096 + 4096)
     assert bytes_sent(model, "owt", 128, 4) == (2 * 4 * convolutions + 4 * activations) * 3 // 4
     assert bytes_sent(model, "ddp", 128, 1) == 0
-    assert "owt" not in describe(fastcnn.MnistCNN(), 100, 2)
+    assert "owt" not in volumes(fastcnn.MnistCNN(), 100, 2)
 
 
 def test_owt_of_one_process_and_of_a_network_without_classifier(images: str, tmp_path: Path) -> None:

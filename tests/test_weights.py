@@ -26,7 +26,7 @@ from fastcnn.cli import main
 from fastcnn.console import checkpoint
 from fastcnn.console.errors import UserError
 from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights
-from fastcnn.train.pretrained import load_pretrained
+from fastcnn.train.prepare import load_pretrained
 
 TINY = TinyAlexNet_Weights.IMAGENET1K_V1
 WITH_WEIGHTS = ["alexnet", *(f"vgg{depth}{end}" for depth in (11, 13, 16, 19) for end in ("", "_bn"))]

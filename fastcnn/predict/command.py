@@ -86,15 +86,12 @@ def _classified(
         return [], problems
     scores = classifier.probabilities(torch.stack([image for _, image in readable]).to(device))
     best = scores.topk(min(top, scores.shape[1]))
+    names = dict(enumerate(classifier.classes))
     rows = [
-        (file, values, [_name(classifier.classes, index) for index in indices])
+        (file, values, [names.get(index, f"class {index}") for index in indices])  # a head may have more outputs
         for (file, _), values, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True)
     ]
     return rows, problems
-
-
-def _name(classes: tuple[str, ...], index: int) -> str:
-    return classes[index] if index < len(classes) else f"class {index}"  # a head may have more outputs
 
 
 def _table(rows: list[Row], header: bool) -> Table:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -30,11 +30,8 @@ from fastcnn.train.recipes import DEFAULT_LR, recipe_of
 from fastcnn.train.run import train as run_training
 from fastcnn.train.settings import Settings, resumed
 
-Value = TypeVar("Value")
 RECIPE = "the recipe's"
 DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolder": "alexnet"}
-
-
 DatasetName = Literal["mnist", "fashion-mnist", "imagefolder"]
 OptimizerName = Literal["adam", "sgd"]  # keys of fastcnn.train.lane.OPTIMIZERS
 AmpName = Literal["off", "bf16", "fp16"]  # keys of fastcnn.train.lane.AMP_DTYPES
@@ -137,6 +134,8 @@ def train(
         model_name = model or DEFAULT_MODEL[chosen]
         recipe = recipe_of(chosen, model_name)
         optimizer_name = optimizer or recipe.optimizer
+        if workers is None:
+            workers = default_workers(world) if chosen == "imagefolder" else 0
         asked = Settings(
             dataset=chosen,
             model=model_name,
@@ -146,16 +145,16 @@ def train(
             backend=backend,
             epochs=epochs or recipe.epochs,
             batch_size=batch_size or recipe.batch_size,
-            lr=_first(lr, DEFAULT_LR[optimizer_name]),
-            lr_step=_first(lr_step, recipe.lr_step),
+            lr=DEFAULT_LR[optimizer_name] if lr is None else lr,
+            lr_step=recipe.lr_step if lr_step is None else lr_step,
             optimizer=optimizer_name,
-            weight_decay=_first(weight_decay, recipe.weight_decay),
+            weight_decay=recipe.weight_decay if weight_decay is None else weight_decay,
             device=device or default_device(),
             amp=amp,
             graph=graph,
             data=str(data) if data else None,
             seed=seed,
-            workers=_first(workers, default_workers(world) if chosen == "imagefolder" else 0),
+            workers=workers,
             parallel=parallel,
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
@@ -171,10 +170,6 @@ def train(
             return
         run_name = name or f"{asked.dataset}-{asked.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
         run_training(asked, out / run_name, console, overwrite=overwrite, world=world)
-
-
-def _first(given: Value | None, default: Value) -> Value:
-    return default if given is None else given
 
 
 class _Notes(logging.Handler):

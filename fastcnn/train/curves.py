@@ -1,6 +1,5 @@
 """curves.png: loss per step, where the learning rate changed, and test accuracy per epoch."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fastcnn.console.files import atomic_write
-from fastcnn.train.lane import Lane
-from fastcnn.train.report import FEW_CLASSES
+from fastcnn.train.lane import FEW_CLASSES, Lane
 
 # Two curves that agree lie on each other: the first is drawn wide and light, the second thin and dark on top.
 STYLES: tuple[dict[str, Any], ...] = ({"color": "#f5b041", "linewidth": 4.0}, {"color": "#1b4f72", "linewidth": 1.2})
@@ -35,9 +33,8 @@ def write_curves(path: Path, lanes: list[Lane], title: str, num_classes: int = 0
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(visible=True, color="#e5e5e5", linewidth=0.6)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")  # a Figure without pyplot draws through Agg and needs no display
-    atomic_write(path, lambda file: file.write(png.getvalue()))
+    # A Figure without pyplot draws through Agg and needs no display.
+    atomic_write(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _plot(axes: Axes, values: Sequence[float], **style: Any) -> None:

@@ -8,7 +8,7 @@ into the CUDA graph of a step.
 """
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,14 +72,11 @@ class Dataset(abc.ABC):
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield images (N, C, H, W) and labels (N,) int64 on the device, shuffled by seed and epoch."""
-        return self._batches(self.train_draws(epoch, first_step))
+        return (self.batch(*draw) for draws in self.train_draws(epoch, first_step) for draw in zip(*draws))
 
     def test_batches(self) -> Iterator[Batch]:
         """Yield every held-out image once, in order."""
-        return self._batches(self.test_draws())
-
-    def _batches(self, draws: Iterable[Draws]) -> Iterator[Batch]:
-        return (self.batch(*draw) for several in draws for draw in zip(*several))
+        return (self.batch(*draw) for draws in self.test_draws() for draw in zip(*draws))
 
 
 def epoch_order(size: int, seed: int, epoch: int, device: torch.device | None = None) -> Tensor:
@@ -154,7 +151,7 @@ class TensorData(Dataset):
     def batch(self, *draw: Tensor) -> Batch:
         """Gather and normalize the images of one step's indices (N,)."""
         (index,) = draw
-        mine = index[self.feed.world.share(len(index))] if self.feed.world.size > 1 else index
+        mine = index[self.feed.world.share(len(index))]
         pixels = self._images.index_select(0, mine).unsqueeze(1)
         images = torch.add(self._black, pixels, alpha=1 / (255 * self.std))  # one kernel, from bytes to float32
         return fit(images, self.feed.input_size), self._labels.index_select(0, index)
@@ -178,11 +175,6 @@ def load_idx_dataset(name: str, directory: Path | None, feed: Feed) -> TensorDat
     """Load MNIST or Fashion-MNIST from a folder of idx files, or from an installed package.
 
     If only one of the two splits is there, a fifth of it is held out.
-
-    Example:
-        >>> data = load_idx_dataset("mnist", None, Feed((1, 28, 28), batch_size=100))  # needs fastcnn[demo]
-        >>> data.train_size, data.test_size
-        (4000, 1000)
     """
     classes = CLASSES[name]
     if name == "mnist" and directory is None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcnn.console.errors import UserError
 
 STOPPED_BY_TORCHRUN = datetime.timedelta(seconds=20)  # torchrun checks every tenth of a second
-STREAM_STRIDE = 1_000_003  # between the seeds of two processes' random streams
+GRADIENT_BYTES = 4  # parameters, and so their gradients, are float32
 
 
 class Silenced(Exception):
@@ -30,12 +30,7 @@ class Silenced(Exception):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run: this one's number, how many there are, and the same on this machine.
-
-    Example:
-        >>> World(rank=1, size=2).share(9)
-        slice(5, 9, None)
-    """
+    """The processes of a run: this one's number, how many there are, and the same on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -113,14 +108,6 @@ class OneProcess:
             dist.all_reduce(values)
         return values
 
-    def stream_seed(self, seed: int) -> int:
-        """Return the seed of this process's random stream, from which dropout draws."""
-        return seed + STREAM_STRIDE * self.parts.rank
-
-    def own_stream(self, streams: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return this process's random stream from those saved by rank, or {} to begin a new one."""
-        return streams[self.parts.rank] if self.parts.rank < len(streams) else {}
-
     def whole(self, state: Any) -> Any:
         """Return nested state with the tensors that are split put together; all processes must call it."""
         return state
@@ -152,3 +139,38 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
             f"{type(model).__name__} is not, and --parallel ddp takes it"
         )
     return layers
+
+
+def bytes_sent(model: nn.Module, layout: str, batch_size: int, processes: int, activation_bytes: int = 4) -> int:
+    """Return how many bytes each process sends in one training step, with ring algorithms.
+
+    Of n bytes in all, an all-gather sends n (p - 1) / p from each of p processes, an all-reduce twice that. ``ddp``
+    all-reduces every gradient. ``owt`` all-reduces the convolutions' gradients, gathers the features of the batch and
+    the output of each linear layer, and all-reduces the gradient of each linear layer's input. ``batch_size`` is that
+    of the global batch; an activation has 4 bytes, or 2 under autocast.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    reduced, gathered = GRADIENT_BYTES * parameters, 0
+    if layout == "owt":
+        layers = list(linear_layers(model).values())
+        split = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+        inputs, outputs = sum(layer.in_features for layer in layers), sum(layer.out_features for layer in layers)
+        reduced = GRADIENT_BYTES * (parameters - split) + activation_bytes * batch_size * inputs
+        gathered = activation_bytes * batch_size * (layers[0].in_features + outputs)
+    return (2 * reduced + gathered) * (processes - 1) // processes
+
+
+def volumes(model: nn.Module, batch_size: int, processes: int, activation_bytes: int = 4) -> str:
+    """Say in one line what each layout sends.
+
+    Example:
+        >>> import fastcnn
+        >>> volumes(fastcnn.AlexNet(), 128, 2)
+        'each of 2 processes sends in a step of 128 images: ddp 244.4 MB, owt 23.5 MB'
+    """
+    said = []
+    for layout in ("ddp", "owt"):
+        with contextlib.suppress(UserError):  # owt is not for every network
+            sent = bytes_sent(model, layout, batch_size, processes, activation_bytes)
+            said.append(f"{layout} {sent / 1e6:.1f} MB")
+    return f"each of {processes} processes sends in a step of {batch_size} images: {', '.join(said)}"

@@ -74,7 +74,7 @@ class FolderData(Dataset):
         self, directory: Path, feed: Feed, *, skip_broken: bool = False, console: Console | None = None
     ) -> None:
         require("train", "torchvision")
-        from fastcnn.train.image_folder import describe_skipped, open_folders  # torchvision takes a second to import
+        from fastcnn.train.image_folder import open_folders  # torchvision takes a second to import
 
         self.feed = feed
         channels = feed.input_size[0]
@@ -95,13 +95,15 @@ class FolderData(Dataset):
         if not self.test_size:
             raise UserError(f"{directory}: too few images to hold out a fifth of each class ({self.train_size} in all)")
         origin = f"of {Path(self._test.root).name}/" if held_out else "a fifth of each class"
-        skipped = sum((part.skipped for part in parts), Counter())
-        self.notes: tuple[str, ...] = (
+        notes = [
             f"data: {directory}, {self.train_size:,} training and {self.test_size:,} held-out images ({origin})",
             f"{len(self.classes):,} classes: {abridged(self.classes)}",
-            *([describe_skipped(skipped)] if skipped else ()),
-            *([broken] if broken else ()),
-        )
+        ]
+        if skipped := sum((part.skipped for part in parts), Counter()):
+            kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in skipped.most_common())
+            files = "file that is" if skipped.total() == 1 else "files that are"
+            notes.append(f"skipped {skipped.total():,} {files} not read as images: {kinds}")
+        self.notes: tuple[str, ...] = (*notes, *([broken] if broken else ()))
         self._train_transform, self._test_transform = transforms(feed.input_size)
 
     def _leave_out_broken(self, directory: Path, parts: list[ImageFolder], skip_broken: bool, console: Console) -> str:

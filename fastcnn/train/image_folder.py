@@ -87,10 +87,3 @@ def _open(directory: Path) -> ImageFolder:
                 f"if they are the classes or splits, give --data {directory / name}"
             )
     return images
-
-
-def describe_skipped(skipped: Counter[str]) -> str:
-    """Say how many files were skipped, and of which kind."""
-    kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in skipped.most_common())
-    files = "file that is" if skipped.total() == 1 else "files that are"
-    return f"skipped {skipped.total():,} {files} not read as images: {kinds}"

@@ -16,6 +16,8 @@ from fastcnn.train.distributed import OneProcess
 from fastcnn.train.graphed import CAPTURES, GraphedStep, make_capturable
 
 STEPS_PER_GRAPH = 10  # a launch costs some 10 microseconds, a fifth of an MNIST step; Ctrl-C waits for the last of them
+STREAM_STRIDE = 1_000_003  # between the seeds of two processes' random streams
+FEW_CLASSES = 10  # with so few, top-5 accuracy says little
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
@@ -105,7 +107,7 @@ class Lane:
         self.layout = parallel or OneProcess(self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self._graphed: dict[str, GraphedStep] = {}
-        torch.manual_seed(self.layout.stream_seed(self.seed))
+        torch.manual_seed(self.seed + STREAM_STRIDE * self.layout.parts.rank)
         self.note_rng()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,7 +186,8 @@ class Lane:
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         for epochs in range(len(self.epochs)):  # one division after the other: the same rate to the last bit
             self.step_rate(epochs + 1)
-        self._rng = {**self._rng, **self.layout.own_stream(state["rng"])}
+        if self.layout.parts.rank < len(state["rng"]):  # else there were fewer processes, and this stream is new
+            self._rng |= state["rng"][self.layout.parts.rank]
         self.losses = state["losses"].tolist()
         self.step, self.seconds, self.waited = state["step"], state["seconds"], state["waited"]
 

@@ -150,16 +150,10 @@ def finish_epoch(lane: Lane, data: Dataset, test_loss: float, test_accuracy: flo
     lane.step, lane.seconds, lane.waited = 0, 0.0, 0.0
 
 
-def warm_up(lane: Lane, data: Dataset) -> None:
-    """Take one step on a throw-away copy, so that compiling and tuning kernels is not counted as training."""
-    with _step_of_copy(lane, data) as step:
-        step()
-
-
 def step_memory(lane: Lane, data: Dataset) -> int | None:
     """Return how many bytes a training step needs at its highest, or None where that cannot be counted."""
     try:
-        with _step_of_copy(lane, data) as step:
+        with step_of_copy(lane, data) as step:
             step()  # the first one creates the optimizer's state and whatever else stays
             return peak_memory(step, lane.device)
     except torch.OutOfMemoryError:  # there was no room for the copy; the training itself had enough
@@ -167,7 +161,8 @@ def step_memory(lane: Lane, data: Dataset) -> int | None:
 
 
 @contextlib.contextmanager
-def _step_of_copy(lane: Lane, data: Dataset) -> Iterator[Callable[[], None]]:
+def step_of_copy(lane: Lane, data: Dataset) -> Iterator[Callable[[], None]]:
+    """Give a training step of a throw-away copy."""
     twin = copy.deepcopy(lane)
     images, labels = next(data.train_batches(epoch=0))
     twin.model.train()

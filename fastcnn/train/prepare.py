@@ -12,13 +12,19 @@ from torch import nn
 import fastcnn
 from fastcnn.console.devices import check_backend, device_named
 from fastcnn.console.errors import OptionError, UserError
-from fastcnn.console.models import abridged, build_model, check_shapes, normalize_first
+from fastcnn.console.models import (
+    abridged,
+    build_model,
+    check_same_architecture,
+    check_shapes,
+    normalize_first,
+    pretrained_classifier,
+)
 from fastcnn.train.data import Dataset, Feed, load_idx_dataset
 from fastcnn.train.distributed import DataParallel, OneProcess, World
 from fastcnn.train.folder import FolderData
 from fastcnn.train.graphed import CAPTURES
 from fastcnn.train.lane import Lane, build_optimizer
-from fastcnn.train.pretrained import load_pretrained
 from fastcnn.train.settings import Settings
 
 MAX_WORKERS = 16
@@ -49,7 +55,13 @@ def prepare(
     check_backend(settings.backend)
     device = _device(settings, world)
     feed = Feed(settings.input_size, settings.batch_size, settings.seed, device, settings.workers, world)
-    data = _load_data(settings, feed, console)
+    directory = Path(settings.data) if settings.data else None
+    if settings.dataset != "imagefolder":
+        data: Dataset = load_idx_dataset(settings.dataset, directory, feed)
+    elif directory is not None:
+        data = FolderData(directory, feed, skip_broken=settings.skip_broken, console=console)
+    else:
+        raise OptionError("imagefolder needs --data DIR, a folder with one folder of images per class")
     if resume is not None:
         _check_same_data(data, resume, changed_data)
     options = {**settings.options}
@@ -97,15 +109,6 @@ def _gpu(device: torch.device, world: World) -> torch.device:
     return device
 
 
-def _load_data(settings: Settings, feed: Feed, console: Console | None) -> Dataset:
-    directory = Path(settings.data) if settings.data else None
-    if settings.dataset != "imagefolder":
-        return load_idx_dataset(settings.dataset, directory, feed)
-    if directory is None:
-        raise OptionError("imagefolder needs --data DIR, a folder with one folder of images per class")
-    return FolderData(directory, feed, skip_broken=settings.skip_broken, console=console)
-
-
 def _check_same_data(data: Dataset, resume: dict[str, Any], changed_data: bool) -> None:
     if list(data.classes) != resume["classes"]:
         raise UserError(
@@ -119,6 +122,31 @@ def _check_same_data(data: Dataset, resume: dict[str, Any], changed_data: bool) 
     if not changed_data:
         raise UserError(f"{changed}; restore the former images, or continue with the present ones by --changed-data")
     data.notes += (f"{changed}: from here on, the losses are not those of a run that was never stopped",)
+
+
+def load_pretrained(model: nn.Module, name: str, weights: str, progress: bool = True) -> str:
+    """Load torchvision's weights into a network, except a last layer of another number of classes; say what was loaded.
+
+    ``progress`` shows that of a download. Raises :class:`UserError` as :func:`pretrained_classifier`, or where the
+    network was built with options that change its layers.
+    """
+    chosen, pretrained = pretrained_classifier(name, weights, progress)
+    own = model.state_dict()
+    head, layer = [item for item in model.named_modules() if isinstance(item[1], nn.Linear)][-1]
+    classes = len(chosen.meta["categories"])
+    starts_anew = layer.out_features != classes
+    if starts_anew:
+        pretrained |= {f"{head}.{key}": value for key, value in layer.state_dict().items()}
+    # Older weights lack the batch counters of batch normalization.
+    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | pretrained
+    try:
+        check_same_architecture(name, state, own)
+    except UserError as error:
+        raise UserError(f"--weights {weights}: {error}") from error
+    model.load_state_dict(state)
+    if starts_anew:
+        return f"weights: {chosen!r}; {head} starts anew, for {layer.out_features} classes instead of {classes}"
+    return f"weights: {chosen!r}; {head} is kept: the data are taken to have its {classes} classes"
 
 
 def _lanes(model: nn.Module, settings: Settings, device: torch.device, world: World) -> list[Lane]:

@@ -1,4 +1,4 @@
-"""What a run shows and writes at its end: one table and metrics.json."""
+"""What a run shows and writes at its end: one table, metrics.json and curves.png."""
 
 import json
 import statistics
@@ -11,12 +11,12 @@ from rich.table import Table
 
 from fastcnn.console.environment import hardware, versions
 from fastcnn.console.files import atomic_write
-from fastcnn.train.lane import Lane
+from fastcnn.train.data import Dataset
+from fastcnn.train.lane import FEW_CLASSES, Lane
 from fastcnn.train.memory import METHOD
 from fastcnn.train.settings import Settings
 
 MAX_LOSS_ROWS = 10
-FEW_CLASSES = 10  # with so few, top-5 accuracy says little
 
 
 def images_per_second(lane: Lane) -> float:
@@ -61,12 +61,14 @@ def _ratio(values: Sequence[float]) -> list[str]:
     return [f"{values[1] / values[0]:.2f}x"] if len(values) == 2 and values[0] else []
 
 
-def write_metrics(path: Path, settings: Settings, lanes: list[Lane], data: dict[str, Any], finished: bool) -> None:
-    """Write metrics.json: settings, versions, hardware, the loss of every step and the numbers of every epoch."""
+def write_report(directory: Path, settings: Settings, data: Dataset, lanes: list[Lane], finished: bool) -> None:
+    """Write curves.png and metrics.json: settings, versions, hardware, every step's loss, every epoch's numbers."""
+    from fastcnn.train.curves import write_curves  # matplotlib takes a second to import
+
     metrics = {
         "finished": finished,
         "settings": asdict(settings),
-        "data": data,
+        "data": {name: getattr(data, name) for name in ("train_size", "test_size", "classes", "notes")},
         "versions": versions(),
         "hardware": hardware(),
         "peak_memory": METHOD,
@@ -75,7 +77,9 @@ def write_metrics(path: Path, settings: Settings, lanes: list[Lane], data: dict[
     if len(lanes) == 2:
         metrics["largest_loss_difference"] = largest_loss_difference(lanes)
     text = json.dumps(metrics, indent=2)
-    atomic_write(path, lambda file: file.write(text.encode()))
+    atomic_write(directory / "metrics.json", lambda file: file.write(text.encode()))
+    title = f"{settings.model} on {settings.dataset}, {settings.device}, seed {settings.seed}"
+    write_curves(directory / "curves.png", lanes, title, len(data.classes))
 
 
 def _lane_metrics(lane: Lane) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from rich.console import Console
 from fastcnn.console import checkpoint
 from fastcnn.console.errors import Interrupted, UserError, require
 from fastcnn.console.files import TEMPORARY
-from fastcnn.train import communication, loop
+from fastcnn.train import loop
 from fastcnn.train.data import Dataset
-from fastcnn.train.distributed import World
+from fastcnn.train.distributed import World, volumes
 from fastcnn.train.lane import Diverged, Lane
 from fastcnn.train.pace import Pace
 from fastcnn.train.prepare import prepare
 from fastcnn.train.progress import Display, say
-from fastcnn.train.report import table, write_metrics
+from fastcnn.train.report import table, write_report
 from fastcnn.train.settings import Settings
 from fastcnn.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from fastcnn.train.tensorboard import TensorBoard
@@ -50,7 +50,9 @@ class Run:
     saved: str = ""
 
     def __post_init__(self) -> None:
-        self.pace = Pace(self.settings.checkpoint_every)
+        settings, images = self.settings, self.data.train_size
+        self.pace = Pace(settings.checkpoint_every)
+        self.display = Display(self.console, self.lanes, settings.epochs, images, settings.batch_size)
 
     def turns(self) -> Iterator[Lane]:
         """Yield the network that trains the next epoch.
@@ -93,21 +95,11 @@ class Run:
         epoch = min(len(lane.epochs) + 1, self.settings.epochs)
         return f"epoch {epoch} of {self.settings.epochs}, step {lane.step}"
 
-    def show(self, display: Display, lane: Lane) -> None:
+    def show(self, lane: Lane) -> None:
         """Show and log how far a network is."""
-        display.update(lane)
+        self.display.update(lane)
         if self.logs:
             self.logs.update(lane)
-
-    def write_report(self, finished: bool) -> None:
-        """Write metrics.json and curves.png."""
-        from fastcnn.train.curves import write_curves  # matplotlib takes a second to import
-
-        sizes = {"train_size": self.data.train_size, "test_size": self.data.test_size}
-        data = {**sizes, "classes": list(self.data.classes), "notes": list(self.data.notes)}
-        write_metrics(self.directory / "metrics.json", self.settings, self.lanes, data, finished)
-        title = f"{self.settings.model} on {self.settings.dataset}, {self.settings.device}, seed {self.settings.seed}"
-        write_curves(self.directory / "curves.png", self.lanes, title, len(self.data.classes))
 
 
 def train(
@@ -156,7 +148,7 @@ def train(
             say(console, note)
         if world.size > 1:
             activation_bytes = 4 if settings.amp == "off" else 2
-            sent = communication.describe(lanes[0].model, settings.batch_size, world.size, activation_bytes)
+            sent = volumes(lanes[0].model, settings.batch_size, world.size, activation_bytes)
             say(console, f"--parallel {settings.parallel}; {sent}")
         _train_and_write(run)
     console.print(table(lanes, len(data.classes)))
@@ -171,7 +163,8 @@ def _train_and_write(run: Run) -> None:
         run.logs = TensorBoard(run.directory, run.lanes)
     if run.settings.compare and run.world.size == 1:
         for lane in run.lanes:
-            loop.warm_up(lane, run.data)
+            with loop.step_of_copy(lane, run.data) as step:
+                step()  # so that compiling and tuning kernels is not counted as training
     how_to_resume = f"go on with: fastcnn train --resume {run.directory / checkpoint.FILE_NAME}"
     with _ctrl_c(run.world) as stopped, contextlib.closing(run.logs) if run.logs else contextlib.nullcontext():
         try:
@@ -193,7 +186,7 @@ def _train_and_write(run: Run) -> None:
             for lane in run.lanes:
                 lane.peak_memory_bytes = loop.step_memory(lane, run.data)
         if writes:
-            run.write_report(finished)
+            write_report(run.directory, run.settings, run.data, run.lanes, finished)
     if not finished:
         raise Interrupted(f"stopped in {run.place()}; {how_to_resume}")
 
@@ -238,10 +231,9 @@ def _clear(directory: Path) -> None:
 
 def _train_epochs(run: Run, stopped: threading.Event) -> bool:
     """Train to the end, or to Ctrl-C; return whether the end was reached."""
-    display = Display(run.console, run.lanes, run.settings.epochs, run.data.train_size, run.settings.batch_size)
-    with display.bars:
+    with run.display.bars:
         for lane in run.turns():
-            show = functools.partial(run.show, display, lane)
+            show = functools.partial(run.show, lane)
             loop.train_epoch(lane, run.data, show, stopped.is_set, run.pace, run.save_between_steps)
             if stopped.is_set():
                 return False
@@ -249,7 +241,7 @@ def _train_epochs(run: Run, stopped: threading.Event) -> bool:
             if result is None:
                 return False
             loop.finish_epoch(lane, run.data, *result)
-            display.finish_epoch(lane)
+            run.display.finish_epoch(lane)
             if run.logs:
                 run.logs.finish_epoch(lane)
             run.save_checkpoint()

@@ -1,23 +1,14 @@
 """The settings of a run."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fastcnn.console.errors import OptionError
 
-FREE_ON_RESUME = (
-    "epochs",
-    "device",
-    "backend",
-    "graph",
-    "data",
-    "workers",
-    "parallel",
-    "checkpoint_every",
-    "tensorboard",
-    "deterministic",
-    "skip_broken",
-)
+
+def _free(default: Any) -> Any:
+    """Declare a setting that may change where a run goes on; the others decide its losses."""
+    return field(default=default, metadata={"free": True})
 
 
 @dataclass(frozen=True)
@@ -34,25 +25,25 @@ class Settings:
     input_size: tuple[int, int, int]
     options: dict[str, Any] = field(default_factory=dict)
     compare: bool = False
-    backend: str = "auto"
-    epochs: int = 6
+    backend: str = _free("auto")
+    epochs: int = _free(6)
     batch_size: int = 100
     lr: float = 1e-3
     lr_step: int = 0
     optimizer: str = "adam"
     weight_decay: float = 0.0
-    device: str = "cpu"
+    device: str = _free("cpu")
     amp: str = "off"
-    graph: bool = True
-    data: str | None = None
+    graph: bool = _free(True)
+    data: str | None = _free(None)
     seed: int = 0
-    workers: int = 0
-    parallel: str = "ddp"
-    checkpoint_every: int = 0
-    tensorboard: bool = False
-    deterministic: bool = True
+    workers: int = _free(0)
+    parallel: str = _free("ddp")
+    checkpoint_every: int = _free(0)
+    tensorboard: bool = _free(False)
+    deterministic: bool = _free(True)
     weights: str | None = None
-    skip_broken: bool = False
+    skip_broken: bool = _free(False)
 
 
 def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: str) -> Settings:
@@ -61,8 +52,8 @@ def resumed(asked: Settings, given: set[str], stored: dict[str, Any], source: st
     Raises :class:`OptionError`, which names the checkpoint (``source``), if one that decides the losses differs.
     """
     before = Settings(**{**stored, "input_size": tuple(stored["input_size"])})
-    for name in given:
-        old, wanted = getattr(before, name), getattr(asked, name)
-        if name not in FREE_ON_RESUME and wanted != old:
-            raise OptionError(f"{source}: was trained with {name.replace('_', '-')} {old!r}, not {wanted!r}")
+    for each in fields(Settings):
+        old, wanted = getattr(before, each.name), getattr(asked, each.name)
+        if each.name in given and wanted != old and "free" not in each.metadata:
+            raise OptionError(f"{source}: was trained with {each.name.replace('_', '-')} {old!r}, not {wanted!r}")
     return replace(before, **{name: getattr(asked, name) for name in given})
