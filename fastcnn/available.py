@@ -145,11 +145,7 @@ MISSING: dict[str, Callable[[], str]] = {
 }
 
 # The device type that a backend's kernels run on.
-RUNS_ON = {
-    "cpu": "cpu",
-    "triton": "cpu" if INTERPRETING else "cuda",
-    "cuda": "cpu" if _PLAYED else "cuda",
-}
+RUNS_ON = {"cpu": "cpu", "triton": "cpu" if INTERPRETING else "cuda", "cuda": "cpu" if _PLAYED else "cuda"}
 
 
 def backends() -> dict[str, BackendStatus]:

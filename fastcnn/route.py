@@ -211,11 +211,9 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
     found = tuning.winner(op, arguments, _problem)
     if found or _joins(op) or torch.compiler.is_compiling() or not trial.concerns(arguments[0]):
         return found, ""
-    why = trial.off(op, arguments)
+    why = trial.run(op, arguments)
     if not why:
-        if trial.run(op, arguments):
-            return tuning.winner(op, arguments, _problem), ""
-        why = trial.BUSY
+        return tuning.winner(op, arguments, _problem), ""
     if why in (trial.BUSY, trial.CAPTURING):  # the next such call may be tried, so no plan may keep this route
         tables_changed()
     return None, why

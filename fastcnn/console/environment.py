@@ -1,13 +1,12 @@
 """Versions and hardware of the machine, for the record of a run and for bug reports."""
 
-import importlib.metadata
 import os
 import platform
 
 import torch
 
 import fastcnn
-from fastcnn.tuning.device import driver, processor
+from fastcnn.tuning.device import driver, processor, version_of
 
 PACKAGES = ("torch", "triton", "torchvision", "numpy")
 
@@ -15,7 +14,7 @@ PACKAGES = ("torch", "triton", "torchvision", "numpy")
 def versions() -> dict[str, str]:
     """Return the versions that matter, ``"not installed"`` where a package is missing."""
     found = {"fastcnn": fastcnn.__version__, "python": platform.python_version()}
-    found |= {package: _package_version(package) for package in PACKAGES}
+    found |= {package: version_of(package) or "not installed" for package in PACKAGES}
     found["torch"] = torch.__version__  # with the local part, as in 2.11.0+cu128
     found["CUDA of torch"] = torch.version.cuda or "none: a CPU build"
     found["cuDNN of torch"] = str(torch.backends.cudnn.version() or "none")
@@ -31,13 +30,6 @@ def hardware() -> dict[str, str]:
         "GPU": "; ".join(gpus) or "none that torch can use",
         "NVIDIA driver": driver() or "none",
     }
-
-
-def _package_version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _gpu(index: int) -> str:

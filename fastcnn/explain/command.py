@@ -5,7 +5,6 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Annotated, Any
 from unittest.mock import patch
 
@@ -19,7 +18,6 @@ from fastcnn.console.models import build_model, default_input_size
 from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
 from fastcnn.explain import explain as explain_model
 
-TORCHVISION_SIZE = (3, 224, 224)
 TRIED = logging.getLogger("torch._subclasses.fake_tensor")  # logs a traceback of each error that is raised as well
 
 
@@ -61,7 +59,16 @@ def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, tuple[int, ..
     if not colon:
         return build_model(name, options=options), default_input_size(name)
     if source == "torchvision":
-        return _called(name, _torchvision(member), options), TORCHVISION_SIZE
+        require("train", "torchvision")
+        from torchvision import models
+
+        if member not in models.list_models():
+            raise OptionError(f"torchvision has no model {member!r}; torchvision.models.list_models() names them")
+        build = models.get_model_builder(member)
+        without = {key: None for key in inspect.signature(build).parameters if key in ("weights", "weights_backbone")}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
+            return _called(name, build, without | options), (3, 224, 224)
     if "" not in sys.path:
         sys.path.insert(0, "")  # the working directory, as `python -m` has it; an installed command does not
     try:
@@ -71,25 +78,6 @@ def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, tuple[int, ..
     except (Exception, SystemExit) as error:
         raise UserError(f"{name}: {source} cannot be imported: {type(error).__name__}: {error}") from error
     return _called(name, build, options), None
-
-
-def _torchvision(member: str) -> Callable[..., nn.Module]:
-    """Return what builds one of torchvision's models with random weights, the backbone's too."""
-    require("train", "torchvision")
-    from torchvision import models
-
-    if member not in models.list_models():
-        raise OptionError(f"torchvision has no model {member!r}; torchvision.models.list_models() names them")
-    build = models.get_model_builder(member)
-    without = {key: None for key in inspect.signature(build).parameters if key in ("weights", "weights_backbone")}
-
-    def quiet(**given: Any) -> nn.Module:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
-            network: nn.Module = build(**without | given)
-        return network
-
-    return quiet
 
 
 def _called(name: str, build: Any, options: dict[str, Any]) -> nn.Module:

@@ -22,21 +22,9 @@ class MnistCNN(DropIn):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.layer1 = nn.Sequential(
-            nn.Conv2d(1, 32, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(kernel_size=2),
-        )
-        self.layer2 = nn.Sequential(
-            nn.Conv2d(32, 64, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(kernel_size=2),
-        )
-        self.fc = nn.Sequential(
-            nn.Linear(64 * 7 * 7, 100),
-            nn.ReLU(),
-            nn.Linear(100, num_classes),
-        )
+        self.layer1 = nn.Sequential(nn.Conv2d(1, 32, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(kernel_size=2))
+        self.layer2 = nn.Sequential(nn.Conv2d(32, 64, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(kernel_size=2))
+        self.fc = nn.Sequential(nn.Linear(64 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, num_classes))
         fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,12 +47,17 @@ def versions(device_type: str) -> dict[str, str | int | None]:
     """Return the versions that times on a kind of device depend on; of a version its first two numbers."""
     held: dict[str, str | int | None] = {"torch": _minor(torch.__version__), "kernels": KERNELS}
     if device_type == "cuda":
-        try:
-            triton = _minor(importlib.metadata.version("triton"))
-        except importlib.metadata.PackageNotFoundError:
-            triton = None
-        held |= {"cuda": torch.version.cuda, "triton": triton}
+        triton = version_of("triton")
+        held |= {"cuda": torch.version.cuda, "triton": _minor(triton) if triton else None}
     return held
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _minor(version: str) -> str:

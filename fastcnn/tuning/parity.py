@@ -107,10 +107,7 @@ class Reference:
 
 
 def check(
-    reference: Reference,
-    candidate: Winner,
-    attempts: Attempts | None = None,
-    raises: type[Exception] = Lost,
+    reference: Reference, candidate: Winner, attempts: Attempts | None = None, raises: type[Exception] = Lost
 ) -> Trial:
     """Check the parity of a candidate, with a note in `attempts` meanwhile; Lost and what it `raises` come out."""
     if attempts and (ended := attempts.problem(reference.stage, candidate)):

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import torch
 
+from fastcnn.parameters import RECORDS, TENSORS
 from fastcnn.tuning import telling
 from fastcnn.tuning.call import Operand
 from fastcnn.tuning.candidates import light
@@ -35,39 +36,29 @@ LONGEST = 900.0  # that a process waits for another one's proof
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
-_CONV = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}
-_STEM = {"stride": 2, "padding": 2, "dilation": 1, "groups": 1}
-_POOLS = (
-    {"pool_size": 2, "pool_stride": 2, "pool_padding": 0, "pool_ceil_mode": False},
-    {"pool_size": 3, "pool_stride": 2, "pool_padding": 1, "pool_ceil_mode": True},
+# The cases of each op: tensors by their shapes, and settings, of which these hold where a case says nothing else.
+_Case = dict[str, Any]
+_SETTINGS: _Case = (
+    {"stride": 1, "padding": 1, "dilation": 1, "groups": 1, "ceil_mode": False, "return_indices": False}
+    | {"pool_size": 2, "pool_stride": 2, "pool_padding": 0, "pool_ceil_mode": False}
+    | {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0, "momentum": 0.1, "eps": 1e-5, "training": True}
 )
-_LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
-_BN = {"momentum": 0.1, "eps": 1e-5}
-_Cases = tuple[tuple[dict[str, Any], dict[str, Any]], ...]  # shapes of the tensors, other arguments
-_CONVOLUTIONS: _Cases = (
-    ({"input": (3, 8, 9, 11), "weight": (16, 8, 3, 3), "bias": (16,)}, _CONV),
-    ({"input": (2, 3, 15, 13), "weight": (8, 3, 5, 5)}, _STEM | {"bias": None}),
-)
-_NORMS = (({"input": (5, 12, 7, 9), **dict.fromkeys(("running_mean", "running_var", "weight", "bias"), (12,))}, _BN),)
-_NORMED = (({"input": (3, 24, 7, 9)}, _LRN),)
-_POOL_NAMES = ("kernel_size", "stride", "padding", "ceil_mode")
-_POOLED = {"dilation": 1, "return_indices": False}
-
-CASES: dict[str, _Cases] = {  # by op
-    "add_relu": (({"input": (3, 8, 7, 9), "other": (3, 8, 7, 9)}, {}),),
-    "bn_relu": tuple((shapes, {**given, "training": each}) for shapes, given in _NORMS for each in (True, False)),
-    "bn_relu_pool": tuple((shapes, {**given, "training": True, **pool}) for shapes, given in _NORMS for pool in _POOLS),
-    "conv_relu": _CONVOLUTIONS,
-    "conv_relu_pool": tuple((shapes, given | pool) for (shapes, given), pool in zip(_CONVOLUTIONS, _POOLS)),
-    "linear_relu": (
-        ({"input": (7, 24), "weight": (17, 24), "bias": (17,)}, {}),
-        ({"input": (3, 40), "weight": (9, 40)}, {"bias": None}),
-    ),
-    "lrn": _NORMED,
-    "lrn_pool": tuple((shapes, given | pool) for shapes, given in _NORMED for pool in _POOLS),
-    "max_pool": tuple(
-        ({"input": (3, 8, 13, 15)}, {**_POOLED, **dict(zip(_POOL_NAMES, pool.values()))}) for pool in _POOLS
-    ),
+_CONV: _Case = {"input": (3, 8, 9, 11), "weight": (16, 8, 3, 3), "bias": (16,)}
+_STEM: _Case = {"input": (2, 3, 15, 13), "weight": (8, 3, 5, 5), "stride": 2, "padding": 2}
+_BN: _Case = {"input": (5, 12, 7, 9), **dict.fromkeys(("running_mean", "running_var", "weight", "bias"), (12,))}
+_LRN: _Case = {"input": (3, 24, 7, 9)}
+_POOL: _Case = {"input": (3, 8, 13, 15), "stride": 2}
+_WIDE = {"pool_size": 3, "pool_padding": 1, "pool_ceil_mode": True}
+CASES: dict[str, list[_Case]] = {
+    "add_relu": [{"input": (3, 8, 7, 9), "other": (3, 8, 7, 9)}],
+    "bn_relu": [_BN, _BN | {"training": False}],
+    "bn_relu_pool": [_BN, _BN | _WIDE],
+    "conv_relu": [_CONV, _STEM],
+    "conv_relu_pool": [_CONV, _STEM | _WIDE],
+    "linear_relu": [{"input": (7, 24), "weight": (17, 24), "bias": (17,)}, {"input": (3, 40), "weight": (9, 40)}],
+    "lrn": [_LRN],
+    "lrn_pool": [_LRN, _LRN | _WIDE],
+    "max_pool": [_POOL | {"kernel_size": 2, "padding": 0}, _POOL | {"kernel_size": 3, "ceil_mode": True}],
 }
 
 
@@ -202,16 +193,18 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
 
 def stages(op: str) -> Iterator[Stage]:
     """Yield the small cases of an op in each dtype and layout; they run forward and backward."""
-    for (shapes, given), dtype, layout in itertools.product(CASES[op], DTYPES, FORMATS):
-        if layout != torch.contiguous_format and len(shapes["input"]) != 4:
+    record = RECORDS[op]
+    for case, dtype, layout in itertools.product(CASES[op], DTYPES, FORMATS):
+        if layout != torch.contiguous_format and len(case["input"]) != 4:
             continue
         tensors = {}
-        for name, shape in shapes.items():
-            running = name.startswith("running")
+        for name in [name for name in record.named(*TENSORS) if name in case]:
+            shape = case[name]
             like = torch.empty(shape, device="meta", memory_format=layout if len(shape) == 4 else None)
             kind = torch.float32 if op.startswith("bn") and len(shape) == 1 else dtype
-            tensors[name] = Operand(shape, like.stride(), kind, not running)
-        yield Stage(op, tensors, given)
+            tensors[name] = Operand(shape, like.stride(), kind, not name.startswith("running"))
+        settings = {name: case.get(name, _SETTINGS.get(name)) for name in record.names if name not in tensors}
+        yield Stage(op, tensors, settings)
 
 
 def prove(name: str, device: torch.device) -> str:

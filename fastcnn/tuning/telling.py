@@ -32,13 +32,25 @@ _told = _Told()
 _lock = threading.RLock()
 
 
+def _is_first(what: str) -> bool:
+    """Whether something has not been said before; it counts as said from now on."""
+    with _lock:
+        new = what not in _told.said
+        _told.said.add(what)
+        return new
+
+
 def once(message: str) -> None:
     """Write a line, once a process; of the processes of one training (DDP) the first one of a machine alone does."""
-    with _lock:
-        new = message not in _told.said
-        _told.said.add(message)
-    if new and os.environ.get("LOCAL_RANK", "0") == "0":
+    if _is_first(message) and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"fastcnn: {message}", file=sys.stderr, flush=True)
+
+
+def _after(seconds: float, run: Callable[..., None], *arguments: str) -> threading.Timer:
+    timer = threading.Timer(seconds, run, arguments)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 @contextlib.contextmanager
@@ -47,9 +59,7 @@ def under_way(what: str, *, counts: bool = True) -> Iterator[None]:
     with _lock:
         _stop()
         left = max(PATIENCE - _told.seconds, 0.01) if counts else PATIENCE
-    timer = threading.Timer(left, once, [f"{what} (FASTCNN_TRIAL=0 turns that off)"])
-    timer.daemon = True
-    timer.start()
+    timer = _after(left, once, f"{what} (FASTCNN_TRIAL=0 turns that off)")
     begin = time.perf_counter()
     try:
         yield
@@ -66,9 +76,7 @@ def tried(where: str, path: Path, *, faster: bool) -> None:
         _told.faster += faster
         _told.where, _told.path = where, path
         _stop()
-        _told.timer = threading.Timer(max(QUIET, _told.seconds), sum_up)
-        _told.timer.daemon = True
-        _told.timer.start()
+        _told.timer = _after(max(QUIET, _told.seconds), sum_up)
 
 
 def _stop() -> None:
@@ -91,12 +99,8 @@ def sum_up() -> None:
         )
         _told.stages = _told.faster = 0
         _told.seconds = 0.0
-        first = "summary" not in _told.said
-        _told.said.add("summary")
-    if first:
-        once(line)
-    else:
-        logger.info(line)
+    say = once if _is_first("summary") else logger.info
+    say(line)
 
 
 # Returns the model that a command would tune, where it is known: fastcnn.models knows what was built.
@@ -105,16 +109,13 @@ model_name: Callable[[], str] = str
 
 def warn_of_stock(device: str, batch: int, why: str) -> None:
     """Warn, once a process, that a GPU runs the stock layers, and give the command that changes that."""
-    with _lock:
-        if "stock" in _told.said:
-            return
-        _told.said.add("stock")
-    command = f"fastcnn tune {model_name() or 'MODEL'} --batch-size {batch or 'N'}"
-    warnings.warn(
-        f"fastcnn runs stock layers on {device}: no table has these shapes ({why}). To change that: {command} "
-        "(add --dtype bfloat16 --channels-last if the model runs so)",
-        stacklevel=2,
-    )
+    if _is_first("stock"):
+        command = f"fastcnn tune {model_name() or 'MODEL'} --batch-size {batch or 'N'}"
+        warnings.warn(
+            f"fastcnn runs stock layers on {device}: no table has these shapes ({why}). To change that: {command} "
+            "(add --dtype bfloat16 --channels-last if the model runs so)",
+            stacklevel=2,
+        )
 
 
 def forget() -> None:

@@ -1,7 +1,7 @@
 """The trial: a stage that no table covers is tried at its first eager call, against stock torch, on the user's device.
 
 First the parity of each candidate is checked, then the candidates are timed; the winner goes into memory and into the
-user's table. `off` says why a call is not tried.
+user's table.
 """
 
 import contextlib
@@ -41,31 +41,56 @@ _one = threading.Lock()
 
 
 def concerns(input: Tensor) -> bool:
-    """Whether a tensor's device is one for trials: a GPU, or a CPU under FASTCNN_TRIAL=1; `off` may still refuse."""
+    """Whether a tensor's device is one for trials: a GPU, or a CPU under FASTCNN_TRIAL=1."""
     place = place_of(input.device)
     return place is not None and (place.by_default or os.environ.get("FASTCNN_TRIAL") == "1")
 
 
-def off(op: str, arguments: tuple[Any, ...]) -> str:
-    """Say why a call that is not in the tables is not tried, or return an empty string; on a GPU warn of it."""
+def run(op: str, arguments: tuple[Any, ...]) -> str:
+    """Try the stage of a call on a device that `concerns` trials; say why not, or return an empty string.
+
+    The tables have the stage then. Where a trial fails as a whole, stock is what this process keeps. A GPU that runs
+    stock is warned of.
+
+    Raises:
+        Lost: a candidate has left the GPU unusable for this process.
+    """
     input: Tensor = arguments[0]
+    place = place_of(input.device)
+    assert place is not None
+    if why := _unfit(op, arguments) or (CAPTURING if place.is_capturing() else ""):
+        return why
+    if why := _off(op, input.device):
+        if place.by_default:
+            telling.warn_of_stock(place.name, batch_of(key_of(op, arguments)), why)
+        return why
+    if not _one.acquire(blocking=False):
+        return BUSY
+    try:
+        stage = Stage.of(op, arguments)
+        own = {name: each.detach() for name, each in tensors_of(op, arguments).items()}
+        key = key_of(op, arguments)
+        if text(key) not in entries_of(input.device):  # else another thread has just tried it
+            learn(input.device, _entry(stage, key, own, place))
+    finally:
+        _one.release()
+    return ""
+
+
+def _unfit(op: str, arguments: tuple[Any, ...]) -> str:
+    """Say why no call of this kind is tried, or return an empty string."""
+    input = arguments[0]
     if any(isinstance(each, Tensor) and type(each) not in _PLAIN for each in arguments):
         return "tried at its first eager call"
     if input.dtype not in _DTYPES or input.numel() == 0:
         return f"no kernel takes {input.dtype}" if input.numel() else "an empty batch is not tried"
-    if op == "max_pool" and arguments[-1]:
-        return "a trial compares one output, and this call returns indices too"
-    place = place_of(input.device)
-    assert place is not None
-    if place.is_capturing():
-        return CAPTURING
-    why = _off(op, input.device)
-    if why and place.by_default:
-        telling.warn_of_stock(place.name, batch_of(key_of(op, arguments)), why)
-    return why
+    return (
+        "a trial compares one output, and this call returns indices too" if op == "max_pool" and arguments[-1] else ""
+    )
 
 
 def _off(op: str, device: torch.device) -> str:
+    """Say why nothing is tried in this state of the process, or return an empty string."""
     if os.environ.get("FASTCNN_TRIAL") == "0":
         return "FASTCNN_TRIAL=0"
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
@@ -75,30 +100,6 @@ def _off(op: str, device: torch.device) -> str:
     if torch.are_deterministic_algorithms_enabled():
         return "nothing is tried under torch.use_deterministic_algorithms"
     return "" if light(op, device) else "no kernel of it is here"
-
-
-def run(op: str, arguments: tuple[Any, ...]) -> bool:
-    """Try a call's stage, so that the tables have it then; return whether they do.
-
-    They do not where another thread is trying a stage at the moment: this call runs stock. Where a trial fails as a
-    whole, stock is what this process keeps.
-
-    Raises:
-        Lost: a candidate has left the GPU unusable for this process.
-    """
-    device = arguments[0].device
-    place = place_of(device)
-    if place is None or not _one.acquire(blocking=False):
-        return False
-    try:
-        stage = Stage.of(op, arguments)
-        own = {name: each.detach() for name, each in tensors_of(op, arguments).items()}
-        key = key_of(op, arguments)
-        if text(key) not in entries_of(device):  # else another thread has just tried it
-            learn(device, _entry(stage, key, own, place))
-    finally:
-        _one.release()
-    return True
 
 
 def _entry(stage: Stage, key: dict[str, Any], own: dict[str, Tensor], place: Place) -> dict[str, Any]:
