@@ -125,8 +125,7 @@ def test_float32_is_rounded_to_tf32_not_cut(algorithm: str, inexact: str) -> Non
 
 @pytest.mark.parametrize("format", [torch.channels_last, torch.contiguous_format], ids=["NHWC", "NCHW"])
 def test_programs_go_over_tiles_of_several_images(format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bn_relu, bn_statistics, max_pool):
-        monkeypatch.setattr(module, "PROGRAMS", 1)  # as few as there may be, so that each has many tiles
+    monkeypatch.setattr(tiles, "PROGRAMS", 1)  # as few as there may be, so that each has many tiles
     x = torch.randn(7, 20, 9, 13, device=DEVICE).to(memory_format=format)
     window = Window((3, 3), (2, 2), (1, 1), (1, 1), False)
     leaf = x.detach().requires_grad_()

@@ -10,18 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.bn_statistics import (
-    MERGED_ROWS,
-    PROGRAMS,
-    Norm,
-    channel_numbers,
-    normalized,
-    partial_rows,
-    planes,
-    summing,
-)
+from fastcnn.triton.bn_statistics import MERGED_ROWS, Norm, channel_numbers, normalized, partial_rows
 from fastcnn.triton.max_pool_backward import unpool
-from fastcnn.triton.tiles import ceil_div, first_tile, indices, is_wide, laid_out, next_tile, rows_of, tile_at, tiling
+from fastcnn.triton.tiles import ceil_div, first_tile, indices, is_wide, laid_out, next_tile, planes, tile_at, tiling
 
 MOST_TILES = 16  # of a program: it computes its channels' numbers once
 
@@ -57,7 +48,7 @@ def flowing_gradient(
 
 @triton.jit(do_not_specialize=["TILES", "ROWS", "REPEAT"])
 def sums_kernel(
-    grad_ptr, code_ptr, x_ptr, partial_ptr, norm, C, P, W, OH, OW, TILES, BLOCKS_P, BLOCKS_C, ROWS, REPEAT,
+    grad_ptr, code_ptr, x_ptr, partial_ptr, norm, C, P, W, OH, OW, ROWS, TILES, BLOCKS_P, BLOCKS_C, REPEAT,
     WINDOW: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradient, and the gradient times (x - mean), into one row of partial: (2, ROWS, C).
@@ -130,12 +121,10 @@ def gradient_kernel(
 
 def normalize_relu(x: Tensor, y: Tensor, norm: Norm, channels_last: bool) -> None:
     """Launch the forward kernel over dense tensors with elements: x: (N, C, *) into y, which may be x."""
-    images, channels, pixels = planes(x)
-    tiles = tiling(pixels, channels, channels_last, is_wide(x), elements=1024)
-    rows, repeat = rows_of(tiles, images, MOST_TILES, PROGRAMS)
-    bn_relu_kernel[(rows * tiles.blocks_c,)](
-        x, y, norm, channels, pixels, tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, repeat, TILE=tiles.tile
-    )
+    _, channels, pixels = planes(x)
+    tiles = tiling(*planes(x), channels_last, is_wide(x), elements=1024)
+    _, grid, numbers = tiles.walk(MOST_TILES)
+    bn_relu_kernel[grid](x, y, norm, channels, pixels, *numbers, TILE=tiles.tile)
 
 
 def bn_relu(input: Tensor, *numbers) -> Tensor:
@@ -158,20 +147,21 @@ def backward(
     grad_bias, grad_weight = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
         return dx, grad_weight.zero_(), grad_bias.zero_()
-    tiles, rows, repeat = summing(images, pixels, channels, channels_last, is_wide(x, grad))
+    tiles = tiling(*planes(x), channels_last, is_wide(x, grad), elements=1024)
+    rows, grid, numbers = tiles.walk()
     partial = x.new_empty((2, rows, channels), dtype=torch.float64)
     out_size = grad.shape[-2:] if window else (0, 0)
-    plane = (channels, pixels, x.shape[-1], *out_size, tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c)
+    plane = channels, pixels, x.shape[-1], *out_size
     constants = {"WINDOW": window, "TILE": tiles.tile}
-    sums_kernel[(rows * tiles.blocks_c,)](grad, codes, x, partial, norm, *plane, rows, repeat, **constants)
+    sums_kernel[grid](grad, codes, x, partial, norm, *plane, rows, *numbers, **constants)
     merge_sums_kernel[(ceil_div(channels, 8),)](
         partial, norm.variance, grad_bias, grad_weight, norm.eps, channels, rows, BLOCK_R=MERGED_ROWS, BLOCK_C=8
     )
-    rows, repeat = rows_of(tiles, images, MOST_TILES, PROGRAMS)
-    gradient_kernel[(rows * tiles.blocks_c,)](
-        grad, codes, x, dx, grad_bias, grad_weight, norm, float(images * pixels), *plane, repeat,
-        TRAINING=training, **constants,
-    )  # fmt: skip
+    _, grid, numbers = tiles.walk(MOST_TILES)
+    count = float(images * pixels)
+    gradient_kernel[grid](
+        grad, codes, x, dx, grad_bias, grad_weight, norm, count, *plane, *numbers, TRAINING=training, **constants
+    )
     return dx, grad_weight, grad_bias
 
 

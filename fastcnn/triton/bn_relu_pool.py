@@ -8,16 +8,15 @@ from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.max_pool import pool
 
 
-def bn_relu_pool(input: Tensor, *settings) -> Tensor:
-    """Operator ``fastcnn::bn_relu_pool.triton``."""
-    *numbers, window = settings
-    return pool(input, Norm.of(*numbers), window, relu=True, codes=False)[0]
-
-
-def bn_relu_pool_codes(input: Tensor, *settings) -> tuple[Tensor, Tensor | None]:
+def bn_relu_pool_codes(input: Tensor, *settings, codes: bool = True) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::bn_relu_pool_codes.triton``."""
     *numbers, window = settings
-    return pool(input, Norm.of(*numbers), window, relu=True, codes=True)
+    return pool(input, Norm.of(*numbers), window, relu=True, codes=codes)
+
+
+def bn_relu_pool(*arguments) -> Tensor:
+    """Operator ``fastcnn::bn_relu_pool.triton``."""
+    return bn_relu_pool_codes(*arguments, codes=False)[0]
 
 
 def bn_relu_pool_backward(grad: Tensor, codes: Tensor, input: Tensor, *settings) -> tuple[Tensor, Tensor, Tensor]:

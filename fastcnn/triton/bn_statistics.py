@@ -4,7 +4,6 @@ Layout: NCHW or NHWC, one program some tiles of pixels and channels (see tiles.p
 summed in float64 at the end: a batch norm's error is then that of its elementwise arithmetic.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -13,41 +12,34 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.triton.tiles import (
-    Tiling,
     ceil_div,
     first_tile,
     indices,
     is_wide,
     laid_out,
     next_tile,
-    rows_of,
+    planes,
     tile_at,
     tiling,
     vector,
 )
 
-PROGRAMS = 1056  # of a kernel that sums: enough for every GPU, few enough rows to be merged quickly
 MERGED_ROWS = 64  # of them that the merging kernel holds at once
 
 
 class Norm(NamedTuple):
-    """A channel's numbers as kernels read them: mean, variance, weight and bias, (C,) each, or None."""
+    """A channel's numbers as kernels read them: mean, variance, weight and bias, (C,) each, where there are."""
 
-    mean: Tensor | None
-    variance: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
+    mean: Tensor | None = None
+    variance: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
 
     @classmethod
     def of(cls, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> "Norm":
         """Return the numbers of an operator's arguments without gaps."""
         return cls(vector(mean), vector(variance), vector(weight), vector(bias), eps)
-
-    @classmethod
-    def of_bias(cls, bias: Tensor | None) -> "Norm":
-        """Return what adds a bias alone."""
-        return cls(None, None, None, vector(bias), 0.0)
 
 
 @triton.jit
@@ -65,12 +57,8 @@ def channel_numbers(norm, c, C, AXIS: tl.constexpr):
         weight = tl.load(norm.weight + c, mask=mask, other=1.0)
     if norm.bias is not None:
         bias = tl.load(norm.bias + c, mask=mask, other=0.0).to(tl.float32)
-    return (
-        tl.expand_dims(mean, AXIS),
-        tl.expand_dims(inverse, AXIS),
-        tl.expand_dims(weight, AXIS),
-        tl.expand_dims(bias, AXIS),
-    )
+    mean, inverse = tl.expand_dims(mean, AXIS), tl.expand_dims(inverse, AXIS)
+    return mean, inverse, tl.expand_dims(weight, AXIS), tl.expand_dims(bias, AXIS)
 
 
 @triton.jit
@@ -81,7 +69,7 @@ def normalized(x, numbers):
 
 
 @triton.jit(do_not_specialize=["TILES", "ROWS", "REPEAT"])
-def statistics_kernel(x_ptr, partial_ptr, C, P, TILES, BLOCKS_P, BLOCKS_C, ROWS, REPEAT, TILE: tl.constexpr):
+def statistics_kernel(x_ptr, partial_ptr, C, P, ROWS, TILES, BLOCKS_P, BLOCKS_C, REPEAT, TILE: tl.constexpr):
     """Write count, mean and sum of squared deviations of REPEAT tiles of x: (N, C, P) to partial: (3, ROWS, C).
 
     Sums start from the mean of the program's first tile: a mean far from zero then costs no precision.
@@ -146,31 +134,16 @@ def merge_kernel(partial_ptr, out_ptr, C, ROWS, BLOCK_R: tl.constexpr, BLOCK_C: 
     tl.store(out_ptr + 2 * C + c, scatter / (number - 1.0), mask=c < C)
 
 
-def planes(x: Tensor) -> tuple[int, int, int]:
-    """Return images, channels and pixels of (N, C, *)."""
-    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
-
-
-def summing(
-    images: int, pixels: int, channels: int, channels_last: bool, wide: bool, elements: int = 1024
-) -> tuple[Tiling, int, int]:
-    """Return the tiles of a kernel that sums, how many rows they make, and how many of them a row is."""
-    tiles = tiling(pixels, channels, channels_last, wide, elements)
-    return tiles, *rows_of(tiles, images, tiles.blocks_p * images, PROGRAMS)
-
-
 def bn_relu_statistics(input: Tensor) -> Tensor:
     """Operator ``fastcnn::bn_relu_statistics.triton``: mean, biased and unbiased variance, (3, C)."""
     x, _, channels_last = laid_out(input)
-    images, channels, pixels = planes(x)
+    _, channels, pixels = planes(x)
     out = x.new_empty((3, channels), dtype=torch.float32)
     if x.numel() == 0:
         return out.fill_(float("nan"))
-    tiles, rows, repeat = summing(images, pixels, channels, channels_last, is_wide(x), elements=2048)
+    tiles = tiling(*planes(x), channels_last, is_wide(x), elements=2048)
+    rows, grid, numbers = tiles.walk()
     partial = x.new_empty((3, rows, channels), dtype=torch.float64)
-    statistics_kernel[(rows * tiles.blocks_c,)](
-        x, partial, channels, pixels, tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, rows, repeat,
-        TILE=tiles.tile,
-    )  # fmt: skip
+    statistics_kernel[grid](x, partial, channels, pixels, rows, *numbers, TILE=tiles.tile)
     merge_kernel[(ceil_div(channels, 8),)](partial, out, channels, rows, BLOCK_R=MERGED_ROWS, BLOCK_C=8)
     return out

@@ -17,7 +17,7 @@ from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.convolution import first_layers
 from fastcnn.triton.convolution.implicit_gemm import Convolution, Normalization, asked, implicit_gemm
 from fastcnn.triton.max_pool_backward import by_tiles, by_vectors
-from fastcnn.triton.tiles import ceil_div, fits_int32, indices, is_wide, laid_out, vector
+from fastcnn.triton.tiles import ceil_div, fits_int32, indices, is_wide, laid_out, planes, vector
 
 EPILOGUE = ("", "epilogue")  # names of the algorithm whose convolution is torch's
 HOPPER = ("tma", "warp_specialized")  # algorithms, and the modules that have them
@@ -122,8 +122,7 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
     """Launch bias + ReLU in place over a dense (N, C, *)."""
     if y.numel() == 0:
         return
-    images, channels = y.shape[:2]
-    pixels = y.numel() // images // channels
+    _, channels, pixels = planes(y)
     channels_last, size = memory_format(y) != torch.contiguous_format, plane_vector(y, pixels)
     if not channels_last and size > 1 and fits_int32(y):
         block = 1024 // size
@@ -131,7 +130,7 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
             y, vector(bias), y.numel(), channels, pixels, WHOLE=pixels % size == 0, VECTOR=size, BLOCK=block
         )
         return
-    normalize_relu(y, y, Norm.of_bias(bias), channels_last)
+    normalize_relu(y, y, Norm(bias=vector(bias)), channels_last)
 
 
 def plane_vector(tensor: Tensor, pixels: int) -> int:
@@ -144,7 +143,7 @@ def conv_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool, scale: flo
     """Operator ``fastcnn::conv_relu_backward.triton``: the masked gradient and the bias gradient, in one pass."""
     output, format, channels_last = laid_out(output)
     dx, grad = torch.empty_like(output), grad.contiguous(memory_format=format)
-    pixels = output.shape[2] * output.shape[3]
+    pixels = planes(dx)[2]
     size = plane_vector(dx, pixels)
     if channels_last or size < 2 or is_wide(dx):
         return dx, by_tiles(grad, output, dx, bias_grad, scale=scale)

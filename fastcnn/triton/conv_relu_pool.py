@@ -10,6 +10,7 @@ from fastcnn.triton.conv_relu import asked_hopper, convolution
 from fastcnn.triton.convolution.hopper import pools_pairs
 from fastcnn.triton.max_pool import pool
 from fastcnn.triton.max_pool_backward import pool_backward
+from fastcnn.triton.tiles import vector
 
 
 def conv_relu_pool_codes(
@@ -21,7 +22,7 @@ def conv_relu_pool_codes(
     if (hopper := asked_hopper(algorithm)) and pools_pairs(window, *taps.output_size(*input.shape[2:])):
         return hopper(input, weight, bias, *before, pool=True, codes=codes)
     y, left = convolution(input, weight, bias, *before, relu=False)
-    return pool(y, Norm.of_bias(bias if left else None), window, relu=True, codes=codes)
+    return pool(y, Norm(bias=vector(bias) if left else None), window, relu=True, codes=codes)
 
 
 def conv_relu_pool(*arguments: Any) -> Tensor:

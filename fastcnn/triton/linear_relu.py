@@ -15,13 +15,8 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def linear_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool) -> tuple[Tensor, Tensor]:
-    """Operator ``fastcnn::linear_relu_backward.triton``."""
-    return masked_gradient(grad, output, bias_grad)
-
-
-def masked_gradient(grad: Tensor, output: Tensor, bias_grad: bool, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Mask a gradient by the output's sign, and scale it: rows are the pixels of one channels-last image."""
+def linear_relu_backward(grad: Tensor, output: Tensor, bias_grad: bool, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Operator ``fastcnn::linear_relu_backward.triton``: rows are the pixels of one channels-last image."""
     images = _as_image(grad.contiguous()), _as_image(output.contiguous())
     dx, grad_bias = conv_relu_backward(*images, bias_grad, scale)
     return dx[0, :, :, 0].t(), grad_bias

@@ -4,9 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.triton.linear_relu import linear_relu, masked_gradient
-from fastcnn.triton.normalize import is_wide_as_a_whole
-from fastcnn.triton.tiles import ceil_div, indices
+from fastcnn.triton.linear_relu import linear_relu, linear_relu_backward
+from fastcnn.triton.tiles import ceil_div, fits_int32, indices
 
 BLOCK = 1024
 
@@ -29,11 +28,11 @@ def linear_relu_dropout(input: Tensor, weight: Tensor, bias: Tensor | None, seed
     y = linear_relu(input, weight, bias)
     if y.numel():
         dropout_kernel[(ceil_div(y.numel(), BLOCK),)](
-            y, seed, p, 1 / (1 - p), y.numel(), WIDE=is_wide_as_a_whole(y), BLOCK=BLOCK
+            y, seed, p, 1 / (1 - p), y.numel(), WIDE=not fits_int32(y), BLOCK=BLOCK
         )
     return y
 
 
 def linear_relu_dropout_backward(grad: Tensor, output: Tensor, p: float, bias_grad: bool) -> tuple[Tensor, Tensor]:
     """Operator ``fastcnn::linear_relu_dropout_backward.triton``."""
-    return masked_gradient(grad, output, bias_grad, 1 / (1 - p))
+    return linear_relu_backward(grad, output, bias_grad, 1 / (1 - p))

@@ -19,7 +19,7 @@ from fastcnn.triton.lrn_columns import (
     lrn_columns_kernel,
     power,
 )
-from fastcnn.triton.tiles import ceil_div, is_wide, laid_out, offset, this_tile, tiling
+from fastcnn.triton.tiles import ceil_div, is_wide, laid_out, offset, planes, this_tile, tiling
 
 BLOCK = 128  # pixels, or vectors, of a program that goes by columns
 COLUMNS_SIZE = 8  # the largest window that goes by columns
@@ -100,9 +100,8 @@ def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], channels_last: boo
     x = tensors[0]
     if x.numel() == 0:
         return
-    images, channels = x.shape[:2]
+    images, channels, pixels = planes(x)
     norm = reaching(norm, channels)
-    pixels = x[0, 0].numel()
     formula = Formula(norm.size, power_kind(norm.beta), x.dtype == torch.float32)
     numbers = norm.alpha, norm.beta, norm.k
     vector = 16 // x.element_size()
@@ -117,8 +116,8 @@ def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], channels_last: boo
             *numbers, NORM=formula, COLUMNS=Columns(count, vector, whole, channels_last, BLOCK),
         )  # fmt: skip
         return
-    tiles = tiling(pixels, channels, channels_last, is_wide(x), elements=512)
-    by_tiles[tiles.grid(images)](
+    tiles = tiling(images, channels, pixels, channels_last, is_wide(x), elements=512)
+    by_tiles[tiles.grid](
         *tensors, channels, pixels, tiles.blocks_p, tiles.blocks_c, *numbers, NORM=formula, TILE=tiles.tile
     )
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import RELU_OFF, Window
-from fastcnn.triton.bn_statistics import PROGRAMS, Norm, channel_numbers, normalized
+from fastcnn.triton.bn_statistics import Norm, channel_numbers, normalized
 from fastcnn.triton.max_pool_backward import max_pool_backward as max_pool_backward  # an operator of this stem
 from fastcnn.triton.tiles import (
     ceil_div,
@@ -22,8 +22,8 @@ from fastcnn.triton.tiles import (
     next_tile,
     offset,
     pairs_up,
+    planes,
     row_vector,
-    rows_of,
     tile_at,
     tiling,
     widened,
@@ -186,12 +186,11 @@ def pool(input: Tensor, norm: Norm, window: Window, relu: bool, codes: bool) -> 
         )
         return y, code
     elements = 1024 if channels_last else 512
-    tiles = tiling(out_height * out_width, channels, channels_last, is_wide(x, y), elements)
+    tiles = tiling(*planes(y), channels_last, is_wide(x, y), elements)
     whole = reaches_nowhere(window, height, width) and channels % tiles.tile.channels == 0
-    rows, repeat = rows_of(tiles, images, MOST_TILES, PROGRAMS)
-    max_pool_kernel[(rows * tiles.blocks_c,)](
-        x, y, code, norm, channels, height, width, out_height, out_width,
-        tiles.blocks_p * images, tiles.blocks_p, tiles.blocks_c, repeat,
+    _, grid, numbers = tiles.walk(MOST_TILES)
+    max_pool_kernel[grid](
+        x, y, code, norm, channels, height, width, out_height, out_width, *numbers,
         WINDOW=window, RELU=relu, WHOLE=whole, TILE=tiles.tile,
     )  # fmt: skip
     return y, code
@@ -199,9 +198,9 @@ def pool(input: Tensor, norm: Norm, window: Window, relu: bool, codes: bool) -> 
 
 def max_pool(input: Tensor, window: Window) -> Tensor:
     """Operator ``fastcnn::max_pool.triton``."""
-    return pool(input, Norm.of_bias(None), window, relu=False, codes=False)[0]
+    return pool(input, Norm(), window, relu=False, codes=False)[0]
 
 
 def max_pool_codes(input: Tensor, window: Window) -> tuple[Tensor, Tensor | None]:
     """Operator ``fastcnn::max_pool_codes.triton``."""
-    return pool(input, Norm.of_bias(None), window, relu=False, codes=True)
+    return pool(input, Norm(), window, relu=False, codes=True)

@@ -206,12 +206,12 @@ def by_tiles(
     if window is not None and reads_four(window) and not wide:
         rows, columns = last = quads(window, height, width)
         kernel, elements = unpool_quads_kernel, 1024 if channels_last else 128
-    tiles = tiling(rows * columns, channels, channels_last, wide, elements)
+    tiles = tiling(images, channels, rows * columns, channels_last, wide, elements)
     repeat = min(tiles.blocks_p, REPEAT)
     tiles = tiles._replace(blocks_p=ceil_div(tiles.blocks_p, repeat))
     partial = new_partial(dx, images * tiles.blocks_p, bias_grad)
     if dx.numel():
-        kernel[tiles.grid(images)](
+        kernel[tiles.grid](
             grad, mask, dx, partial, channels, height, width, *mask.shape[2:],
             tiles.blocks_p, tiles.blocks_c, repeat, *last, WINDOW=window, TILE=tiles.tile,
         )  # fmt: skip

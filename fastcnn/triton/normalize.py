@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.triton import tiles
-from fastcnn.triton.tiles import ceil_div, indices, laid_out
+from fastcnn.triton.tiles import ceil_div, fits_int32, indices, laid_out
 
 BLOCK = 1024
 
@@ -44,11 +43,6 @@ def per_channel(values: Tensor, channels: int) -> Tensor:
     return values.expand(channels).contiguous()
 
 
-def is_wide_as_a_whole(*tensors: Tensor) -> bool:
-    """Whether any of these has too many elements for int32 offsets from its beginning."""
-    return any(t.numel() >= tiles.WIDE_FROM for t in tensors)
-
-
 def normalize(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     """Operator ``fastcnn::normalize.triton``: (N, C, H, W) to the same shape and layout in another dtype."""
     x, _, channels_last = laid_out(input)
@@ -58,6 +52,6 @@ def normalize(input: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> T
         return y
     normalize_kernel[(ceil_div(x.numel(), BLOCK),)](
         x, per_channel(mean, channels), per_channel(std, channels), y, x.numel(), channels, height * width,
-        CHANNELS_LAST=channels_last, WIDE=is_wide_as_a_whole(x), BLOCK=BLOCK,
+        CHANNELS_LAST=channels_last, WIDE=not fits_int32(x), BLOCK=BLOCK,
     )  # fmt: skip
     return y

@@ -8,11 +8,6 @@ from fastcnn.triton.conv_relu import convolution
 from fastcnn.triton.convolution.implicit_gemm import Normalization
 
 
-def normalized_convolution(input: Tensor, mean: Tensor, std: Tensor, *others: Any, relu: bool) -> Tensor:
-    """Normalize images and convolve them in one kernel, which then adds the bias and, if asked, takes the ReLU."""
+def normalize_conv_relu(input: Tensor, mean: Tensor, std: Tensor, *others: Any, relu: bool = True) -> Tensor:
+    """Operator ``fastcnn::normalize_conv_relu.triton``: one kernel; without the ReLU if asked."""
     return convolution(input, *others, relu=relu, norm=Normalization(mean, std))[0]
-
-
-def normalize_conv_relu(*arguments: Any) -> Tensor:
-    """Operator ``fastcnn::normalize_conv_relu.triton``."""
-    return normalized_convolution(*arguments, relu=True)

@@ -5,6 +5,7 @@ image itself is found with int64, so tensors may exceed 2**31 elements. An opera
 partial sums of a bias gradient) is one of a kernel's constants, so that code without it is compiled.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from fastcnn.shapes import Window, memory_format
 WIDE_FROM = 2**31
 # Triton's interpreter multiplies bfloat16 matrices as if their bits were integers; float32 products of them are exact.
 INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
+PROGRAMS = 1056  # of a kernel that goes over rows of tiles: enough for every GPU, few enough sums to be merged quickly
 LEAST_CHANNELS = 16  # of a tile in channels_last: 16 bytes in any type, and their codes
 
 
@@ -132,19 +134,36 @@ class Tile(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How many blocks of pixels and of channels an image has, and what their tiles are."""
+    """How many images there are, how many blocks of pixels and of channels one has, and what their tiles are."""
 
+    images: int
     blocks_p: int
     blocks_c: int
     tile: Tile
 
-    def grid(self, images: int) -> tuple[int]:
-        """Return the launch grid."""
-        return (images * self.blocks_p * self.blocks_c,)
+    @property
+    def grid(self) -> tuple[int]:
+        """Return the grid of programs of one tile each."""
+        return (self.images * self.blocks_p * self.blocks_c,)
+
+    def walk(self, most: int | None = None) -> tuple[int, tuple[int], tuple[int, int, int, int]]:
+        """Return of programs that go over rows of tiles: the rows, the grid, and TILES, BLOCKS_P, BLOCKS_C, REPEAT.
+
+        Rows count the tiles of all images, and have up to `most` of them where there are PROGRAMS all the same.
+        """
+        total = self.blocks_p * self.images
+        repeat = max(1, min(most or total, total * self.blocks_c // PROGRAMS))
+        rows = ceil_div(total, repeat)
+        return rows, (rows * self.blocks_c,), (total, self.blocks_p, self.blocks_c, repeat)
 
 
-def tiling(pixels: int, channels: int, channels_last: bool, wide: bool, elements: int) -> Tiling:
-    """Split an image into tiles of about `elements`, long in the axis that is contiguous.
+def planes(x: Tensor) -> tuple[int, int, int]:
+    """Return images, channels and pixels of (N, C, *)."""
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+
+
+def tiling(images: int, channels: int, pixels: int, channels_last: bool, wide: bool, elements: int) -> Tiling:
+    """Split images into tiles of about `elements`, long in the axis that is contiguous.
 
     In channels_last a tile's channels divide the image's where that leaves enough of them, so that no lane idles.
     """
@@ -157,17 +176,7 @@ def tiling(pixels: int, channels: int, channels_last: bool, wide: bool, elements
         block_p = min(power_of_2(pixels), elements)
         block_c = min(power_of_2(channels), elements // block_p)
     tile = Tile(channels_last, wide, block_p, block_c)
-    return Tiling(ceil_div(pixels, block_p), ceil_div(channels, block_c), tile)
-
-
-def rows_of(tiles: Tiling, images: int, most: int, programs: int) -> tuple[int, int]:
-    """Return how many rows the tiles of all images make, and of how many tiles a row is: `most`, or fewer.
-
-    `programs`: as many as a GPU should have at least before a row has more than one tile.
-    """
-    total = tiles.blocks_p * images
-    repeat = max(1, min(most, total * tiles.blocks_c // programs))
-    return ceil_div(total, repeat), repeat
+    return Tiling(images, ceil_div(pixels, block_p), ceil_div(channels, block_c), tile)
 
 
 def pairs_up(window: Window, height: int, width: int) -> bool:
@@ -196,9 +205,9 @@ def is_wide(*tensors: Tensor) -> bool:
     return any(t.numel() // max(t.shape[0], 1) >= WIDE_FROM for t in tensors)
 
 
-def fits_int32(tensor: Tensor) -> bool:
-    """Whether offsets from the tensor's beginning fit int32, those of a last block that is not full included."""
-    return tensor.numel() <= WIDE_FROM - 2**14
+def fits_int32(*tensors: Tensor) -> bool:
+    """Whether offsets from a tensor's beginning fit int32, those of a last block that is not full included."""
+    return all(t.numel() <= WIDE_FROM - 2**14 for t in tensors)
 
 
 def new_partial(grad: Tensor, programs: int, wanted: bool) -> Tensor | None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
 from fastcnn.triton.convolution.implicit_gemm import Config, Convolution, Normalization, demand, implicit_gemm, launch
-from fastcnn.triton.normalize import is_wide_as_a_whole, shift_and_scale
-from fastcnn.triton.tiles import ceil_div, indices, laid_out, offset
+from fastcnn.triton.normalize import shift_and_scale
+from fastcnn.triton.tiles import ceil_div, fits_int32, indices, laid_out, offset
 
 MOST_CHANNELS = 4  # of a packed convolution
 CHANNEL_MULTIPLE = 16  # of what space_to_depth makes: 32 bytes, a whole step of a matrix instruction
@@ -112,7 +112,7 @@ def deep_input(input: Tensor, dtype: torch.dtype, window: Window, norm: Normaliz
     space_to_depth_kernel[(ceil_div(deep.numel(), BLOCK),)](
         x, *(norm.numbers(channels) if norm else (None, None)), deep, deep.numel(), height, width, rows, columns,
         C=channels, CHANNELS=deep_channels, WINDOW=window,
-        X_CHANNELS_LAST=channels_last, WIDE=is_wide_as_a_whole(x, deep), BLOCK=BLOCK,
+        X_CHANNELS_LAST=channels_last, WIDE=not fits_int32(x, deep), BLOCK=BLOCK,
     )  # fmt: skip
     return deep
 

@@ -46,17 +46,14 @@ class Source(NamedTuple):
     mask: Tensor | None
     pool: Window | None
     channels_last: bool
+    size: tuple[int, ...]  # rows and columns of what is stored
 
     @classmethod
     def of(cls, grad: Tensor, mask: Tensor | None, pool: Window | None) -> "Source":
         """Bring gradient and mask to one layout, which is the mask's."""
         like, format, channels_last = laid_out(grad if mask is None else mask)
-        return cls(grad.contiguous(memory_format=format), None if mask is None else like, pool, channels_last)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Return rows and columns of what is stored."""
-        return self.grad.shape[2], self.grad.shape[3]
+        grad, size = grad.contiguous(memory_format=format), tuple(grad.shape[2:])
+        return cls(grad, None if mask is None else like, pool, channels_last, size)
 
 
 def is_wide_convolution(source: Source, input: Tensor, output_pixels: int) -> bool:

@@ -219,12 +219,6 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def pick_config(configs: tuple[Config, ...], out_channels: int) -> Config:
-    """Return the tile whose channels fit a group's best; wider tiles read the input less often."""
-    fitting = [config for config in configs if config.block_n <= power_of_2(out_channels)]
-    return fitting[0] if fitting else configs[-1]
-
-
 def constants(config: Config, dtype: torch.dtype, wide: bool) -> dict[str, Any]:
     """Return what every convolution's launch ends with."""
     stages = {"num_warps": config.num_warps, "num_stages": config.num_stages}
@@ -246,7 +240,8 @@ def launch(call: Convolution, configs: tuple[Config, ...], wide_config: Config, 
     wide, exact = is_wide(x, y), w.dtype == torch.float32 and dot_precision(w.dtype) == "ieee"
     if config is None and exact and not wide:
         config = EXACT._replace(block_n=max(16, min(EXACT.block_n, power_of_2(sizes.group_out))))
-    config = config or (wide_config if wide else pick_config(configs, sizes.group_out))
+    fitting = [each for each in configs if each.block_n <= power_of_2(sizes.group_out)]  # wide ones read the input less
+    config = config or (wide_config if wide else [*fitting, configs[-1]][0])
     pixels, blocks_n = y.numel() // sizes.out_channels, ceil_div(sizes.group_out, config.block_n)
     constants_of_norm = norm.numbers(sizes.channels) if norm else (None, None)
     implicit_gemm_kernel[(ceil_div(pixels, config.block_m) * groups * blocks_n,)](
