@@ -44,7 +44,12 @@ def lacks_rule(arguments: tuple[Any, ...]) -> str:
         return ""
     if torch._C._len_torch_dispatch_stack():
         _teach_counters()
-    return _lacking_transform() if torch._C._are_functorch_transforms_active() else ""
+    if torch._C._are_functorch_transforms_active():
+        kinds = torch._C._functorch.TransformType
+        for level in torch._C._functorch.get_interpreter_stack() or ():
+            if level.key() not in (kinds.Grad, kinds.Vmap, kinds.Jvp):
+                return f"has no rule for torch.func's transform {level.key().name.lower()}"
+    return ""
 
 
 def watcher(arguments: tuple[Any, ...]) -> str:
@@ -52,9 +57,7 @@ def watcher(arguments: tuple[Any, ...]) -> str:
     for each in arguments:
         if type(each) not in _PLAIN and isinstance(each, Tensor) and not _takes_any_operator(type(each)):
             return f"tensors of type {type(each).__name__} see the stock layers' calls"
-    if is_watched():
-        return "a mode of torch sees the stock layers' calls"
-    return ""
+    return "a mode of torch sees the stock layers' calls" if is_watched() else ""
 
 
 def is_watched() -> bool:
@@ -81,11 +84,3 @@ def _teach_counters() -> None:
     for mode in _get_current_dispatch_mode_stack():
         if hasattr(mode, "counter") and hasattr(mode.counter, "flop_registry"):
             mode.counter.flop_registry.update(FLOPS)
-
-
-def _lacking_transform() -> str:
-    kinds = torch._C._functorch.TransformType
-    for level in torch._C._functorch.get_interpreter_stack() or ():
-        if level.key() not in (kinds.Grad, kinds.Vmap, kinds.Jvp):
-            return f"has no rule for torch.func's transform {level.key().name.lower()}"
-    return ""

@@ -83,8 +83,9 @@ def _lines(rows: tuple[Row, ...], width: int) -> Iterator[str]:
     from rich.table import Table
     from rich.text import Text
 
-    single = [_cells(*each) for each in _alike([row for row in rows if not row.stage])]
-    cells = [*(_cells(row) for row in rows if row.stage), *single]
+    alike = Counter((row.layers, row.reason) for row in rows if not row.stage)  # one line for all of a class and reason
+    counted = [(row, 1 if row.stage else alike.pop((row.layers, row.reason), 0)) for row in rows]
+    cells = [_cells(row, count) for row, count in counted if count]
     ran = any(row.shape for row in rows)
     shown = [0, 1, 2, 3, 4] if ran else [0, 1, 4]
     header = ("layers", "stage", "input", "runs", "why")
@@ -113,21 +114,10 @@ def _noted(cells: list[tuple[str, ...]], width: int) -> tuple[list[tuple[str, ..
     return [(*row[:-1], f"note {notes.index(row[-1]) + 1}" if row[-1] in notes else row[-1]) for row in cells], notes
 
 
-def _alike(rows: list[Row]) -> Iterator[tuple[Row, int]]:
-    """Yield one of the layers alone of each class and reason, and how many there are."""
-    count = Counter((row.layers, row.reason) for row in rows)
-    for row in rows:
-        if number := count.pop((row.layers, row.reason), 0):
-            yield row, number
-
-
-def _cells(row: Row, count: int = 1) -> tuple[str, ...]:
-    names = ", ".join(_short(row.names)) + (f" and {count - 1} more" if count > 1 else "")
+def _cells(row: Row, count: int) -> tuple[str, ...]:
+    parent, dot, _ = row.names[0].rpartition(".")
+    names = ", ".join([row.names[0], *(name.removeprefix(parent + dot) for name in row.names[1:])])
+    if count > 1:
+        names += f" and {count - 1} more"
     reason = row.reason if row.stage else f"{row.layers[0]} {row.reason}"
     return names, row.stage, "x".join(map(str, row.shape)), row.runs, reason
-
-
-def _short(names: tuple[str, ...]) -> list[str]:
-    """Write layer1.0.conv1, layer1.0.relu as layer1.0.conv1, relu."""
-    parent = names[0].rpartition(".")[0]
-    return [names[0], *(name.removeprefix(f"{parent}.") if parent else name for name in names[1:])]

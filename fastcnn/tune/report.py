@@ -19,16 +19,10 @@ def table(results: Sequence[Result]) -> Group:
     """Build the tables: one for each stage, with a row for each candidate and a column for each mode."""
     groups = [list(group) for _, group in groupby(results, key=lambda result: id(result.stage))]
     legend = ["parity: the largest error as a part of what is allowed; *: the winner, which auto takes"]
-    if any(map(_is_close, results)):
+    fastest = [min(trial.seconds for trial in result.trials if trial.seconds) for result in results]
+    if any(seconds != result.winner.seconds and not result.too_noisy for seconds, result in zip(fastest, results)):
         legend.append(f"a candidate that is faster by less than {MARGIN:.0%} does not take stock's place")
     return Group(*(part for group in groups for part in _stage(group)), *(f"[dim]{line}[/]" for line in legend))
-
-
-def _is_close(result: Result) -> bool:
-    """Whether a candidate was faster than stock, but not by enough to win."""
-    return not result.too_noisy and any(
-        trial.seconds and trial.seconds < (result.winner.seconds or 0.0) for trial in result.trials
-    )
 
 
 def _stage(group: list[Result]) -> Iterator[RenderableType]:

@@ -134,12 +134,12 @@ def _winner_while_compiling(op: str, arguments: tuple[Any, ...], problem: Proble
         numbers = each.shape if isinstance(each, Tensor) else each if isinstance(each, tuple | list) else (each,)
         if not all(has_static_value(number) for number in numbers if isinstance(number, int | float)):
             return None
-    backend, algorithm, batch, why = _constant(call_of(op, read, None), problem)
-    return Found(Winner(backend, algorithm or None), batch or None, why) if backend else None
+    found = _constant(call_of(op, read, None), problem)
+    return Found(Winner(*found[:2]), *found[2:]) if found else None
 
 
 @constant_while_compiling
-def _constant(call: tuple[Any, ...], problem: Problem) -> tuple[str, str, int, str]:
+def _constant(call: tuple[Any, ...], problem: Problem) -> tuple[str, str | None, int | None, str] | None:
     op, device, *others, _ = call
     call = (op, device, *others, setting_of(op, device.type))
     found = _find(call, _table(device), problem)
@@ -147,5 +147,5 @@ def _constant(call: tuple[Any, ...], problem: Problem) -> tuple[str, str, int, s
         if device.type == "cuda":
             why = "nothing is tried while torch.compile traces: fastcnn.warm_up(model, input) does so beforehand"
             telling.warn_of_stock(device_name(device), batch_of(describe(call)), why)
-        return "", "", 0, ""
-    return found.winner.backend, found.winner.algorithm or "", found.batch or 0, found.why
+        return None
+    return *found.winner, found.batch, found.why
