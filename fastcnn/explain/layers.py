@@ -10,15 +10,7 @@ from fastcnn import roles
 from fastcnn import stages as fused_stages
 from fastcnn.rewrite.analysis import Analysis, analyse, is_row, role_of
 
-_KINDS: tuple[type[nn.Module], ...] = (
-    nn.Conv2d,
-    nn.BatchNorm2d,
-    nn.ReLU,
-    nn.MaxPool2d,
-    nn.LocalResponseNorm,
-    nn.Linear,
-)
-FUSIBLE = tuple(kind for kind in _KINDS if kind.forward in roles.ROLES)  # that a stage may hold
+FUSIBLE = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.LocalResponseNorm, nn.Linear)  # that a stage may hold
 _ROWS = (nn.Sequential, nn.ModuleList)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -71,11 +71,10 @@ class Attempts:
             faulthandler.dump_traceback_later(HANGS, exit=True)
         lost = False
         try:
-            with _noting_stops(note, file):
+            with _noting_stops(note, file) if file else nullcontext():
                 yield
         except Exception as error:
-            lost = is_lost(self._device)
-            if lost:
+            if lost := is_lost(self._device):
                 raise Lost(f"{candidate} left the GPU unusable ({error}); the next process leaves it out") from error
             raise
         finally:
@@ -88,14 +87,11 @@ class Attempts:
 
 
 @contextmanager
-def _noting_stops(note: Path, file: IO[str] | None) -> Iterator[None]:
+def _noting_stops(note: Path, file: IO[str]) -> Iterator[None]:
     """While the block runs, have a signal that stops the process add its traceback to a note, and an exit remove it.
 
     A handler of faulthandler also runs while a kernel does, which one of Python's would wait for.
     """
-    if file is None:
-        yield
-        return
     before = {each: signal.getsignal(each) for each in STOPS}
     for each in STOPS:
         faulthandler.register(each, file, all_threads=False, chain=True)

@@ -68,8 +68,10 @@ class Reference:
     ) -> None:
         self.stage, self._images = stage, images
         self._memory: Any = _poisoned if poison else nullcontext
-        # Values of full precision for the output; for gradients such as leave no winner or sign to chance.
-        full = stage.draw(device, rounded=_in_tf32(stage, device)) if own is None else own
+        # Values of full precision for the output, but not in TF32, to which an algorithm may round in more than one
+        # way; for gradients such as leave no winner or sign to chance.
+        in_tf32 = stage.dtype == torch.float32 and setting_of(stage.op, device.type) == "tf32"
+        full = stage.draw(device, rounded=in_tf32) if own is None else own
         with only_here("torch"), self._memory():
             self._draws = [self._expect(full, gradients=False)]
             if stage.trains and gradients:
@@ -132,11 +134,6 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
 
-def _in_tf32(stage: Stage, device: torch.device) -> bool:
-    """Whether float32 is multiplied in TF32, to which an algorithm may round values in more than one way."""
-    return stage.dtype == torch.float32 and setting_of(stage.op, device.type) == "tf32"
-
-
 def _run(stage: Stage, tensors: dict[str, Tensor], cotangent: Tensor | None) -> Results:
     """Return what a call gives; the running statistics it updates are copies."""
     running = {name: tensors[name].clone() for name in stage.running if name in tensors}
@@ -159,8 +156,6 @@ def _hold(name: str, mine: Tensor, draw: Expected, activations: tuple[str, ...])
         return float("inf"), f"{name}: values that are not finite"
     if name in ("output", *(f"gradient of {each}" for each in activations)):
         mine, theirs = mine[draw.rows], theirs[draw.rows]
-    if truth.numel() == 0:
-        return 0.0, ""
     error, allowed = errors(mine, theirs, truth)
     return error / allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}" if error > allowed else ""
 

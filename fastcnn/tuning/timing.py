@@ -31,14 +31,6 @@ class Effort(NamedTuple):
     hopeless: float = math.inf  # a candidate that first takes this many times stock's seconds is not timed again
 
 
-class Timed(NamedTuple):
-    """The candidates' times, by how much two of stock's differ, and the table's entry."""
-
-    times: dict[Winner, Times]
-    noise: float
-    entry: dict[str, Any]
-
-
 def contest(
     stage: Stage,
     key: dict[str, Any],
@@ -47,11 +39,10 @@ def contest(
     attempts: Attempts,
     effort: Effort,
     by: str,
-) -> Timed:
-    """Time stock and the candidates that passed parity; `by` tells the entry who did.
+) -> tuple[dict[Winner, Times], float, dict[str, Any]]:
+    """Time stock and the candidates that passed parity: their times, the noise, and the entry of the table.
 
-    Raises:
-        Lost: a candidate has left the GPU unusable for this process.
+    `by` tells the entry who did. Raises Lost where a candidate has left the GPU unusable for this process.
     """
     run = _step(stage, key["mode"], place.device)
 
@@ -74,7 +65,7 @@ def contest(
         "measured": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "by": by,
     }
-    return Timed(times, noise, entry | ({"why": TOO_NOISY} if too_noisy else {}))
+    return times, noise, entry | ({"why": TOO_NOISY} if too_noisy else {})
 
 
 def race(

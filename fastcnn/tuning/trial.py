@@ -174,7 +174,8 @@ def _measured(
         )
         sound = [each for each in offered if _passes(reference, each, attempts)]
     share = SECONDS / ROUNDS / (len(sound) + 2) / 2
-    entry = contest(stage, key, sound, place, attempts, Effort(ROUNDS, LEAST_ROUNDS, share, HOPELESS), "trial").entry
+    effort = Effort(ROUNDS, LEAST_ROUNDS, share, HOPELESS)
+    _, _, entry = contest(stage, key, sound, place, attempts, effort, "trial")
     return entry if sound else entry | {"why": "no kernel passed its trial on this device"}
 
 
