@@ -15,7 +15,7 @@ from fastcnn.shapes import Window, conv_memory_format, memory_format
 from fastcnn.triton.bn_relu import normalize_relu
 from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.convolution import first_layers
-from fastcnn.triton.convolution.implicit_gemm import Convolution, Normalization, asked, implicit_gemm
+from fastcnn.triton.convolution.implicit_gemm import Convolution, asked, implicit_gemm
 from fastcnn.triton.max_pool_backward import by_tiles, by_vectors
 from fastcnn.triton.tiles import ceil_div, fits_int32, indices, is_wide, laid_out, planes, vector
 
@@ -94,7 +94,7 @@ def convolution(
     algorithm: str | None,
     *,
     relu: bool,
-    norm: Normalization | None = None,
+    norm: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, bool]:
     """Return a convolution with bias and, if asked, ReLU; or torch's without them, and that they are left to do.
 

@@ -84,37 +84,26 @@ def lrn_backward_kernel(
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def power_kind(beta: float) -> str:
-    """Return which formula serves this beta."""
-    return {0.75: "3/4", 0.0: "0"}.get(beta, "any")
-
-
-def reaching(norm: LRN, channels: int) -> LRN:
-    """Return the norm with a window of at most 2 C + 1 channels, which has the same sums, and alpha scaled to match."""
-    size = min(norm.size, 2 * channels + 1)
-    return norm._replace(size=size, alpha=norm.alpha * (size / norm.size))
-
-
 def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], channels_last: bool, norm: LRN) -> None:
     """Launch one of two kernels over dense tensors of the same (N, C, *) and layout."""
     x = tensors[0]
     if x.numel() == 0:
         return
     images, channels, pixels = planes(x)
-    norm = reaching(norm, channels)
-    formula = Formula(norm.size, power_kind(norm.beta), x.dtype == torch.float32)
-    numbers = norm.alpha, norm.beta, norm.k
+    size = min(norm.size, 2 * channels + 1)  # a longer window has the same sums
+    formula = Formula(size, {0.75: "3/4", 0.0: "0"}.get(norm.beta, "any"), x.dtype == torch.float32)
+    numbers = norm.alpha * (size / norm.size), norm.beta, norm.k
     vector = 16 // x.element_size()
     count = (vector if channels % (2 * vector) else 2 * vector) if channels_last else NCHW_COLUMNS
     whole, parts = channels % count == 0, ceil_div(channels, count)
-    short = norm.size <= (min(COLUMNS_SIZE, vector + 1) if channels_last else COLUMNS_SIZE)
+    short = size <= (min(COLUMNS_SIZE, vector + 1) if channels_last else COLUMNS_SIZE)
     if short and not is_wide(x) and ((whole and parts <= BLOCK) or not channels_last):
         blocks_p = ceil_div(pixels, BLOCK)
         programs = ceil_div(images * pixels, BLOCK // parts) if channels_last else images * blocks_p * parts
+        columns = Columns(count, parts, vector, whole, channels_last, BLOCK)
         by_columns[(programs,)](
-            *tensors, channels, pixels, images * pixels, parts, BLOCK // parts, ceil_div(1 << 16, parts), blocks_p,
-            *numbers, NORM=formula, COLUMNS=Columns(count, vector, whole, channels_last, BLOCK),
-        )  # fmt: skip
+            *tensors, channels, pixels, images * pixels, blocks_p, *numbers, NORM=formula, COLUMNS=columns
+        )
         return
     tiles = tiling(images, channels, pixels, channels_last, is_wide(x), elements=512)
     by_tiles[tiles.grid](

@@ -24,9 +24,13 @@ class Formula(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """A kernel's constants: a thread's channels, how many a load has, whether `count` divides all, and its threads."""
+    """A kernel's constants: a thread's channels, how many such parts all make, of which a load has `vector`.
+
+    Then whether `count` divides all, and a program's threads.
+    """
 
     count: int
+    parts: int
     vector: int
     whole: bool
     channels_last: bool
@@ -143,17 +147,18 @@ def power(scale, beta, NORM: tl.constexpr):
 
 
 @triton.jit
-def place(BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COLUMNS: tl.constexpr):
+def place(BLOCKS_P, C, P, PIXELS, COLUMNS: tl.constexpr):
     """Return a program's base offset, its columns' offsets from there, which are inside, and their first channel.
 
-    An image's channels are PARTS times COLUMNS.count. NHWC: EACH whole pixels of all PIXELS, as many as a block of
-    threads holds; INVERSE = 2**16 / PARTS, rounded up. NCHW: `count` channels of a block of pixels of an image.
+    NHWC: whole pixels of all PIXELS, as many as a block of threads holds. NCHW: `count` channels of a block of pixels.
     """
+    PARTS: tl.constexpr = COLUMNS.parts
+    EACH: tl.constexpr = COLUMNS.block // PARTS
     i = tl.arange(0, COLUMNS.block)
     pid = tl.program_id(0)
     if COLUMNS.channels_last:
-        pixel = (i * INVERSE) >> 16
-        channel = (i - pixel * PARTS) * COLUMNS.count
+        pixel = i // PARTS
+        channel = i % PARTS * COLUMNS.count
         first = pid.to(tl.int64) * EACH
         base, at = first * C, i * COLUMNS.count
         inside = pixel < tl.minimum(PIXELS - first, EACH).to(tl.int32)
@@ -183,14 +188,14 @@ def store_columns(ptr, at, inside, c, C, P, columns, COLUMNS: tl.constexpr):
 
 @triton.jit
 def lrn_columns_kernel(
-    x_ptr, y_ptr, C, P, PIXELS, PARTS, EACH, INVERSE, BLOCKS_P, alpha, beta, k,
+    x_ptr, y_ptr, C, P, PIXELS, BLOCKS_P, alpha, beta, k,
     NORM: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Normalize x: (N, C, P) into y; one program computes the channels of a thread of a block of pixels."""
     COUNT: tl.constexpr = COLUMNS.count
     SIZE: tl.constexpr = NORM.size
     BEFORE: tl.constexpr = SIZE // 2
-    base, at, inside, c = place(BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COLUMNS)
+    base, at, inside, c = place(BLOCKS_P, C, P, PIXELS, COLUMNS)
     x = load_columns(x_ptr + base, at, inside, c, C, P, BEFORE, SIZE - 1 - BEFORE, COLUMNS)
     squares = ()
     for i in tl.static_range(COUNT + SIZE - 1):
@@ -204,7 +209,7 @@ def lrn_columns_kernel(
 
 @triton.jit
 def lrn_columns_backward_kernel(
-    x_ptr, grad_ptr, dx_ptr, C, P, PIXELS, PARTS, EACH, INVERSE, BLOCKS_P, alpha, beta, k,
+    x_ptr, grad_ptr, dx_ptr, C, P, PIXELS, BLOCKS_P, alpha, beta, k,
     NORM: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Dx = grad * s ** -beta - 2 alpha beta / size * x * sum of grad * x * s ** (-beta - 1) over windows that hold c.
@@ -217,7 +222,7 @@ def lrn_columns_backward_kernel(
     # are after and before it.
     AFTER: tl.constexpr = (SIZE - 1) // 2
     BEFORE: tl.constexpr = SIZE // 2
-    base, at, inside, c = place(BLOCKS_P, C, P, PIXELS, PARTS, EACH, INVERSE, COLUMNS)
+    base, at, inside, c = place(BLOCKS_P, C, P, PIXELS, COLUMNS)
     x = load_columns(x_ptr + base, at, inside, c, C, P, SIZE - 1, SIZE - 1, COLUMNS)
     grad = load_columns(grad_ptr + base, at, inside, c, C, P, AFTER, BEFORE, COLUMNS)
     squares = ()

@@ -23,6 +23,7 @@ from fastcnn.triton.tiles import (
     pairs_up,
     row_vector,
     sum_pixels,
+    tile_at,
     tile_position,
     tiling,
     widened,
@@ -77,9 +78,7 @@ def masked_gradient_kernel(
     dx_ptr += n * C * H * W
     sums = tl.full((TILE.pixels, TILE.channels), 0.0, tl.float32)
     for i in range(REPEAT):
-        p = indices(block_p * REPEAT + i, TILE.pixels, TILE.wide)
-        mask = (p < H * W)[:, None] & (c < C)[None, :]
-        at = offset(c[None, :], p[:, None], C, H * W, TILE.channels_last)
+        p, mask, at = tile_at(0, block_p * REPEAT + i, c, C, H * W, TILE)
         if WINDOW is None:
             y = tl.load(mask_ptr + at, mask=mask, other=0.0).to(tl.float32)
             grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -201,10 +200,13 @@ def by_tiles(
     """Launch a kernel by tiles of pixels or quads into dx, in one layout with gradient and mask; return the bias's."""
     images, channels, height, width = dx.shape
     channels_last, wide = dx.stride(1) == 1, is_wide(dx, mask)
-    kernel, rows, columns, last = masked_gradient_kernel, height, width, (scale,)
+    kernel, rows, columns, last = masked_gradient_kernel, height, width, [scale]
     elements = 1024 if channels_last or window is None else 512
     if window is not None and reads_four(window) and not wide:
-        rows, columns = last = quads(window, height, width)
+        rows, columns = last = [
+            (size - 1 + padding) // stride + 1
+            for size, padding, stride in zip((height, width), window.padding, window.stride, strict=True)
+        ]
         kernel, elements = unpool_quads_kernel, 1024 if channels_last else 128
     tiles = tiling(images, channels, rows * columns, channels_last, wide, elements)
     repeat = min(tiles.blocks_p, REPEAT)
@@ -255,13 +257,6 @@ def reads_four(window: Window) -> bool:
     """Whether no pixel lies in more than two windows along an axis, and no window has gaps."""
     sizes = zip(window.size, window.stride, strict=True)
     return window.dilation == (1, 1) and all(size <= 2 * stride and stride <= 2 for size, stride in sizes)
-
-
-def quads(window: Window, height: int, width: int) -> tuple[int, int]:
-    """Return how many quads an image has along each axis."""
-    axes = zip((height, width), window.padding, window.stride, strict=True)
-    rows, columns = ((size - 1 + padding) // stride + 1 for size, padding, stride in axes)
-    return rows, columns
 
 
 def max_pool_backward(grad: Tensor, codes: Tensor, height: int, width: int, window: Window) -> Tensor:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
-from fastcnn.triton.convolution.implicit_gemm import Config, Convolution, Normalization, demand, implicit_gemm, launch
+from fastcnn.triton.convolution.implicit_gemm import Config, Convolution, demand, implicit_gemm, launch
 from fastcnn.triton.normalize import shift_and_scale
 from fastcnn.triton.tiles import ceil_div, fits_int32, indices, laid_out, offset
 
@@ -80,10 +80,10 @@ def space_to_depth(call: Convolution) -> Tensor:
         ("stride", "over 1", window.stride, window.stride != (1, 1)),
     )
     deep = call._replace(
-        input=deep_input(call.input, call.weight.dtype, window, call.norm),
+        input=deep_input(call),
         weight=deepen_weight(call.weight, window.stride),
         window=Window(_steps(window.size, window.stride), (1, 1), (0, 0), (1, 1), False),
-        norm=None,
+        norm=(None, None),
     )
     format = conv_memory_format(call.input, call.weight)
     # A stride-1 convolution over whole vectors of channels: any kernel for such ones can take its place.
@@ -98,19 +98,19 @@ def _deep_channels(channels: int, stride: tuple[int, int]) -> int:
     return ceil_div(channels * stride[0] * stride[1], CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
 
 
-def deep_input(input: Tensor, dtype: torch.dtype, window: Window, norm: Normalization | None) -> Tensor:
+def deep_input(call: Convolution) -> Tensor:
     """Launch space to depth: the pixels that the convolution reads, padding included, with blocks as channels."""
-    x, _, channels_last = laid_out(input)
+    (x, _, channels_last), window = laid_out(call.input), call.window
     images, channels, height, width = x.shape
     deep_channels = _deep_channels(channels, window.stride)
     out, steps = window.output_size(height, width), _steps(window.size, window.stride)
     rows, columns = (out[axis] + steps[axis] - 1 for axis in (0, 1))
     shape = (images, deep_channels, rows, columns)
-    deep = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+    deep = torch.empty(shape, dtype=call.weight.dtype, device=x.device, memory_format=torch.channels_last)
     if deep.numel() == 0:
         return deep
     space_to_depth_kernel[(ceil_div(deep.numel(), BLOCK),)](
-        x, *(norm.numbers(channels) if norm else (None, None)), deep, deep.numel(), height, width, rows, columns,
+        x, *call.norm, deep, deep.numel(), height, width, rows, columns,
         C=channels, CHANNELS=deep_channels, WINDOW=window,
         X_CHANNELS_LAST=channels_last, WIDE=not fits_int32(x, deep), BLOCK=BLOCK,
     )  # fmt: skip

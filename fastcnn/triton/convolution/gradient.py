@@ -81,10 +81,9 @@ def pick(
                 f"backend 'triton' takes argument 'algorithm' {expected} (NCHW, few channels), got {name!r}"
             )
         return named[name]
-    most_rows, most_columns = power_of_2(rows), power_of_2(columns)
     for config in able:
-        if config.block_m <= max(most_rows, 64) and config.block_n <= most_columns:
-            buffers = config.num_stages * config.block_k * (2 * config.block_m + config.block_n) * item_size
-            if buffers <= SHARED_MEMORY:
-                return config
+        buffers = config.num_stages * config.block_k * (2 * config.block_m + config.block_n) * item_size
+        fits = config.block_m <= max(power_of_2(rows), 64) and config.block_n <= power_of_2(columns)
+        if fits and buffers <= SHARED_MEMORY:
+            return config
     return configs[-1]

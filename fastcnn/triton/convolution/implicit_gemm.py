@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import Window
-from fastcnn.triton.normalize import per_channel, shift_and_scale
+from fastcnn.triton.normalize import shift_and_scale
 from fastcnn.triton.tiles import ceil_div, is_wide, laid_out, multiply_add, offset, power_of_2, vector
 
 
@@ -44,21 +44,10 @@ EXACT = Config(64, 64, 16, 8, 3)  # of float32 without TF32, whose products take
 REGISTERS = 255
 
 
-class Normalization(NamedTuple):
-    """Constants of a normalization, one a channel or one for all, in float32."""
-
-    mean: Tensor
-    std: Tensor
-
-    def numbers(self, channels: int) -> tuple[Tensor, Tensor]:
-        """Return them for each channel."""
-        return per_channel(self.mean, channels), per_channel(self.std, channels)
-
-
 class Convolution(NamedTuple):
     """A convolution to launch: its result is (N, C_out, OH, OW) in the weight's dtype.
 
-    `config` is the tile that is asked for, `norm` normalizes images on their way.
+    `config` is the tile that is asked for; `norm`, a mean and a deviation for each channel, normalizes images.
     """
 
     input: Tensor
@@ -68,7 +57,7 @@ class Convolution(NamedTuple):
     groups: int
     relu: bool
     config: Config | None = None
-    norm: Normalization | None = None
+    norm: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
 class Sizes(NamedTuple):
@@ -243,9 +232,8 @@ def launch(call: Convolution, configs: tuple[Config, ...], wide_config: Config, 
     fitting = [each for each in configs if each.block_n <= power_of_2(sizes.group_out)]  # wide ones read the input less
     config = config or (wide_config if wide else [*fitting, configs[-1]][0])
     pixels, blocks_n = y.numel() // sizes.out_channels, ceil_div(sizes.group_out, config.block_n)
-    constants_of_norm = norm.numbers(sizes.channels) if norm else (None, None)
     implicit_gemm_kernel[(ceil_div(pixels, config.block_m) * groups * blocks_n,)](
-        x, *constants_of_norm, w, vector(bias), y, pixels, blocks_n, sizes,
+        x, *norm, w, vector(bias), y, pixels, blocks_n, sizes,
         CHANNELS=channels, WINDOW=window, RELU=relu, LAST=ChannelsLast(x_last, w_last, x_last or w_last),
         maxnreg=REGISTERS if exact else None, **constants(config, w.dtype, wide),
     )  # fmt: skip

@@ -126,7 +126,9 @@ def wgrad(
     narrow = wide or not source.channels_last or sizes.group_in % 8 != 0
     tile = pick(CONFIGS, config, sizes.group_out, columns, x.element_size(), narrow)
     blocks_m, blocks_n = ceil_div(sizes.group_out, tile.block_m), ceil_div(columns, tile.block_n)
-    split = split_pixels(pixels, groups * blocks_m * blocks_n, tile.block_k)
+    # by shapes alone, so that the sums repeat
+    splits = max(1, min(PROGRAMS // (groups * blocks_m * blocks_n), pixels // (LEAST_STEPS * tile.block_k)))
+    split = ceil_div(ceil_div(pixels, splits), tile.block_k) * tile.block_k  # pixels that one program sums
     splits = ceil_div(pixels, split)
     partial = x.new_empty((splits, weight.numel()), dtype=torch.float32)
     bias = x.new_empty((splits, sizes.out_channels), dtype=torch.float32) if bias_grad else None
@@ -137,9 +139,3 @@ def wgrad(
     )  # fmt: skip
     dw.as_strided((weight.numel(),), (1,)).copy_(partial.sum(0))
     return dw, added(bias, dw)
-
-
-def split_pixels(pixels: int, tiles: int, block: int) -> int:
-    """Return how many pixels one program sums: whole blocks, by shapes alone, so that the sums repeat."""
-    splits = max(1, min(PROGRAMS // tiles, pixels // (LEAST_STEPS * block)))
-    return ceil_div(ceil_div(pixels, splits), block) * block
