@@ -153,10 +153,8 @@ class use_backend(_DecoratorContextManager):
         _set(self._choice)
 
     def clone(self) -> "use_backend":
-        """Return an object with the same choice; a decorated function enters such a copy at each call."""
-        twin = object.__new__(use_backend)
-        twin._choice, twin._made = self._choice, None
-        return twin
+        """Return what a decorated function enters at each call: this object may be entered several times."""
+        return self
 
     def __call__(self, orig_func: Any) -> Any:
         """Decorate a function: this choice then holds for its calls only."""

@@ -1,6 +1,7 @@
 """Runs a fused network once without arithmetic, and notes each stage and what runs it."""
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -88,8 +89,4 @@ _FUNCTIONS: dict[Any, str] = {  # by the class of a call's settings
 
 def _place() -> tuple[Any, ...]:
     """Return the place of a stage in the call stack, so that two calls of the same layers differ."""
-    frame, places = sys._getframe(1), []
-    while frame is not None:
-        places.append((frame.f_code, frame.f_lasti))
-        frame = frame.f_back  # type: ignore[assignment]
-    return tuple(places)
+    return tuple((frame.f_code, frame.f_lasti) for frame, _ in traceback.walk_stack(sys._getframe(1)))

@@ -113,12 +113,10 @@ def check(stage: Stage, offered: list[Winner], device: torch.device, attempts: A
 
 def time_stage(stage: Stage, mode: str, checked: list[Trial], device: torch.device, attempts: Attempts) -> Result:
     """Time the candidates that passed, stock first; gradients of our own are nothing to inference."""
-    place = place_of(device)
-    assert place is not None
     trials = [each for each in checked if mode == "training" or "+" not in (each.candidate.algorithm or "")]
     sound = [each.candidate for each in trials[1:] if each.is_sound]
     effort = Effort(ROUNDS, ROUNDS, SECONDS[device.type])
-    times, noise, entry = contest(stage, stage.key_in(mode, device), sound, place, attempts, effort, "tune")
+    times, noise, entry = contest(stage, stage.key_in(mode, device), sound, place_of(device), attempts, effort, "tune")
     trials = [each._replace(seconds=times[each.candidate].call if each.candidate in times else None) for each in trials]
     won = next(each for each in trials if each.candidate == Winner(entry["backend"], entry["algorithm"]))
     return Result(stage, mode, trials, noise, won, entry)

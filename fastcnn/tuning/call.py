@@ -20,22 +20,13 @@ class Operand(NamedTuple):
     requires_grad: bool
 
 
-class Call(NamedTuple):
-    """A call of an op's function; equal calls get the same winner."""
-
-    op: str
-    device: torch.device
-    arguments: tuple[Any, ...]
-    grad: bool  # whether grad mode is on
-    transformed: bool  # by torch.func
-    autocast: torch.dtype | None
-    setting: int | str | None  # the number of threads on the CPU, how float32 is multiplied on a GPU
-
-
 def call_of(op: str, arguments: tuple[Any, ...], setting: int | str | None) -> tuple[Any, ...]:
-    """Summarize a call of an op's function in this process's present state: the fields of a `Call`.
+    """Summarize a call of an op's function in this process's present state; equal calls get the same winner.
 
-    As a plain tuple, which is faster to make, and which Dynamo accepts as a constant.
+    Returns:
+        The op, the device, the arguments (a tensor as the fields of an `Operand`), whether grad mode is on, whether
+        torch.func transforms, autocast's dtype, and `setting_of`: in a plain tuple, which is faster to make than a
+        named one, and which Dynamo accepts as a constant.
     """
     device = arguments[0].device
     autocast = torch.is_autocast_enabled(device.type)
@@ -67,12 +58,12 @@ def setting_of(op: str, device_type: str) -> int | str:
 
 def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
     """Return the key of a call's entry: everything that its time depends on but the device, in JSON's types."""
-    call = Call(*summary)
-    record = RECORDS[call.op]
-    arguments = dict(zip(record.names, call.arguments, strict=True))
+    op, device, given, grad, transformed, autocast, setting = summary
+    record = RECORDS[op]
+    arguments = dict(zip(record.names, given, strict=True))
     tensors = record.named(ACTIVATION, WEIGHT, BIAS)
     operands = {name: Operand(*arguments[name]) for name in tensors if arguments[name] is not None}
-    key: dict[str, Any] = {"op": call.op}
+    key: dict[str, Any] = {"op": op}
     for name, kind, stands_for in record.parameters:
         if kind in (BIAS, RUNNING):
             key[name] = arguments[name] is not None
@@ -81,16 +72,20 @@ def describe(summary: tuple[Any, ...]) -> dict[str, Any]:
         elif kind not in (CONSTANT, FREE):
             value = arguments[name]
             key[name] = _plain(kind, arguments[stands_for] if value is None and stands_for else value)
-    training = call.transformed or (call.grad and any(each.requires_grad for each in operands.values()))
-    of = "input"
+    dtype = operands["input"].dtype
     if record.normalizes:  # images, whose normalized values have the weight's dtype
-        of = "weight"
-        key["images"] = str(operands["input"].dtype).removeprefix("torch.")
-    key |= {"dtype": _dtype(call, operands[of].dtype), "layout": _layout(operands)}
+        key["images"], dtype = str(dtype).removeprefix("torch."), operands["weight"].dtype
+    if record.product and autocast and dtype.is_floating_point and dtype != torch.float64:
+        dtype = autocast
+    key["dtype"] = "tf32" if dtype == torch.float32 and setting == "tf32" else str(dtype).removeprefix("torch.")
+    # That of the input, and of a second input or a weight where it has another one.
+    formats = [_format(each) for name, each in operands.items() if name != "bias" and len(each.shape) != 1]
+    key["layout"] = "/".join(dict.fromkeys(formats))
+    training = transformed or (grad and any(each.requires_grad for each in operands.values()))
     key["mode"] = "training" if training else "inference"
-    if call.device.type == "cpu":
-        key["threads"] = call.setting
-    return key | {"versions": versions(call.device.type)}
+    if device.type == "cpu":
+        key["threads"] = setting
+    return key | {"versions": versions(device.type)}
 
 
 def key_of(op: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -120,20 +115,6 @@ def _plain(kind: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value) * (2 if len(value) == 1 else 1)
     return [value, value] if kind == PAIR and isinstance(value, int) else value
-
-
-def _dtype(call: Call, dtype: torch.dtype) -> str:
-    if RECORDS[call.op].product and call.autocast and dtype.is_floating_point and dtype != torch.float64:
-        dtype = call.autocast
-    if dtype == torch.float32 and call.setting == "tf32":
-        return "tf32"
-    return str(dtype).removeprefix("torch.")
-
-
-def _layout(operands: dict[str, Operand]) -> str:
-    """Name the memory format of the input, and of a second input or a weight where it has another one."""
-    formats = [_format(each) for name, each in operands.items() if name != "bias" and len(each.shape) != 1]
-    return "/".join(dict.fromkeys(formats))
 
 
 def _format(operand: Operand) -> str:

@@ -38,8 +38,6 @@ def _table(name: str, device: torch.device) -> str:
 
 def _proof(device: torch.device) -> str:
     place = place_of(device)
-    if place is None:
-        return "nothing is tried there"
     verdicts = proof.read(proof.path_of(place.name), place.identity())
     if not verdicts:
         return f"{place.name}: not yet with this build: the first trial does so"

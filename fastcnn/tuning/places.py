@@ -136,10 +136,9 @@ PLACES: dict[str, type[Place]] = {"cpu": Place, "cuda": Gpu}
 
 
 @functools.cache
-def place_of(device: torch.device) -> Place | None:
-    """Return the place of a device, or None where nothing is tried."""
-    kind = PLACES.get(device.type)
-    return kind(device) if kind else None
+def place_of(device: torch.device) -> Place:
+    """Return the place of a device whose type is in `PLACES`."""
+    return PLACES[device.type](device)
 
 
 @functools.cache

@@ -96,9 +96,11 @@ class Stage(NamedTuple):
         order and in TF32: then every algorithm finds the same maxima and the same signs.
         """
         generator = torch.Generator(device).manual_seed(0)
-        return {name: self._draw(name, like, generator, rounded) for name, like in self.tensors.items()}
+        return {name: self.draw_one(name, generator, rounded=rounded) for name in self.tensors}
 
-    def _draw(self, name: str, like: Operand, generator: torch.Generator, rounded: bool) -> Tensor:
+    def draw_one(self, name: str, generator: torch.Generator, *, rounded: bool) -> Tensor:
+        """Return one of these tensors."""
+        like = self.tensors[name]
         values = torch.randn(like.shape, device=generator.device, generator=generator)
         if name in CONSTANTS:
             values = torch.full_like(values, CONSTANTS[name])
@@ -113,14 +115,6 @@ class Stage(NamedTuple):
             values = (values * step).round().clamp(-4 * step, 4 * step) / step
         placed = torch.empty_strided(like.shape, like.strides, dtype=like.dtype, device=values.device).copy_(values)
         return placed.requires_grad_(like.requires_grad)
-
-    def another(self, input: Tensor, seed: int) -> Tensor:
-        """Return other random values like an input's."""
-        generator = torch.Generator(input.device).manual_seed(seed)
-        if input.dtype == torch.uint8:
-            return torch.empty_like(input).random_(256, generator=generator)
-        like = torch.empty_like(input, requires_grad=False).normal_(generator=generator)
-        return like.requires_grad_(input.requires_grad)
 
     def key_in(self, mode: str, device: torch.device) -> dict[str, Any]:
         """Return the key of the entry of a mode, ``inference`` or ``training``."""

@@ -108,15 +108,13 @@ def _beats_stock(times: dict[Winner, Times], clear: float) -> Winner:
 
 def _step(stage: Stage, mode: str, device: torch.device) -> Run:
     """Return one call of a stage, with its backward in training; the input is another one at each turn."""
-    tensors = stage.draw(device, rounded=False)
-    first = tensors["input"]
-    size = max(first.numel() * first.element_size(), 1)
-    count = min(2 + COLD_BYTES // size, MOST_COPIES) if device.type == "cuda" else 2
-    draws = [tensors | {"input": first if turn == 0 else stage.another(first, turn)} for turn in range(count)]
+    tensors, generator = stage.draw(device, rounded=False), torch.Generator(device).manual_seed(1)
+    count = min(2 + COLD_BYTES // max(tensors["input"].nbytes, 1), MOST_COPIES) if device.type == "cuda" else 2
+    draws = [tensors | {"input": stage.draw_one("input", generator, rounded=False)} for _ in range(count)]
     leaves = [[each for each in draw.values() if each.requires_grad] for draw in draws]
     with torch.no_grad(), only_here("torch"):
         cotangent = stage.call(tensors)
-    cotangent = torch.empty_like(cotangent).normal_(generator=torch.Generator(device).manual_seed(count))
+    cotangent = torch.empty_like(cotangent).normal_(generator=generator)
 
     def inference(turn: int) -> object:
         with torch.no_grad():

@@ -20,7 +20,7 @@ from fastcnn.tuning.call import batch_of, key_of, text
 from fastcnn.tuning.candidates import light
 from fastcnn.tuning.lookup import entries_of, learn
 from fastcnn.tuning.parity import Reference, check
-from fastcnn.tuning.places import Place, place_of
+from fastcnn.tuning.places import PLACES, Place, place_of
 from fastcnn.tuning.stage import Stage, tensors_of
 from fastcnn.tuning.table import Winner, merge, user_path
 from fastcnn.tuning.timing import Effort, contest
@@ -42,8 +42,8 @@ _one = threading.Lock()
 
 def concerns(input: Tensor) -> bool:
     """Whether a tensor's device is one for trials: a GPU, or a CPU under FASTCNN_TRIAL=1."""
-    place = place_of(input.device)
-    return place is not None and (place.by_default or os.environ.get("FASTCNN_TRIAL") == "1")
+    has_place = input.device.type in PLACES
+    return has_place and (place_of(input.device).by_default or os.environ.get("FASTCNN_TRIAL") == "1")
 
 
 def run(op: str, arguments: tuple[Any, ...]) -> str:
@@ -57,7 +57,6 @@ def run(op: str, arguments: tuple[Any, ...]) -> str:
     """
     input: Tensor = arguments[0]
     place = place_of(input.device)
-    assert place is not None
     if why := _unfit(op, arguments) or (CAPTURING if place.is_capturing() else ""):
         return why
     if why := _off(op, input.device):
