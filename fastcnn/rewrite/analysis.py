@@ -90,7 +90,7 @@ def analyse(module: nn.Module) -> Analysis:
             callees, values = _callees(each.function, each.node, known)
             layers |= values
             walked |= _walked(each.node, known)
-            read.append((each, _rewriter(each.function, each.node, callees)))
+            read.append((each, Rewriter(each.node, each.function.__code__, callees, _stage_roles)))
     except Unreadable as error:
         return Analysis({}, reason=str(error))
     for _, rewriter in read:
@@ -205,14 +205,6 @@ def _names_of(code: CodeType) -> set[str]:
     """Return the globals and attributes that a function uses, with those of the functions in it."""
     inner = [_names_of(each) for each in code.co_consts if isinstance(each, CodeType)]
     return set(code.co_names).union(*inner)
-
-
-def _rewriter(function: FunctionType, node: ast.FunctionDef, callees: dict[str, Callee]) -> Rewriter:
-    """Return what rewrites a function whose callees are known."""
-    code = function.__code__
-    deleted = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Del)}
-    plain = frozenset(code.co_varnames) - set(code.co_cellvars) - deleted
-    return Rewriter(node, plain, callees, _stage_roles)
 
 
 def _stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:

@@ -5,7 +5,9 @@ does the order of its effects.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from fastcnn.calls import FUNCTIONS
@@ -25,10 +27,8 @@ from fastcnn.rewrite.links import (
     call_of,
     ended,
     is_name,
-    parameters,
     placed,
     simple,
-    targets,
     uses,
 )
 from fastcnn.roles import IDENTITY
@@ -40,18 +40,18 @@ Matcher = Callable[[list[Link], int], tuple[str, ...] | None]
 class Rewriter:
     """Rewrites one function; `found` are the stages, `chains` all chains of calls, stage or not."""
 
-    def __init__(
-        self, node: ast.FunctionDef, plain: frozenset[str], callees: dict[str, Callee], match: Matcher
-    ) -> None:
-        """Take a definition, its variables that no inner function uses, its callees, and what recognizes a stage."""
+    def __init__(self, node: ast.FunctionDef, code: CodeType, callees: dict[str, Callee], match: Matcher) -> None:
+        """Take a method's definition, its code, its callees, and what recognizes a stage."""
         self.node, self.callees, self.match = node, callees, match
-        names = [each for each in ast.walk(node) if isinstance(each, ast.Name)]
-        loads = [each.id for each in names if isinstance(each.ctx, ast.Load)]
-        augmented = [each.target for each in ast.walk(node) if isinstance(each, ast.AugAssign)]
-        loads += [each.id for each in augmented if isinstance(each, ast.Name)]
-        self.loads = {name: loads.count(name) for name in set(loads)}
-        self.plain = plain
-        self.variables = {each.id for each in names if isinstance(each.ctx, ast.Store)} | parameters(node)
+        nodes = list(ast.walk(node))
+        names = [each for each in nodes if isinstance(each, ast.Name)]
+        augmented = [each.target for each in nodes if isinstance(each, ast.AugAssign)]
+        self.loads = Counter(each.id for each in names if isinstance(each.ctx, ast.Load))
+        self.loads.update(each.id for each in augmented if isinstance(each, ast.Name))
+        deleted = {each.id for each in names if isinstance(each.ctx, ast.Del)}
+        self.plain = set(code.co_varnames) - set(code.co_cellvars) - deleted  # variables that no inner function uses
+        module, *parameters = [each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)]
+        self.variables = {each.id for each in names if isinstance(each.ctx, ast.Store)}.union(parameters) - {module}
         self.makers: dict[int, ast.expr] = {}  # by the `+=` that changes it: the layer that made the tensor
         self.found: list[Found] = []
         self.chains: list[tuple[str, ...]] = []  # the callees of each, and the `if` before and after it
@@ -123,19 +123,17 @@ class Rewriter:
             return self._optional(statement)
         if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.Return)) or statement.value is None:
             return None
-        names = targets(statement)
-        if len(names) > 1 or not all(isinstance(each, ast.Name) for each in names):
+        assigned = [statement.target] if isinstance(statement, ast.AnnAssign) else getattr(statement, "targets", [])
+        names = [each.id for each in assigned if isinstance(each, ast.Name)]
+        if len(assigned) > 1 or len(names) < len(assigned):
             return None
         head, links = self._chain(statement.value)
-        target = names[0].id if names else None  # type: ignore[attr-defined]
-        return Step(statement, target, head, links) if links else None
+        return Step(statement, names[0] if names else None, head, links) if links else None
 
     def _optional(self, statement: ast.If) -> Step | None:
         """Read ``if self.bn is not None: x = self.bn(x)``: layers that a call of the module may leave out."""
-        stored = [
-            each for each in ast.walk(statement) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-        ]
-        names = {each.id for each in stored}
+        variables = [each for each in ast.walk(statement) if isinstance(each, ast.Name)]
+        names = {each.id for each in variables if isinstance(each.ctx, ast.Store)}
         name = min(names, default="")
         then, otherwise = self._branch(statement.body, name), self._branch(statement.orelse, name)
         looks = any(is_name(each, name) for each in ast.walk(statement.test))
@@ -236,9 +234,7 @@ class Rewriter:
         """Rewrite the chains anywhere in an expression."""
         head, links = self._chain(expression)
         if links:
-            parts = self._parts(head, links, {}, "", "")
-            inner = self._expression(head)
-            self._visit_operands(links)
+            inner, parts = self._parts(head, links)
             for part in parts:
                 inner = self._joined(inner, part)
             return inner
@@ -255,8 +251,13 @@ class Rewriter:
             return value
         return self._expression(value) if isinstance(value, ast.expr) else value
 
-    def _parts(self, head: ast.expr, links: list[Link], ends: dict[int, Step], before: str, after: str) -> list[Part]:
-        """Divide a chain into stages and calls by themselves, before anything in it changes."""
+    def _parts(
+        self, head: ast.expr, links: list[Link], steps: dict[int, Step] | None = None, before: str = "", after: str = ""
+    ) -> tuple[ast.expr, list[Part]]:
+        """Return a chain's input, rewritten, and the chain in stages and calls by themselves.
+
+        It is divided before anything in it changes; `steps` are the statements that end with a link, by its id.
+        """
         texts = [each.text for link in links for each in link.calls(undecided=True) or [link]]
         self.chains.append(tuple(filter(None, (before, *texts, after))))
         parts: list[Part] = []
@@ -266,12 +267,18 @@ class Rewriter:
             span = links[start : start + count]
             for call in calls:
                 inner = applied(call, inner)
-            found = roles and Found(calls[0].node.lineno, tuple(each.text for each in calls), roles, ast.unparse(inner))
+            found = roles and Found(tuple(each.text for each in calls), roles, ast.unparse(inner))
             parts.append(Part(span, found or None))
             start += len(span)
-            if step := ends.get(id(span[-1])):
+            if step := (steps or {}).get(id(span[-1])):
                 inner = ast.Name(step.target or "", ast.Load())
-        return parts
+        head = self._expression(head)
+        for link in links:  # the right sides of sums, where a chain of their own may stand
+            if isinstance(link.node, ast.BinOp):
+                link.node.right = link.item.args[0] = self._expression(link.node.right)  # type: ignore[attr-defined]
+            elif isinstance(link.node, ast.AugAssign):
+                link.node.value = link.item.args[1] = self._expression(link.node.value)  # type: ignore[attr-defined]
+        return head, parts
 
     def _stage(self, links: list[Link]) -> tuple[int, list[Link], tuple[str, ...]]:
         """Return how many links the first stage takes, its calls and their roles; without one, the first link's."""
@@ -292,22 +299,12 @@ class Rewriter:
         self.found.append(part.found)
         return placed(call_of(RUN, [inner, *(link.item for link in part.links)]), part.links[-1].node)
 
-    def _visit_operands(self, links: list[Link]) -> None:
-        """Rewrite the right sides of sums, where a chain of their own may stand."""
-        for link in links:
-            if isinstance(link.node, ast.BinOp):
-                link.node.right = link.item.args[0] = self._expression(link.node.right)  # type: ignore[attr-defined]
-            elif isinstance(link.node, ast.AugAssign):
-                link.node.value = link.item.args[1] = self._expression(link.node.value)  # type: ignore[attr-defined]
-
     def _run(self, steps: list[Step], before: str, after: str) -> list[ast.stmt]:
         """Rewrite statements that hand one value on; those inside a stage go away."""
         links = [link for step in steps for link in step.links]
         ends = {id(step.links[-1]): step for step in steps}
         written: list[ast.stmt] = []
-        parts = self._parts(steps[0].head, links, ends, before, after)
-        inner = self._expression(steps[0].head)
-        self._visit_operands(links)
+        inner, parts = self._parts(steps[0].head, links, ends, before, after)
         for part in parts:
             step = ends.get(id(part.links[-1]))
             if part.found is None and part.links[0].branches:
@@ -334,7 +331,7 @@ class Rewriter:
             return None
         if self.loads[name] != 1 or step.target in {n.id for n in ast.walk(loop.iter) if isinstance(n, ast.Name)}:
             return None
-        self.found.append(Found(loop.lineno, (text,), (), ast.unparse(loop)))
+        self.found.append(Found((text,), (), ast.unparse(loop)))
         assert isinstance(step.statement, (ast.Assign, ast.AnnAssign))
         layers = ast.Starred(loop.iter, ast.Load())
         step.statement.value = placed(call_of(RUN, [step.head, layers]), step.statement.value or loop)

@@ -57,7 +57,6 @@ class Step(NamedTuple):
 class Found(NamedTuple):
     """A stage that the rewritten function runs as one call."""
 
-    line: int
     texts: tuple[str, ...]  # of the callees
     roles: tuple[str, ...]
     source: str
@@ -69,20 +68,6 @@ class Part(NamedTuple):
 
     links: list[Link]
     found: Found | None
-
-
-def targets(statement: ast.Assign | ast.AnnAssign | ast.Return) -> list[ast.expr]:
-    """Return what a statement assigns to."""
-    if isinstance(statement, ast.AnnAssign):
-        return [statement.target]
-    return statement.targets if isinstance(statement, ast.Assign) else []
-
-
-def parameters(node: ast.FunctionDef) -> set[str]:
-    """Return the parameters but the first, which is the module."""
-    arguments = node.args
-    named = [*arguments.posonlyargs, *arguments.args][1:] + arguments.kwonlyargs
-    return {each.arg for each in (*named, arguments.vararg, arguments.kwarg) if each}
 
 
 def simple(node: ast.expr) -> bool:

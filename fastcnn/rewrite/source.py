@@ -14,7 +14,6 @@ _FUTURES = functools.reduce(
     int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
 _NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-_SAME = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_kwonlyargcount")
 
 
 class Unreadable(Exception):
@@ -29,10 +28,9 @@ class Place(NamedTuple):
 
 
 def definition(function: Any) -> tuple[ast.FunctionDef, Place]:
-    """Return a copy of a function's syntax tree, and the place where it is written.
+    """Return a copy of a function's syntax tree without decorators, and the place where it is written.
 
-    Raises:
-        Unreadable: there is no source, or it is not what runs: edited since, changed by a decorator or a tool.
+    Raises Unreadable if there is no source, or it is not what runs: edited since, changed by a decorator or a tool.
     """
     if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):
         raise Unreadable("its forward is wrapped by a decorator or made by a tool")
@@ -42,13 +40,12 @@ def definition(function: Any) -> tuple[ast.FunctionDef, Place]:
     lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines:
         raise Unreadable("the source of its forward is not available")
-    for node, place in _functions("".join(lines), code.co_filename):
-        if node.name == code.co_name and _first_line(node) == code.co_firstlineno:
-            bare = _without_decorators(node)
-            if not _equal(_code(function, bare, place, ()), code):
-                break
-            return bare, place
-    raise Unreadable("its forward differs from its source file")
+    found = _functions("".join(lines), code.co_filename).get((code.co_name, code.co_firstlineno))
+    if found is None or _code(function, *found, ()).replace(co_flags=code.co_flags) != code:
+        raise Unreadable("its forward differs from its source file")
+    node: ast.FunctionDef = _copied(found[0])
+    node.decorator_list = []
+    return node, found[1]
 
 
 def build(function: Any, node: ast.FunctionDef, place: Place, helpers: dict[str, Any]) -> FunctionType:
@@ -57,22 +54,27 @@ def build(function: Any, node: ast.FunctionDef, place: Place, helpers: dict[str,
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     closure = tuple(CellType(helpers[name]) if name in helpers else cells[name] for name in code.co_freevars)
     code = code.replace(co_qualname=function.__code__.co_qualname, co_firstlineno=function.__code__.co_firstlineno)
-    made = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    made = FunctionType(code, function.__globals__, None, function.__defaults__, closure)
     made.__kwdefaults__ = function.__kwdefaults__
-    made.__annotations__ = function.__annotations__
-    made.__doc__, made.__module__, made.__qualname__ = function.__doc__, function.__module__, function.__qualname__
-    made.__dict__.update(function.__dict__, __wrapped__=function)
+    functools.update_wrapper(made, function)
     return made
 
 
 @functools.lru_cache(maxsize=32)
-def _functions(source: str, filename: str) -> list[tuple[ast.FunctionDef, Place]]:
+def _functions(source: str, filename: str) -> dict[tuple[str, int], tuple[ast.FunctionDef, Place]]:
+    """Return the functions of a file by name and first line, a decorator's if there is one."""
     try:
         tree = ast.parse(source, filename)
     except SyntaxError as error:
         raise Unreadable("its source file cannot be read as Python") from error
     imports = tuple(_imports(tree))
-    return [(node, Place(class_name, imports)) for node, class_name in _defined(tree, "_")]
+    return {
+        (node.name, min([node.lineno, *(each.lineno for each in node.decorator_list)])): (
+            node,
+            Place(class_name, imports),
+        )
+        for node, class_name in _defined(tree, "_")
+    }
 
 
 def _imports(node: ast.AST) -> Iterator[ast.stmt]:
@@ -89,17 +91,6 @@ def _defined(node: ast.AST, class_name: str) -> Iterator[tuple[ast.FunctionDef, 
         if isinstance(child, ast.FunctionDef):
             yield child, class_name
         yield from _defined(child, child.name if isinstance(child, ast.ClassDef) else class_name)
-
-
-def _first_line(node: ast.FunctionDef) -> int:
-    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-
-
-def _without_decorators(node: ast.FunctionDef) -> ast.FunctionDef:
-    """Copy a definition, so that the tree of the file stays as it was; defaults and annotations are the function's."""
-    copied: ast.FunctionDef = _copied(node)
-    copied.decorator_list = []
-    return copied
 
 
 def _copied(node: Any) -> Any:
@@ -134,17 +125,3 @@ def _code(function: FunctionType, node: ast.FunctionDef, place: Place, helpers: 
     for name in ("around", place.class_name, node.name):
         code = next(each for each in code.co_consts if isinstance(each, CodeType) and each.co_name == name)
     return code
-
-
-def _equal(one: CodeType, other: CodeType) -> bool:
-    return (
-        all(getattr(one, name) == getattr(other, name) for name in _SAME)
-        and len(one.co_consts) == len(other.co_consts)
-        and all(map(_equal_constants, one.co_consts, other.co_consts))
-    )
-
-
-def _equal_constants(one: Any, other: Any) -> bool:
-    if isinstance(one, CodeType) and isinstance(other, CodeType):
-        return _equal(one, other)
-    return type(one) is type(other) and repr(one) == repr(other)  # repr tells 0.0 from -0.0
