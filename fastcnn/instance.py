@@ -54,7 +54,7 @@ class _State(dict[str, Any]):
     """A module's attributes: copied with its instance methods, saved without, and so loaded without fastcnn."""
 
     def __init__(self, state: Mapping[str, Any]) -> None:
-        self.methods = {name: value for name, value in state.items() if _is_own(name, value)}
+        self.methods = _own(state)
         super().__init__((name, value) for name, value in state.items() if name not in self.methods)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
@@ -64,8 +64,9 @@ class _State(dict[str, Any]):
         return dict, (dict(self),)
 
 
-def _is_own(name: str, value: object) -> bool:
-    return type(value) is InstanceMethod and value.name == name
+def _own(state: Mapping[str, Any]) -> dict[str, InstanceMethod]:
+    """Return those of a module's attributes that `set_methods` has set, and no other code has moved."""
+    return {name: value for name, value in state.items() if type(value) is InstanceMethod and value.name == name}
 
 
 def _state(self: nn.Module) -> Any:
@@ -76,9 +77,8 @@ def _state(self: nn.Module) -> Any:
 def _replica(self: nn.Module) -> nn.Module:
     """Bind the methods of a replica, which starts with the attributes of the module, to the replica."""
     replica = type(self)._replicate_for_data_parallel(self)
-    for name, value in vars(self).items():
-        if _is_own(name, value):
-            vars(replica)[name] = InstanceMethod(value.function, replica, name)
+    for name, method in _own(vars(self)).items():
+        vars(replica)[name] = InstanceMethod(method.function, replica, name)
     return replica
 
 
@@ -99,12 +99,12 @@ def set_methods(module: nn.Module, methods: Mapping[str, Callable[..., Any]]) ->
 
 def has_methods(module: nn.Module) -> bool:
     """Whether a module has a method that `set_methods` has set and no other code has replaced."""
-    return any(_is_own(name, value) for name, value in vars(module).items())
+    return bool(_own(vars(module)))
 
 
 def remove_methods(module: nn.Module) -> None:
     """Remove the methods that `set_methods` has set and no other code has replaced."""
-    for name in [name for name, value in vars(module).items() if _is_own(name, value)]:
+    for name in _own(vars(module)):
         del vars(module)[name]
 
 

@@ -20,13 +20,7 @@ RELU_OFF = 255
 
 
 def pair(function: str, name: str, value: Size) -> Pair:
-    """Return a size as (rows, columns); one number stands for both, as in torch.
-
-    Raises:
-        TypeError: not integers, or two integers of which one exceeds 64 bits.
-        ValueError: one integer that exceeds 64 bits.
-        RuntimeError: neither one nor two integers.
-    """
+    """Return a size as (rows, columns); one number stands for both, and errors are of the classes that torch raises."""
     if type(value) is int and -LARGEST <= value <= LARGEST:
         return value, value
     if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int and _fits(value):
@@ -62,22 +56,10 @@ class Window(NamedTuple):
     ceil_mode: bool
 
     @classmethod
-    def of(
-        cls,
-        size: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        ceil_mode: bool,
-    ) -> "Window":
-        """Return the window of an operator's arguments, which come as lists; Triton's constants must be hashable."""
-        sizes, strides, pads, steps = ((each[0], each[1]) for each in (size, stride, padding, dilation))
-        return cls(sizes, strides, pads, steps, bool(ceil_mode))
-
-    @classmethod
-    def of_numbers(cls, numbers: Sequence[int]) -> "Window":
-        """Return the window of an operator's argument."""
-        return cls.of(numbers[:2], numbers[2:4], numbers[4:6], numbers[6:8], bool(numbers[8]))
+    def of(cls, numbers: Sequence[int]) -> "Window":
+        """Return the window of an operator's argument, which `numbers` gave; Triton's constants must be hashable."""
+        rows, columns, down, right, top, left, row_step, column_step, ceil_mode = numbers
+        return cls((rows, columns), (down, right), (top, left), (row_step, column_step), bool(ceil_mode))
 
     def numbers(self) -> tuple[int, ...]:
         """Return size, stride, padding, dilation and ceil_mode in one row, as operators take a window."""

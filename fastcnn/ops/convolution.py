@@ -35,7 +35,7 @@ class Convolution(NamedTuple):
 
     def window(self, weight: Tensor) -> Window:
         """Return the window of the convolution's kernel."""
-        return Window.of(weight.shape[2:], self.stride, self.padding, self.dilation, False)
+        return Window.of((*weight.shape[2:], *self.stride, *self.padding, *self.dilation, 0))
 
     def operands(self) -> tuple[tuple[int, ...], str | None]:
         """Return an operator's arguments: stride, padding, dilation and groups in one row, and the algorithm."""

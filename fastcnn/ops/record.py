@@ -290,10 +290,10 @@ def _taker(signature: str) -> Callable[[tuple[Any, ...]], Iterator[Any]]:
     def take(args: tuple[Any, ...]) -> Iterator[Any]:
         for name, arg in zip(names, args, strict=True):
             if name in ("window", "pool"):
-                yield Window.of_numbers(arg) if arg else None
+                yield Window.of(arg) if arg else None
             elif name == "convolution":
                 weight = args[names.index("weight")]
-                yield Window.of(weight.shape[2:], arg[:2], arg[2:4], arg[4:6], False)
+                yield Window.of((*weight.shape[2:], *arg[:6], 0))
                 yield arg[6]
             else:
                 yield arg

@@ -123,33 +123,27 @@ def _methods(module: nn.Module, kind: type[nn.Module], reasons: list[str]) -> It
     waiting, seen = [Method("forward")], set()
     while waiting:
         method = waiting.pop(0)
-        function = _function_of(kind, method)
+        name, place = method
+        function = inspect.getattr_static(kind if place is None else kind.__mro__[place], name, None)
         if method in seen or not callable(function) or isinstance(function, type):
             continue
-        if method.place is None and is_replaced(module, method.name):
+        if place is None and is_replaced(module, name):
             continue
         seen.add(method)
         try:
-            node, place = _readable(function, method.name)
+            node, written = _readable(function, name)
         except Unreadable as error:
             if method == Method("forward"):
                 raise
-            if method.place is not None:
-                reasons.append(f"it calls super().{method.name}, which is not followed: {error}")
+            if place is not None:
+                reasons.append(f"it calls super().{name}, which is not followed: {error}")
             continue
         called = [each for each in ast.walk(node) if isinstance(each, ast.Attribute)]
         waiting += [Method(each.attr) for each in called if is_name(each.value, _own_name(node))]
         inherited = {ast.unparse(each): inherited for each in called if (inherited := _inherited(each, kind, function))}
         waiting += inherited.values()
         attributes = {text: each.attribute for text, each in inherited.items()}
-        yield Read(method.attribute, function, node, place, attributes)
-
-
-def _function_of(kind: type[nn.Module], method: Method) -> Any:
-    """Return the function that a method is in a class, or None."""
-    if method.place is None:
-        return inspect.getattr_static(kind, method.name, None)
-    return vars(kind.__mro__[method.place])[method.name]
+        yield Read(method.attribute, function, node, written, attributes)
 
 
 def _readable(function: Any, name: str) -> tuple[ast.FunctionDef, Place]:
@@ -247,7 +241,7 @@ def _callees(
     callees: dict[str, Callee] = {}
     layers: dict[str, nn.Module] = {}
     for each in ast.walk(node):
-        place = _PLACES.get(type(each), lambda _: None)(each)
+        place = getattr(each, _PLACES.get(type(each), ""), None)
         if place is None or any(isinstance(n, ast.Name) and n.id in others - own for n in ast.walk(place)):
             continue
         if isinstance(each, ast.If):
@@ -262,11 +256,7 @@ def _callees(
     return callees, layers
 
 
-_PLACES: dict[type[ast.AST], Any] = {
-    ast.Call: lambda node: node.func,
-    ast.For: lambda node: node.iter,
-    ast.If: lambda node: node.test,
-}
+_PLACES: dict[type[ast.AST], str] = {ast.Call: "func", ast.For: "iter", ast.If: "test"}  # where each has a callee
 
 
 def _walked(node: ast.FunctionDef, known: dict[str, Any]) -> set[int]:
