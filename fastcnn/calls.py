@@ -16,9 +16,7 @@ MaxPool2d = namedtuple(
 )
 LocalResponseNorm = namedtuple("LocalResponseNorm", "size alpha beta k", defaults=[1e-4, 0.75, 1.0])
 BatchNorm = namedtuple(
-    "BatchNorm",
-    "running_mean running_var weight bias training momentum eps",
-    defaults=[None, None, False, 0.1, 1e-5],
+    "BatchNorm", "running_mean running_var weight bias training momentum eps", defaults=[None, None, False, 0.1, 1e-5]
 )
 Dropout = namedtuple("Dropout", "p training inplace", defaults=[0.5, True, False])
 Add = namedtuple("Add", "other in_place")  # in place it needs `other` to be of the input's shape and dtype

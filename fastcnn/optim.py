@@ -76,7 +76,8 @@ class SGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            settings = {name: group[name] for name in self.defaults}
+            settings = {name: group[name] for name in ("lr", "momentum", "dampening", "weight_decay")}
+            settings |= {name: group[name] for name in ("nesterov", "maximize")}
             updated = [weight for weight in group["params"] if weight.grad is not None]
             for weight in updated:
                 _check(weight)

@@ -66,16 +66,7 @@ def prepare(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -
     return input, weight, bias
 
 
-OP = Op(
-    "linear_relu",
-    "linear_relu",
-    INPUT,
-    LINEAR,
-    stock=reference,
-    prepare=prepare,
-    refuse=refuse,
-    product="matmul",
-)
+OP = Op("linear_relu", "linear_relu", INPUT, LINEAR, stock=reference, prepare=prepare, refuse=refuse, product="matmul")
 OP.forward(fake, flops)
 _backward = OP.define(
     "linear_relu_backward",

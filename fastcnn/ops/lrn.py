@@ -64,15 +64,7 @@ def refuse(input: Tensor, norm: LRN, *_: Any) -> str:
     return ""
 
 
-OP = Op(
-    "lrn",
-    "local_response_norm",
-    INPUT,
-    NORM,
-    stock=reference,
-    prepare=prepare,
-    refuse=refuse,
-)
+OP = Op("lrn", "local_response_norm", INPUT, NORM, stock=reference, prepare=prepare, refuse=refuse)
 OP.forward(like)
 _backward = OP.define("lrn_backward", f"(Tensor grad, {OP.schema}) -> Tensor", lambda grad, input, *_: like(input))
 

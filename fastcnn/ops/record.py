@@ -76,11 +76,7 @@ BATCH_NORM = _group(
 )
 LRN = _group("int size, float alpha, float beta, float k", size=SETTING, alpha=FREE, beta=SETTING, k=FREE)
 POOL = _group(
-    "int[] window",
-    pool_size=PAIR,
-    pool_stride=f"{PAIR}/pool_size",
-    pool_padding=PAIR,
-    pool_ceil_mode=SETTING,
+    "int[] window", pool_size=PAIR, pool_stride=f"{PAIR}/pool_size", pool_padding=PAIR, pool_ceil_mode=SETTING
 )
 WINDOW = _group(
     "int[] window",

@@ -19,13 +19,7 @@ def relu(activations: Tensor) -> Tensor:
 
 
 def max_pool(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    ceil_mode: bool,
-    return_indices: Any,
+    input: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, return_indices: Any
 ) -> Any:
     """Return what ``F.max_pool2d`` returns; by the faster ``torch.max_pool2d`` where no mode or graph sees the call."""
     if return_indices or _shows(input):

@@ -17,19 +17,15 @@ from fastcnn.rewrite.links import (
     ANY,
     CALL,
     MAKERS,
-    RUN,
     Callee,
     Found,
     Link,
     Part,
     Step,
-    applied,
     call_of,
-    ended,
     is_name,
-    placed,
+    run_of,
     simple,
-    uses,
 )
 from fastcnn.roles import IDENTITY
 
@@ -152,7 +148,7 @@ class Rewriter:
         links: list[Link] = []
         for statement in statements:
             step = self._step(statement) if isinstance(statement, (ast.Assign, ast.If)) else None
-            if step is None or step.target != name or not is_name(step.head, name) or uses(step, name) != 1:
+            if step is None or step.target != name or not is_name(step.head, name) or step.uses(name) != 1:
                 return None
             if not all(link.branches or isinstance(link.node, ast.Call) for link in step.links):
                 return None
@@ -193,7 +189,7 @@ class Rewriter:
         if name not in self.plain or not isinstance(after.head, ast.Name) or after.head.id != name:
             return False
         forgotten = after.target in (name, None) or self.loads[name] == 1
-        return uses(after, name) == 1 and forgotten
+        return after.uses(name) == 1 and forgotten
 
     def _chain(self, expression: ast.expr) -> tuple[ast.expr, list[Link]]:
         """Take an expression apart: the innermost input, and the calls from there outwards."""
@@ -230,7 +226,7 @@ class Rewriter:
         unknown = isinstance(function, (ast.Name, ast.Subscript)) and not names.isdisjoint(self.variables)
         return Callee("layer", ANY if unknown else None)
 
-    def _expression(self, expression: ast.expr) -> ast.expr:
+    def _expression(self, expression: Any) -> Any:
         """Rewrite the chains anywhere in an expression."""
         head, links = self._chain(expression)
         if links:
@@ -241,15 +237,12 @@ class Rewriter:
         for name, value in ast.iter_fields(expression):
             if isinstance(value, ast.expr):
                 setattr(expression, name, self._expression(value))
-            elif isinstance(value, list) and not isinstance(expression, (ast.Lambda, ast.JoinedStr)):
-                setattr(expression, name, [self._part(each) for each in value])
+            elif isinstance(value, list) and not isinstance(expression, ast.JoinedStr):
+                holds = (ast.expr, ast.keyword)
+                setattr(
+                    expression, name, [self._expression(each) if isinstance(each, holds) else each for each in value]
+                )
         return expression
-
-    def _part(self, value: Any) -> Any:
-        if isinstance(value, ast.keyword):
-            value.value = self._expression(value.value)
-            return value
-        return self._expression(value) if isinstance(value, ast.expr) else value
 
     def _parts(
         self, head: ast.expr, links: list[Link], steps: dict[int, Step] | None = None, before: str = "", after: str = ""
@@ -266,7 +259,7 @@ class Rewriter:
             count, calls, roles = self._stage(links[start:])
             span = links[start : start + count]
             for call in calls:
-                inner = applied(call, inner)
+                inner = call.applied(inner)
             found = roles and Found(tuple(each.text for each in calls), roles, ast.unparse(inner))
             parts.append(Part(span, found or None))
             start += len(span)
@@ -295,9 +288,9 @@ class Rewriter:
     def _joined(self, inner: ast.expr, part: Part) -> ast.expr:
         """Return the call of a part on its input."""
         if part.found is None:
-            return applied(part.links[0], inner)
+            return part.links[0].applied(inner)
         self.found.append(part.found)
-        return placed(call_of(RUN, [inner, *(link.item for link in part.links)]), part.links[-1].node)
+        return run_of([inner, *(link.item for link in part.links)], part.links[-1].node)
 
     def _run(self, steps: list[Step], before: str, after: str) -> list[ast.stmt]:
         """Rewrite statements that hand one value on; those inside a stage go away."""
@@ -314,7 +307,7 @@ class Rewriter:
             else:
                 inner = self._joined(inner, part)
                 if step:
-                    written.append(ended(step, inner))
+                    written.append(step.ended(inner))
             if step:
                 inner = ast.Name(step.target or "", ast.Load())
         return written
@@ -334,5 +327,5 @@ class Rewriter:
         self.found.append(Found((text,), (), ast.unparse(loop)))
         assert isinstance(step.statement, (ast.Assign, ast.AnnAssign))
         layers = ast.Starred(loop.iter, ast.Load())
-        step.statement.value = placed(call_of(RUN, [step.head, layers]), step.statement.value or loop)
+        step.statement.value = run_of([step.head, layers], step.statement.value or loop)
         return step.statement

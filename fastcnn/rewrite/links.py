@@ -44,6 +44,19 @@ class Link(NamedTuple):
         holds = undecided if self.role is None else self.role == "true"
         return [call for link in self.branches[not holds] for call in link.calls(undecided)]
 
+    def applied(self, inner: ast.expr) -> ast.expr:
+        """Return the call on another input."""
+        node = self.node
+        assert not isinstance(node, ast.If)
+        if not isinstance(node, ast.Call):
+            right = node.right if isinstance(node, ast.BinOp) else node.value
+            return ast.copy_location(ast.BinOp(inner, ast.Add(), right), node)
+        function, args = node.func, [inner, *node.args[1:]]
+        if self.text.startswith("."):
+            assert isinstance(function, ast.Attribute)
+            function, args = ast.copy_location(ast.Attribute(inner, function.attr, ast.Load()), function), []
+        return ast.copy_location(ast.Call(function, args, node.keywords), node)
+
 
 class Step(NamedTuple):
     """A statement ``target = chain``, with or without an annotation, ``return chain``, ``target += …`` or an ``if``."""
@@ -52,6 +65,23 @@ class Step(NamedTuple):
     target: str | None
     head: ast.expr
     links: list[Link]
+
+    def uses(self, name: str) -> int:
+        """Count how often it takes a variable; an ``if`` takes its own once on each way."""
+        statement = self.statement
+        if isinstance(statement, ast.If):
+            return int(is_name(self.head, name))
+        value = statement if isinstance(statement, ast.AugAssign) else statement.value or statement
+        return sum(is_name(each, name) for each in ast.walk(value))
+
+    def ended(self, value: ast.expr) -> ast.stmt:
+        """Return the statement that gives its target a value."""
+        if isinstance(self.statement, ast.If):
+            made = ast.Assign([ast.Name(self.target or "", ast.Store())], value)
+            return ast.fix_missing_locations(ast.copy_location(made, self.statement))
+        if not isinstance(self.statement, ast.AugAssign):
+            self.statement.value = value
+        return self.statement
 
 
 class Found(NamedTuple):
@@ -90,43 +120,11 @@ def is_name(node: ast.AST, name: str | None) -> bool:
     return isinstance(node, ast.Name) and node.id == name
 
 
-def uses(step: Step, name: str) -> int:
-    """Count how often a step takes a variable; an ``if`` takes its own once on each way."""
-    if isinstance(step.statement, ast.If):
-        return int(is_name(step.head, name))
-    value = step.statement if isinstance(step.statement, ast.AugAssign) else step.statement.value or step.statement
-    return sum(is_name(each, name) for each in ast.walk(value))
-
-
-def ended(step: Step, value: ast.expr) -> ast.stmt:
-    """Return the statement that gives a step's target its value."""
-    if isinstance(step.statement, ast.If):
-        made = ast.Assign([ast.Name(step.target or "", ast.Store())], value)
-        return ast.fix_missing_locations(ast.copy_location(made, step.statement))
-    if not isinstance(step.statement, ast.AugAssign):
-        step.statement.value = value
-    return step.statement
-
-
 def call_of(name: str, args: list[ast.expr], keywords: list[ast.keyword] | None = None) -> ast.Call:
     """Return the call of a variable."""
     return ast.Call(ast.Name(name, ast.Load()), args, keywords or [])
 
 
-def applied(link: Link, inner: ast.expr) -> ast.expr:
-    """Return the call of a link on another input."""
-    node = link.node
-    assert not isinstance(node, ast.If)
-    if not isinstance(node, ast.Call):
-        right = node.right if isinstance(node, ast.BinOp) else node.value
-        return ast.copy_location(ast.BinOp(inner, ast.Add(), right), node)
-    if link.text.startswith("."):
-        assert isinstance(node.func, ast.Attribute)
-        function = ast.copy_location(ast.Attribute(inner, node.func.attr, ast.Load()), node.func)
-        return ast.copy_location(ast.Call(function, [], node.keywords), node)
-    return ast.copy_location(ast.Call(node.func, [inner, *node.args[1:]], node.keywords), node)
-
-
-def placed(made: ast.expr, where: ast.AST) -> ast.expr:
-    """Copy the source position of `where` to a generated expression and its unpositioned children."""
-    return ast.fix_missing_locations(ast.copy_location(made, where))
+def run_of(args: list[ast.expr], where: ast.AST) -> ast.expr:
+    """Return the call that runs layers as one; it and its unpositioned children get the source position of `where`."""
+    return ast.fix_missing_locations(ast.copy_location(call_of(RUN, args), where))
