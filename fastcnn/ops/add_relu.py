@@ -47,28 +47,25 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable(saves=lambda ctx, inputs, output: (output,))
-class AddReLU(torch.autograd.Function):
+def _vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    *tensors, backend = args
+    input, other = (
+        arg.movedim(dim, 0) if dim is not None else arg.expand(info.batch_size, *arg.shape)
+        for arg, dim in zip(tensors, in_dims)
+    )
+    return OP.apply(input, other, backend), 0
+
+
+@OP.differentiable("AddReLU", saves=lambda ctx, inputs, output: (output,), vmap=_vmap)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Two tensors of one shape -> the same; saves the output alone, whose sign is the ReLU mask."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (output,) = ctx.saved_tensors
-        if autograd.differentiable():
-            masked = autograd.relu_gradient(grad, output)
-        else:
-            masked = _backward[ctx.backend](grad, output)
-        needs = ctx.needs_input_grad
-        return masked if needs[0] else None, masked if needs[1] else None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        *tensors, backend = args
-        input, other = (
-            arg.movedim(dim, 0) if dim is not None else arg.expand(info.batch_size, *arg.shape)
-            for arg, dim in zip(tensors, in_dims)
-        )
-        return AddReLU.apply(input, other, backend), 0
+    (output,) = ctx.saved_tensors
+    if autograd.differentiable():
+        masked = autograd.relu_gradient(grad, output)
+    else:
+        masked = _backward[ctx.backend](grad, output)
+    needs = ctx.needs_input_grad
+    return masked if needs[0] else None, masked if needs[1] else None
 
 
 OP.runs()

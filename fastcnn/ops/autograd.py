@@ -1,6 +1,5 @@
 """What the autograd Functions share: torch.func, autocast, and second derivatives."""
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +44,8 @@ _in_graph: list[Callable[..., Any]] = []  # of the Functions, one each
 @constant_while_compiling
 def _allow_in_graph() -> bool:
     """Let torch.compile take Functions whole; done at the first compilation, as importing Dynamo takes seconds."""
-    for whole in _in_graph:
-        torch.compiler.allow_in_graph(whole)
+    for apply in _in_graph:
+        torch.compiler.allow_in_graph(apply)
     return True
 
 
@@ -61,42 +60,50 @@ def needs_grad(*arguments: Any) -> bool:
     return False
 
 
-def applier(function: Any) -> Callable[..., Any]:
-    """Return a Function's ``apply`` that is cheap where no transform needs its ``setup_context``.
+def function(
+    name: str,
+    forward: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    vmap: Callable[..., Any] | None,
+) -> Callable[..., Any]:
+    """Return the ``apply`` of a Function that is cheap where no transform needs its ``setup_context``.
 
     For a Function with ``setup_context`` torch reads the forward's signature at each call, which costs more than a
     small kernel. So plain calls go through a twin whose forward takes the context. Where torch.compile traces a
     transform of torch.func it would lose the backward, so there the graph takes the Function as one node. A Function
     without a rule for vmap gets the usual one.
     """
-    if function.vmap is torch.autograd.Function.vmap:
-        function.vmap = staticmethod(lambda info, in_dims, *args: vmap_over_batch(function, info, in_dims, args))
 
-    def whole(*args: Any) -> Any:
-        return function.apply(*args)
+    def usual_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return vmap_over_batch(whole, info, in_dims, args)
 
-    _in_graph.append(whole)
-
-    run, set_up = function.forward, function.setup_context
-
-    def forward(ctx: Any, *args: Any) -> Any:
-        output = run(*args)
-        set_up(ctx, args, output)
+    def forward_with_context(ctx: Any, *args: Any) -> Any:
+        output = forward(*args)
+        setup_context(ctx, args, output)
         return output
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
-    twin: Any = types.new_class(
-        function.__name__, (torch.autograd.Function,), exec_body=lambda body: body.update(methods)
-    )
+    whole = _made(name, forward=forward, setup_context=setup_context, backward=backward, vmap=vmap or usual_vmap)
+    twin = _made(name, forward=forward_with_context, backward=backward)
+
+    def in_graph(*args: Any) -> Any:
+        return whole.apply(*args)
+
+    _in_graph.append(in_graph)
 
     def apply(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             if torch.compiler.is_compiling() and _allow_in_graph():
-                return whole(*args)
-            return function.apply(*args)
-        return function.apply(*args) if torch.compiler.is_compiling() else twin.apply(*args)
+                return in_graph(*args)
+            return whole.apply(*args)
+        return whole.apply(*args) if torch.compiler.is_compiling() else twin.apply(*args)
 
     return apply
+
+
+def _made(name: str, **methods: Callable[..., Any]) -> Any:
+    metaclass: Any = type(torch.autograd.Function)
+    return metaclass(name, (torch.autograd.Function,), {key: staticmethod(each) for key, each in methods.items()})
 
 
 def autocast(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:

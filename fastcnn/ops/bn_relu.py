@@ -141,18 +141,15 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable("mode", saves=lambda ctx, inputs, output: inputs[:5])
-class BatchNormReLU(torch.autograd.Function):
+@OP.differentiable("BatchNormReLU", "mode", saves=lambda ctx, inputs, output: inputs[:5])
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, C, *) -> the same; saves the input, mean, variance, weight and bias."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, *tensors = ctx.saved_tensors
-        if autograd.differentiable():
-            found = stock_gradients(stock_output(input, tensors, ctx.mode), grad, input, *tensors[2:])
-        else:
-            found = _backward[ctx.backend](grad, input, *tensors, ctx.mode.eps, ctx.mode.training)
-        return spread(found, tensors)
+    input, *tensors = ctx.saved_tensors
+    if autograd.differentiable():
+        found = stock_gradients(stock_output(input, tensors, ctx.mode), grad, input, *tensors[2:])
+    else:
+        found = _backward[ctx.backend](grad, input, *tensors, ctx.mode.eps, ctx.mode.training)
+    return spread(found, tensors)
 
 
 def launch(op: Op, route: Route, input: Tensor, *prepared: Any) -> Tensor:

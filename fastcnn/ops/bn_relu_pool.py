@@ -6,7 +6,6 @@ The statistics are those of ``bn_relu``; the normalized values are never written
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, bn_relu, checks, max_pool, stock
@@ -50,21 +49,18 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable("mode", "window", saves=lambda ctx, inputs, output: (*inputs[:5], output[1]))
-class BatchNormReLUPool(torch.autograd.Function):
+@OP.differentiable("BatchNormReLUPool", "mode", "window", saves=lambda ctx, inputs, output: (*inputs[:5], output[1]))
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, C, H, W) -> pooled values and codes; saves the input, the codes and the channels' numbers."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, *tensors, codes = ctx.saved_tensors
-        mode, window = ctx.mode, ctx.window
-        if autograd.differentiable():
-            activations = bn_relu.stock_output(input, tensors, mode)
-            output = stock.pool(activations, window.size, window.stride, window.padding, window.ceil_mode)
-            found = bn_relu.stock_gradients(output, grad, input, *tensors[2:])
-        else:
-            found = _backward[ctx.backend](grad, codes, input, *tensors, mode.eps, mode.training, window.numbers())
-        return bn_relu.spread(found, tensors)
+    input, *tensors, codes = ctx.saved_tensors
+    mode, window = ctx.mode, ctx.window
+    if autograd.differentiable():
+        activations = bn_relu.stock_output(input, tensors, mode)
+        output = stock.pool(activations, window.size, window.stride, window.padding, window.ceil_mode)
+        found = bn_relu.stock_gradients(output, grad, input, *tensors[2:])
+    else:
+        found = _backward[ctx.backend](grad, codes, input, *tensors, mode.eps, mode.training, window.numbers())
+    return bn_relu.spread(found, tensors)
 
 
 OP.runs(partial(bn_relu.launch, OP))

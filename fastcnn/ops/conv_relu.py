@@ -42,17 +42,14 @@ def _saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, .
     return input, weight, output
 
 
-@OP.differentiable("settings", saves=_saves)
-class ConvReLU(torch.autograd.Function):
+@OP.differentiable("ConvReLU", "settings", saves=_saves)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, C, H, W) -> (N, C_out, OH, OW); saves input, weight and the output, whose sign is the ReLU mask."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, output = ctx.saved_tensors
-        if autograd.differentiable():
-            return stock_gradients(ctx, autograd.relu_gradient(grad, output), input, weight)
-        incoming = Incoming(grad, bias=ctx.bias_sum) if ctx.masked else Incoming(grad, output)
-        return gradients(ctx, input, weight, incoming, partial(_backward[ctx.backend], grad, output))
+    input, weight, output = ctx.saved_tensors
+    if autograd.differentiable():
+        return stock_gradients(ctx, autograd.relu_gradient(grad, output), input, weight)
+    incoming = Incoming(grad, bias=ctx.bias_sum) if ctx.masked else Incoming(grad, output)
+    return gradients(ctx, input, weight, incoming, partial(_backward[ctx.backend], grad, output))
 
 
 OP.runs(partial(convolution.run_batched, OP.run))

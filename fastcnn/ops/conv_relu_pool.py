@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, convolution, max_pool, stock
@@ -58,22 +57,19 @@ def _saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tup
     return input, weight, *output[1:]
 
 
-@OP.differentiable("settings", "window", saves=_saves, anchored=True)
-class ConvReLUPool(torch.autograd.Function):
+@OP.differentiable("ConvReLUPool", "settings", "window", saves=_saves, anchored=True)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, C, H, W) -> pooled values, codes, an anchor; saves input, weight and codes, no values before the pool."""
+    input, weight, codes, anchor = ctx.saved_tensors
+    _, height, width = output_shape(input, weight, ctx.settings.window(weight))
+    if autograd.differentiable():
+        return stock_gradients(ctx, stock.unpool(grad, codes, ctx.window, height, width, anchor), input, weight)
+    pool = ctx.window.numbers()
 
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, codes, anchor = ctx.saved_tensors
-        _, height, width = output_shape(input, weight, ctx.settings.window(weight))
-        if autograd.differentiable():
-            return stock_gradients(ctx, stock.unpool(grad, codes, ctx.window, height, width, anchor), input, weight)
-        pool = ctx.window.numbers()
+    def one_pass(bias_grad: bool) -> tuple[Tensor, Tensor]:
+        return _backward[ctx.backend](grad, codes, height, width, bias_grad, pool)
 
-        def one_pass(bias_grad: bool) -> tuple[Tensor, Tensor]:
-            return _backward[ctx.backend](grad, codes, height, width, bias_grad, pool)
-
-        return gradients(ctx, input, weight, Incoming(grad, codes, pool), one_pass)
+    return gradients(ctx, input, weight, Incoming(grad, codes, pool), one_pass)
 
 
 OP.runs(partial(convolution.run_batched, OP.run))

@@ -6,7 +6,6 @@ The matrix products are torch's; ours is the pass that masks the gradient and su
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -81,19 +80,16 @@ def operands_to_save(ctx: Any, inputs: tuple[Any, ...]) -> tuple[Tensor | None, 
     return inputs[0] if needs[1] else None, inputs[1] if needs[0] else None
 
 
-@OP.differentiable(saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), output))
-class LinearReLU(torch.autograd.Function):
+@OP.differentiable("LinearReLU", saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), output))
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, features) -> (N, out_features); saves input, weight and the output, whose sign is the ReLU mask."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, output = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        if autograd.differentiable():
-            grad_linear, grad_bias = autograd.relu_gradient(grad, output), None
-        else:
-            grad_linear, grad_bias = _backward[ctx.backend](grad, output, needs[2])
-        return gradients(grad_linear, grad_bias, input, weight, needs)
+    input, weight, output = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    if autograd.differentiable():
+        grad_linear, grad_bias = autograd.relu_gradient(grad, output), None
+    else:
+        grad_linear, grad_bias = _backward[ctx.backend](grad, output, needs[2])
+    return gradients(grad_linear, grad_bias, input, weight, needs)
 
 
 def gradients(

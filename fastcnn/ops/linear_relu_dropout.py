@@ -36,29 +36,32 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable("p", saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), *output[1:]), anchored=True)
-class LinearReLUDropout(torch.autograd.Function):
+def _forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    output = OP.values[backend](input, weight, bias, seed, p)
+    return output, output != 0, autograd.anchor(output)
+
+
+@OP.differentiable(
+    "LinearReLUDropout",
+    "p",
+    saves=lambda ctx, inputs, output: (*operands_to_save(ctx, inputs), *output[1:]),
+    anchored=True,
+    forward=_forward,
+)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, features) -> (N, out_features), a mask of what is not zero, an anchor; saves input, weight, mask and anchor.
 
     The output itself is not saved, so that the caller may change it in place, as that of stock's dropout.
     """
-
-    @staticmethod
-    def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, p: float, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        output = OP.values[backend](input, weight, bias, seed, p)
-        return output, output != 0, autograd.anchor(output)
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, kept, anchor = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        if autograd.differentiable():
-            grad_linear, grad_bias = torch.where(kept, grad / (1 - ctx.p), 0) + anchor.sum(1, keepdim=True), None
-        else:
-            grad_linear, grad_bias = _backward[ctx.backend](grad, kept.to(grad.dtype), ctx.p, needs[2])
-        return *gradients(grad_linear, grad_bias, input, weight, needs), None
+    input, weight, kept, anchor = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    if autograd.differentiable():
+        grad_linear, grad_bias = torch.where(kept, grad / (1 - ctx.p), 0) + anchor.sum(1, keepdim=True), None
+    else:
+        grad_linear, grad_bias = _backward[ctx.backend](grad, kept.to(grad.dtype), ctx.p, needs[2])
+    return *gradients(grad_linear, grad_bias, input, weight, needs), None
 
 
 def _python(input: Tensor, weight: Tensor, bias: Tensor | None, p: float, training: bool) -> Tensor:

@@ -69,16 +69,13 @@ OP.forward(like)
 _backward = OP.define("lrn_backward", f"(Tensor grad, {OP.schema}) -> Tensor", lambda grad, input, *_: like(input))
 
 
-@OP.differentiable("norm", saves=lambda ctx, inputs, output: inputs[:1])
-class LocalResponseNorm(torch.autograd.Function):
+@OP.differentiable("LocalResponseNorm", "norm", saves=lambda ctx, inputs, output: inputs[:1])
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
     """(N, C, *) -> the same; saves only its input: backward computes the scale anew."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
-        (input,) = ctx.saved_tensors
-        if autograd.differentiable():
-            return (stock_backward(grad, input, ctx.norm),)
-        return (_backward[ctx.backend](grad, input, *ctx.norm.operands()),)
+    (input,) = ctx.saved_tensors
+    if autograd.differentiable():
+        return (stock_backward(grad, input, ctx.norm),)
+    return (_backward[ctx.backend](grad, input, *ctx.norm.operands()),)
 
 
 OP.runs()

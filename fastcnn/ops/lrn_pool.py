@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastcnn.ops import autograd, checks, lrn, max_pool, stock
@@ -38,17 +37,14 @@ _backward = OP.define(
 )
 
 
-@OP.differentiable("norm", "window", saves=lambda ctx, inputs, output: (inputs[0], output[1]))
-class LRNPool(torch.autograd.Function):
+@OP.differentiable("LRNPool", "norm", "window", saves=lambda ctx, inputs, output: (inputs[0], output[1]))
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
     """(N, C, H, W) -> pooled normalized values and codes; saves the input and the codes."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
-        input, codes = ctx.saved_tensors
-        if autograd.differentiable():
-            unpooled = stock.unpool(grad, codes, ctx.window, *input.shape[2:])
-            return (lrn.stock_backward(unpooled, input, ctx.norm),)
-        return (_backward[ctx.backend](*operands((grad, codes, input, ctx.norm, ctx.window))),)
+    input, codes = ctx.saved_tensors
+    if autograd.differentiable():
+        unpooled = stock.unpool(grad, codes, ctx.window, *input.shape[2:])
+        return (lrn.stock_backward(unpooled, input, ctx.norm),)
+    return (_backward[ctx.backend](*operands((grad, codes, input, ctx.norm, ctx.window))),)
 
 
 OP.runs()

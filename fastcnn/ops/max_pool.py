@@ -86,16 +86,13 @@ def _saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tup
     return output[1:]
 
 
-@OP.differentiable("window", saves=_saves, anchored=True)
-class MaxPool(torch.autograd.Function):
+@OP.differentiable("MaxPool", "window", saves=_saves, anchored=True)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
     """(N, C, H, W) -> pooled values, their codes, an anchor; saves only the codes and the anchor, which is empty."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
-        codes, anchor = ctx.saved_tensors
-        if autograd.differentiable():
-            return (unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor),)
-        return (_backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()),)
+    codes, anchor = ctx.saved_tensors
+    if autograd.differentiable():
+        return (unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor),)
+    return (_backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()),)
 
 
 def _max_pool(*arguments: Any) -> Any:

@@ -51,13 +51,10 @@ def _saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, .
     return (std,)
 
 
-@OP.differentiable("output_dtype", saves=_saves)
-class Normalize(torch.autograd.Function):
+@OP.differentiable("Normalize", "output_dtype", saves=_saves)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, C, H, W) -> the same in another dtype; saves the constants."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return input_gradient(grad, ctx.saved_tensors[0], ctx.dtype), None, None
+    return input_gradient(grad, ctx.saved_tensors[0], ctx.dtype), None, None
 
 
 def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype | None) -> Tensor:

@@ -16,7 +16,6 @@ from torch.compiler import is_compiling
 from fastcnn.algorithms import JOINED
 from fastcnn.ops import autograd, checks, convolution, max_pool, normalize
 from fastcnn.ops.conv_relu import OP as SEPARATE
-from fastcnn.ops.conv_relu import ConvReLU
 from fastcnn.ops.convolution import Convolution, output_shape, prepare
 from fastcnn.ops.record import CONVOLUTION, IMAGES, Op
 from fastcnn.route import choose
@@ -32,13 +31,10 @@ OP = Op("normalize_conv_relu", "conv2d_relu", IMAGES, CONVOLUTION, backends=("tr
 OP.forward(of_images(convolution.fake), of_images(convolution.flops))
 
 
-@OP.differentiable("settings", saves=lambda ctx, inputs, output: (*inputs[:4], output))
-class NormalizeConvReLU(torch.autograd.Function):
+@OP.differentiable("NormalizeConvReLU", "settings", saves=lambda ctx, inputs, output: (*inputs[:4], output))
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, C, H, W) -> (N, C_out, OH, OW); saves images, weight and output, and normalizes again for the backward."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return image_gradients(ConvReLU, ctx, grad)
+    return image_gradients(SEPARATE, ctx, grad)
 
 
 # What a convolution's Function reads of its context, as a joined stage has it.
@@ -47,10 +43,10 @@ Context = namedtuple(
 )
 
 
-def image_gradients(function: Any, ctx: Any, grad: Tensor, window: Window | None = None) -> tuple[Tensor | None, ...]:
-    """Return the gradients of a joined stage: those of the convolution's Function, with the images normalized again.
+def image_gradients(separate: Op, ctx: Any, grad: Tensor, window: Window | None = None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a joined stage: those of the convolution's, with the images normalized again.
 
-    The joined stage has saved images, mean, std, and what that Function saves after its input.
+    The joined stage has saved images, mean, std, and what the stage without the normalization saves after its input.
     """
     input, mean, std, weight, *others = ctx.saved_tensors
     needs, normalized = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]), input
@@ -58,7 +54,7 @@ def image_gradients(function: Any, ctx: Any, grad: Tensor, window: Window | None
         run = normalize.reference if autograd.differentiable() else normalize.OP.values[ctx.backend]
         normalized = run(input, mean, std, weight.dtype)
     context = Context((normalized, weight, *others), needs, ctx.settings, ctx.backend, window)
-    grad_input, *gradients = function.gradients(context, grad)
+    grad_input, *gradients = separate.gradients(context, grad)
     if grad_input is not None:
         grad_input = normalize.input_gradient(grad_input, std, input.dtype)
     return grad_input, None, None, *gradients

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastcnn.ops import convolution
 from fastcnn.ops.conv_relu_pool import OP as SEPARATE
-from fastcnn.ops.conv_relu_pool import ConvReLUPool
 from fastcnn.ops.normalize_conv_relu import image_gradients, joined, of_images
 from fastcnn.ops.record import CONVOLUTION, IMAGES, POOL, Op
 
@@ -23,13 +21,16 @@ OP = Op(
 OP.forward(of_images(convolution.fake), of_images(convolution.flops))
 
 
-@OP.differentiable("settings", "window", saves=lambda ctx, inputs, output: (*inputs[:4], *output[1:]), anchored=True)
-class NormalizeConvReLUPool(torch.autograd.Function):
+@OP.differentiable(
+    "NormalizeConvReLUPool",
+    "settings",
+    "window",
+    saves=lambda ctx, inputs, output: (*inputs[:4], *output[1:]),
+    anchored=True,
+)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """(N, C, H, W) -> pooled values and codes; saves images, weight and codes, and normalizes again later."""
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return image_gradients(ConvReLUPool, ctx, grad, ctx.window)
+    return image_gradients(SEPARATE, ctx, grad, ctx.window)
 
 
 normalize_conv_relu_pool = joined(OP, SEPARATE)

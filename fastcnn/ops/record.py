@@ -110,7 +110,7 @@ class Op:
     values: Overloads  # the operator that runs without gradients,
     _recorded: Overloads  # and with them: where the op pools it returns codes too
     apply: Callable[..., Any]  # the Function's own: returns all that its forward returns
-    _gradients: Callable[..., Any]
+    gradients: Callable[..., Any]  # of a prepared call's tensors, given a Function's context and the output's gradient
     _settings: tuple[str, ...]
 
     def __init__(
@@ -178,47 +178,52 @@ class Op:
         self.planned = fronted(self.stem, partial(plans.plan, self), self.prepare, python)
 
     def differentiable(
-        self, *settings: str, saves: Callable[..., tuple[Tensor | None, ...]], anchored: bool = False
+        self,
+        name: str,
+        *settings: str,
+        saves: Callable[..., tuple[Tensor | None, ...]],
+        anchored: bool = False,
+        forward: Callable[..., Any] | None = None,
+        vmap: Callable[..., Any] | None = None,
     ) -> Callable[[Any], Any]:
-        """Decorate the op's autograd Function, which runs prepared calls: tensors, settings, and the backend.
+        """Make the op's autograd Function, which runs prepared calls: tensors, settings, and the backend.
 
-        The Function's method ``gradients(ctx, grad)`` returns the gradients of the tensors. The rest derives: forward,
-        setup_context, backward, and `run`.
+        It decorates what returns the gradients of the tensors, given the context and the output's gradient.
 
         Args:
+            name: the Function's, which graphs show.
             settings: the attributes of the context that hold the settings.
             saves: given the context, inputs and output, returns the tensors to save.
             anchored: whether the Function returns an anchor last (`autograd.anchor`).
+            forward, vmap: the Function's, where they are not the usual ones.
         """
         recorded = self._recorded  # torch.compile cannot trace the record itself within the Function
 
-        def forward(*call: Any) -> Any:
+        def usual(*call: Any) -> Any:
             output = recorded[call[-1]](*(operands(call[:-1]) if settings else call[:-1]))
             return (*output, autograd.anchor(output[0])) if anchored else output
 
-        def decorate(function: Any) -> Any:
-            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-                ctx.backend = inputs[-1]
-                if settings:
-                    for name, value in zip(settings, inputs[-1 - len(settings) :]):
-                        setattr(ctx, name, value)
-                if type(output) is tuple:
-                    ctx.set_materialize_grads(False)
-                    ctx.mark_non_differentiable(output[1])
-                ctx.save_for_backward(*saves(ctx, inputs, output))
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.backend = inputs[-1]
+            if settings:
+                for name, value in zip(settings, inputs[-1 - len(settings) :]):
+                    setattr(ctx, name, value)
+            if type(output) is tuple:
+                ctx.set_materialize_grads(False)
+                ctx.mark_non_differentiable(output[1])
+            ctx.save_for_backward(*saves(ctx, inputs, output))
 
+        def decorate(gradients: Callable[..., Any]) -> Callable[..., Any]:
             def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
                 if grad is None and anchored and others[-1] is not None:  # only the anchor has a gradient
                     grad = others[-1].new_zeros(ctx.saved_tensors[-2].shape)
                 if grad is None:
                     return (None,) * len(ctx.needs_input_grad)
-                return *function.gradients(ctx, grad), *(None,) * (len(settings) + 1)
+                return *gradients(ctx, grad), *(None,) * (len(settings) + 1)
 
-            function.forward = vars(function).get("forward", staticmethod(forward))
-            function.setup_context, function.backward = staticmethod(setup_context), staticmethod(backward)
-            self.apply = autograd.applier(function)
-            self._settings, self._gradients = settings, function.gradients
-            return function
+            self.apply = autograd.function(name, forward or usual, setup_context, backward, vmap)
+            self._settings, self.gradients = settings, gradients
+            return gradients
 
         return decorate
 
@@ -235,7 +240,7 @@ class Op:
         context |= {"backend": backend, **dict(zip(self._settings, settings))}
 
         def derive(saved: tuple[Any, ...], needs: tuple[bool, ...], grad: Tensor) -> Any:
-            return self._gradients(SimpleNamespace(saved_tensors=saved, needs_input_grad=needs, **context), grad)
+            return self.gradients(SimpleNamespace(saved_tensors=saved, needs_input_grad=needs, **context), grad)
 
         return derive
 
