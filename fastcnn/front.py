@@ -58,13 +58,9 @@ if _front:
 
 
 def fronted(stem: str, plan: Callable[..., Any], check: Callable[..., Any], python: Callable[..., Any]) -> Any:
-    """Return what runs the calls of an op, given the arguments of its function by position.
+    """Return what runs the calls of an op's function: by what `plan` returns, or, where that is None, by `python`.
 
-    Args:
-        stem: of the op.
-        plan: returns a call's plan, as a dict for csrc/front/plan.h, or None for the Python path.
-        check: raises a clearer error, if it knows one, after the stock layers have raised theirs.
-        python: runs any call.
+    After the stock layers have raised an error, `check` raises a clearer one, if it knows one.
     """
     return _front.function(stem, plan, check, python) if _front else python
 

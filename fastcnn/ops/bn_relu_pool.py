@@ -8,39 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcnn.ops import autograd, bn_relu, checks, max_pool, stock
+from fastcnn.ops import autograd, bn_relu, max_pool, stock
 from fastcnn.ops.bn_relu import GRADIENTS
-from fastcnn.ops.record import BATCH_NORM, INPUT, POOL, Op
+from fastcnn.ops.record import BATCH_NORM, INPUT, POOL
 
-
-def reference(*arguments: Any) -> Tensor:
-    """Return batch norm, ReLU and max-pool as torch runs them."""
-    (input,), norm, pool = OP.split(arguments)
-    return stock.pool(bn_relu.reference(input, *norm), *pool)
-
-
-def _prepare(function: str, *arguments: Any) -> tuple[Any, ...]:
-    (input,), norm, pool = OP.split(arguments)
-    prepared = bn_relu.prepare(function, input, *norm)
-    checks.check_image(function, input)
-    return *prepared, max_pool.window_over(function, input.shape[-3:], *pool)
-
-
-def _refuse(*prepared: Any) -> str:
-    return bn_relu.refuse(*prepared) or max_pool.refuse_after_norm(*prepared)
-
-
-OP = Op(
-    "bn_relu_pool",
-    "batch_norm_relu_max_pool2d",
-    INPUT,
-    BATCH_NORM,
-    POOL,
-    stock=reference,
-    prepare=_prepare,
-    refuse=_refuse,
-    takes_empty=False,
-)
+OP = max_pool.after(bn_relu.OP, "bn_relu_pool", "batch_norm_relu_max_pool2d")
 OP.forward(max_pool.fake)
 _backward = OP.define(
     "bn_relu_pool_backward",

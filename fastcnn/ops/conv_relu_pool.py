@@ -5,17 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcnn.ops import autograd, convolution, max_pool, stock
-from fastcnn.ops.convolution import Convolution, output_shape, prepare
+from fastcnn.ops import autograd, conv_relu, convolution, max_pool, stock
+from fastcnn.ops.convolution import output_shape
 from fastcnn.ops.gradients import Incoming, gradients, stage_before, stock_gradients
-from fastcnn.ops.record import CONVOLUTION, INPUT, POOL, Op
+from fastcnn.ops.record import POOL
 from fastcnn.shapes import Window
-
-
-def reference(*arguments: Any) -> Tensor:
-    """Return conv2d, ReLU and max-pool as torch runs them."""
-    (input,), layer, pool = OP.split(arguments)
-    return stock.pool(convolution.reference(input, *layer), *pool)
 
 
 def _fake_backward(
@@ -24,24 +18,7 @@ def _fake_backward(
     return max_pool.unpooled(grad, codes, height, width), grad.new_empty(codes.shape[1] if bias_grad else 0)
 
 
-def _prepare(function: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None, Convolution, Window]:
-    (input,), layer, pool = OP.split(arguments)
-    input, weight, bias, settings = prepare(function, input, *layer)
-    plane = output_shape(input, weight, settings.window(weight))
-    return input, weight, bias, settings, max_pool.window_over(function, plane, *pool)
-
-
-OP = Op(
-    "conv_relu_pool",
-    "conv2d_relu_max_pool2d",
-    INPUT,
-    CONVOLUTION,
-    POOL,
-    stock=reference,
-    prepare=_prepare,
-    refuse=max_pool.refuse,
-    product="conv",
-)
+OP = max_pool.after(conv_relu.OP, "conv_relu_pool", "conv2d_relu_max_pool2d")
 OP.forward(convolution.fake, convolution.flops)
 _backward = OP.define(
     "conv_relu_pool_backward",

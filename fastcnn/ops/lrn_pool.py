@@ -4,31 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks, lrn, max_pool, stock
-from fastcnn.ops.record import INPUT, POOL, Op, like, operands
-from fastcnn.ops.record import LRN as NORM
+from fastcnn.ops import autograd, lrn, max_pool, stock
+from fastcnn.ops.record import like, operands
 
-
-def reference(*arguments: Any) -> Tensor:
-    """Return LRN and max-pool as torch runs them."""
-    (input,), norm, pool = OP.split(arguments)
-    return stock.pool(lrn.reference(input, *norm), *pool)
-
-
-def _prepare(function: str, *arguments: Any) -> tuple[Any, ...]:
-    (input,), norm, pool = OP.split(arguments)
-    prepared = lrn.prepare(function, input, *norm)
-    checks.check_image(function, input)
-    return *prepared, max_pool.window_over(function, input.shape[-3:], *pool)
-
-
-def _refuse(*prepared: Any) -> str:
-    return lrn.refuse(*prepared) or max_pool.refuse_after_norm(*prepared)
-
-
-OP = Op(
-    "lrn_pool", "local_response_norm_max_pool2d", INPUT, NORM, POOL, stock=reference, prepare=_prepare, refuse=_refuse
-)
+OP = max_pool.after(lrn.OP, "lrn_pool", "local_response_norm_max_pool2d")
 OP.forward(max_pool.fake)
 _backward = OP.define(
     "lrn_pool_backward",

@@ -1,16 +1,16 @@
 """Max-pool: the reference, the operators ``max_pool``, ``max_pool_codes``, ``max_pool_backward``, and autograd."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcnn.ops import autograd, checks
-from fastcnn.ops.record import INPUT, WINDOW, Op
-from fastcnn.ops.stock import codes_to_indices, unpool
+from fastcnn.ops import autograd, checks, stock
+from fastcnn.ops.convolution import output_shape
+from fastcnn.ops.record import CONVOLUTION, INPUT, POOL, WINDOW, Op
 from fastcnn.ops.stock import max_pool as reference
+from fastcnn.parameters import RECORDS
 from fastcnn.shapes import Size, Window, memory_format, pair
 
 
@@ -46,16 +46,8 @@ def _prepare(
     return input, window_over(function, input.shape[-3:], size, stride, padding, ceil_mode, dilation, prefix="")
 
 
-def refuse(input: Tensor, *others: Any, name: str = "pool_size") -> str:
-    """Say why no kernel pools this input over this window, which comes last, or return an empty string."""
-    return checks.refuse_dtype(input) or checks.refuse_window(name, others[-1])
-
-
-def refuse_after_norm(input: Tensor, *others: Any) -> str:
-    """Say why no kernel pools this input after a normalization, or return an empty string."""
-    if input.dim() == 3:  # to a normalization it is (N, C, L), to max-pool (C, H, W)
-        return "takes argument 'input' as (N, C, H, W), got three axes"
-    return refuse(input, *others)
+def _refuse(input: Tensor, window: Window) -> str:
+    return checks.refuse_dtype(input) or checks.refuse_window("kernel_size", window)
 
 
 def _measured(*arguments: Any) -> str:
@@ -70,7 +62,7 @@ OP = Op(
     WINDOW,
     stock=reference,
     prepare=_prepare,
-    refuse=partial(refuse, name="kernel_size"),
+    refuse=_refuse,
     measured=_measured,
 )
 OP.forward(fake)
@@ -91,7 +83,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
     """(N, C, H, W) -> pooled values, their codes, an anchor; saves only the codes and the anchor, which is empty."""
     codes, anchor = ctx.saved_tensors
     if autograd.differentiable():
-        return (unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor),)
+        return (stock.unpool(grad, codes, ctx.window, ctx.height, ctx.width, anchor),)
     return (_backward[ctx.backend](grad, codes, ctx.height, ctx.width, ctx.window.numbers()),)
 
 
@@ -104,7 +96,7 @@ def _max_pool(*arguments: Any) -> Any:
 
 def _run_with_indices(input: Tensor, window: Window, backend: str) -> tuple[Tensor, Tensor]:
     output, codes, _ = OP.apply(input, window, backend)
-    return output, codes_to_indices(codes, window, input.shape[-1])
+    return output, stock.codes_to_indices(codes, window, input.shape[-1])
 
 
 OP.runs_by(_max_pool)
@@ -130,3 +122,38 @@ def window_over(function: str, plane: Sequence[int], *pool: Any, prefix: str = "
     window = pool_window(function, prefix, *pool)
     checks.check_window(function, window, prefix, *plane)
     return window
+
+
+def after(before: Op, stem: str, function: str) -> Op:
+    """Return the record of an op that pools what another one returns."""
+    count, convolves = len(POOL.parameters), CONVOLUTION in before.groups
+
+    def reference_after(*arguments: Any) -> Tensor:
+        return stock.pool(before.run_stock(*arguments[:-count]), *arguments[-count:])
+
+    def prepare(function: str, *arguments: Any) -> tuple[Any, ...]:
+        input, *others = before.checks(function, *arguments[:-count])
+        checks.check_image(function, input)
+        plane: Sequence[int] = input.shape[-3:]
+        if convolves:
+            weight, _, settings = others
+            plane = output_shape(input, weight, settings.window(weight))
+        return input, *others, window_over(function, plane, *arguments[-count:])
+
+    def refuse(input: Tensor, *others: Any) -> str:
+        if reason := before.refuse(input, *others[:-1]):
+            return reason
+        if input.dim() == 3 and not convolves:  # to a normalization it is (N, C, L), to max-pool (C, H, W)
+            return "takes argument 'input' as (N, C, H, W), got three axes"
+        return checks.refuse_window("pool_size", others[-1])
+
+    return Op(
+        stem,
+        function,
+        *(*before.groups, POOL),
+        stock=reference_after,
+        prepare=prepare,
+        refuse=refuse,
+        product=RECORDS[before.stem].product,
+        takes_empty=before.takes_empty,
+    )

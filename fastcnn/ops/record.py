@@ -128,8 +128,10 @@ class Op:
         takes_empty: bool = True,
     ) -> None:
         self.stem, self.function, self.groups, self.backends = stem, function, groups, backends
-        self.run_stock, self.prepare, self.refuse = stock, partial(prepare, function), refuse
-        self._measured, self._takes_empty = measured, takes_empty
+        self.run_stock: Any = stock
+        self.checks, self.refuse = prepare, refuse
+        self.prepare = partial(prepare, function)
+        self._measured, self.takes_empty = measured, takes_empty
         self.schema = ", ".join(group.schema for group in groups)
         self._parameters = tuple(each for group in groups for each in group.parameters)
         if groups:
@@ -150,12 +152,12 @@ class Op:
 
     def runs_stock(self, route: Route, arguments: tuple[Any, ...]) -> bool:
         """Whether the stock layers run a call: by its route, or as there is nothing to launch a kernel for."""
-        return route.backend == "torch" or not (self._takes_empty or arguments[0].numel())
+        return route.backend == "torch" or not (self.takes_empty or arguments[0].numel())
 
     def stock(self, *arguments: Any) -> Any:
         """Run the stock layers, which check their arguments; if they raise, `prepare` may raise a clearer error."""
         try:
-            return self.run_stock(*arguments)  # type: ignore[misc]  # only ops that have one call this
+            return self.run_stock(*arguments)
         except Exception as error:
             refused = error
         self.prepare(*arguments)
