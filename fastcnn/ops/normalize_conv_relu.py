@@ -6,7 +6,6 @@ one after another, and so they do under `auto` unless a tuning table names a joi
 
 from collections import namedtuple
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
@@ -58,31 +57,30 @@ def joined(stem: str, name: str, separate: Op) -> Callable[..., Any]:
         return grad_input, None, None, *gradients
 
     def run(*arguments: Any) -> Any:
-        if (output := _run_joined(op, separate, *arguments)) is not None:
+        images, layer = arguments[: len(IMAGES.parameters)], arguments[len(IMAGES.parameters) :]
+        if (output := _run_joined(op, separate, images, layer)) is not None:
             return output
-        images, *groups = op.split(arguments)
         rest = separate.python if is_compiling() else separate.planned
-        return rest(normalize.normalize(*images), *chain.from_iterable(groups))
+        return rest(normalize.normalize(*images), *layer)
 
     return run
 
 
-def _run_joined(op: Op, separate: Op, *arguments: Any) -> Tensor | None:
-    (input, *constants), *others = op.split(arguments)
-    mean, std, dtype = normalize.prepare(op.function, input, *constants)
+def _run_joined(op: Op, separate: Op, images: tuple[Any, ...], layer: tuple[Any, ...]) -> Tensor | None:
+    input, mean, std, dtype = images[0], *normalize.prepare(op.function, *images)
     if torch._C._are_functorch_transforms_active() or normalize.refuse(input, mean, std, dtype):
         return None
 
     def prepare(*_: Any) -> Any:
         like = torch.empty_like(input, dtype=dtype)  # stands for the normalized images; never filled
-        return separate.prepare(like, *chain.from_iterable(others))
+        return separate.prepare(like, *layer)
 
-    route, call = choose(op.stem, op.function, arguments, prepare, separate.refuse)
+    route, call = choose(op.stem, op.function, images + layer, prepare, separate.refuse)
     backend, algorithm, _ = route
     if algorithm is None or "+" in algorithm or backend not in JOINED.get(algorithm.partition(":")[0], ()):
         return None  # our gradient kernels read normalized images
-    images, weight, bias, settings, *window = call
-    if images.shape != input.shape or images.dtype != dtype:  # padded or cast before: no kernel does that
+    like, weight, bias, settings, *window = call
+    if like.shape != input.shape or like.dtype != dtype:  # padded or cast before: no kernel does that
         return None
     call = mean, std, weight, bias, settings.running(algorithm), *window, backend
     output: Tensor = autograd.with_batch(op.run, input, *call)

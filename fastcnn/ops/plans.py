@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from fastcnn.ops import checks
 from fastcnn.ops.convolution import Convolution, output_shape
 from fastcnn.shapes import LRN, BatchNorm, Window
@@ -39,8 +41,8 @@ def plan(op: Any, *arguments: Any) -> Plan:
         return found | {"indices": indices, "padding": "same" if padded else ""}
     if indices or padded:
         return None  # Python makes indices of the kernel's codes, and pads an input by hand
-    given = op.tensors(arguments)
-    cast = any(a is not None and a.dtype != b.dtype for a, b in zip(given, prepared))
-    found |= {"backend": route.backend, "batched": input.dim() == 4, "cast": images.dtype if cast else None}
+    given, taken = ([each.dtype for each in row if isinstance(each, Tensor)] for row in (arguments, prepared))
+    cast = images.dtype if given != taken else None  # by autocast
+    found |= {"backend": route.backend, "batched": input.dim() == 4, "cast": cast}
     pooled = {name: found[name] for name in ("height", "width") if name in found}
     return found | {"derive": op.derivative(route.backend, prepared, before=None, **pooled)}

@@ -7,7 +7,6 @@ schema a window or a convolution's settings are one list of numbers, because eve
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -26,7 +25,6 @@ from fastcnn.parameters import (
     RECORDS,
     RUNNING,
     SETTING,
-    TENSORS,
     WEIGHT,
     Parameter,
     Record,
@@ -133,18 +131,9 @@ class Op:
         self.prepare = partial(prepare, function)
         self._measured, self.takes_empty = measured, takes_empty
         self.schema = ", ".join(group.schema for group in groups)
-        self._parameters = tuple(each for group in groups for each in group.parameters)
-        if groups:
-            RECORDS[stem] = Record(function, self._parameters, backends, product, tuned)
-
-    def split(self, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """Return a function's arguments by group."""
-        rest = iter(arguments)
-        return [tuple(islice(rest, len(group.parameters))) for group in self.groups]
-
-    def tensors(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return those of a function's arguments that are declared as tensors."""
-        return tuple(each for parameter, each in zip(self._parameters, arguments) if parameter.kind in TENSORS)
+        parameters = tuple(each for group in groups for each in group.parameters)
+        if parameters:
+            RECORDS[stem] = Record(function, parameters, backends, product, tuned)
 
     def route(self, arguments: tuple[Any, ...]) -> tuple[Route, Any]:
         """Return what runs a call, and its arguments as a kernel takes them: see `fastcnn.route.choose`."""
