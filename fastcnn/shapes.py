@@ -98,12 +98,6 @@ class Window(NamedTuple):
         return count
 
 
-def same_padding(window: Window) -> tuple[Pair, Pair]:
-    """Return padding='same' as (symmetric padding, extra rows and columns at the bottom and right)."""
-    total = [window.span(axis) - 1 for axis in (0, 1)]
-    return (total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2)
-
-
 memory_format = suggest_memory_format  # of a tensor; torch's pooling gives its output the input's
 
 

@@ -72,8 +72,8 @@ def check_window(function: str, window: Window, prefix: str, channels: int, heig
     if min(window.size) <= 0:
         raise wrong(function, size_name, "positive sizes", window.size)
     check_steps(function, window, prefix)
-    steps = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation}
-    for name, pixels in {size_name: window.size, **{prefix + step: given for step, given in steps.items()}}.items():
+    names = size_name, prefix + "stride", prefix + "padding", prefix + "dilation"
+    for name, pixels in zip(names, window[:4]):
         if max(pixels) > MOST_PIXELS:
             raise wrong(function, name, f"at most {MOST_PIXELS}", pixels)
     half = (rows // 2, columns // 2)

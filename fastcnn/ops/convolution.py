@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcnn.ops import autograd, checks, stock
 from fastcnn.route import Route
-from fastcnn.shapes import LARGEST, Size, Window, conv_memory_format, pair, same_padding
+from fastcnn.shapes import LARGEST, Size, Window, conv_memory_format, pair
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
@@ -146,10 +146,10 @@ def _named_padding(function: str, input: Tensor, window: Window, padding: str) -
     checks.check_steps(function, window, "")
     if window.stride != (1, 1):
         raise checks.wrong(function, "stride", "1 with padding='same'", window.stride)
-    symmetric, (bottom, right) = same_padding(window)
-    if bottom or right:
-        input = F.pad(input, (0, right, 0, bottom))
-    return input, window._replace(padding=symmetric)
+    rows, columns = window.span(0) - 1, window.span(1) - 1
+    if rows % 2 or columns % 2:
+        input = F.pad(input, (0, columns % 2, 0, rows % 2))
+    return input, window._replace(padding=(rows // 2, columns // 2))
 
 
 def reference(*arguments: Any) -> Tensor:

@@ -56,8 +56,7 @@ def prepare(function: str, input: Tensor, size: int, alpha: float, beta: float, 
 
 def refuse(input: Tensor, norm: LRN, *_: Any) -> str:
     """Say why no kernel normalizes this input so, or return an empty string."""
-    constants = {"alpha": norm.alpha, "beta": norm.beta, "k": norm.k}
-    if reason := checks.refuse_dtype(input) or checks.refuse_constants(**constants):
+    if reason := checks.refuse_dtype(input) or checks.refuse_constants(alpha=norm.alpha, beta=norm.beta, k=norm.k):
         return reason
     if norm.alpha < 0 or norm.k < 0:
         return f"takes no negative argument 'alpha' or 'k', got {norm.alpha} and {norm.k}"

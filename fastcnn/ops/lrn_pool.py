@@ -21,7 +21,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor]:
     """(N, C, H, W) -> pooled normalized values and codes; saves the input and the codes."""
     input, codes = ctx.saved_tensors
     if autograd.differentiable():
-        unpooled = stock.unpool(grad, codes, ctx.window, *input.shape[2:])
+        height, width = input.shape[2:]
+        unpooled = stock.unpool(grad, codes, ctx.window, height, width, autograd.anchor(grad))
         return (lrn.stock_backward(unpooled, input, ctx.norm),)
     return (_backward[ctx.backend](*operands((grad, codes, input, ctx.norm, ctx.window))),)
 

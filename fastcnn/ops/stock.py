@@ -53,16 +53,12 @@ def _first(count: int, window: Window, axis: int, like: Tensor) -> Tensor:
     return torch.arange(count, device=like.device) * window.stride[axis] - window.padding[axis]
 
 
-def unpool(
-    grad: Tensor, codes: Tensor, window: Window, height: int, width: int, anchor: Tensor | None = None
-) -> Tensor:
+def unpool(grad: Tensor, codes: Tensor, window: Window, height: int, width: int, anchor: Tensor) -> Tensor:
     """Unpool gradients to the places in the codes, in stock operations: (N, C, OH, OW) -> (N, C, height, width).
 
     The result also depends on the anchor, (N, 0): see `autograd.anchor`.
     """
     index = codes_to_indices(codes, window, width)
-    if anchor is None:
-        anchor = grad.new_empty(grad.shape[0], 0)
     plane = anchor.sum(1, dtype=grad.dtype)[:, None, None].expand(*grad.shape[:2], height * width)
     plane = plane.scatter_add(2, index.flatten(2), torch.where(codes == RELU_OFF, 0, grad).flatten(2))
     return plane.unflatten(2, (height, width))
