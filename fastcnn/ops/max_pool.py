@@ -102,24 +102,26 @@ def _run_with_indices(input: Tensor, window: Window, backend: str) -> tuple[Tens
 OP.runs_by(_max_pool)
 
 
-def pool_window(
-    function: str, prefix: str, size: Size, stride: Size | None, padding: Size, ceil_mode: bool, dilation: Size = 1
+def window_over(
+    function: str,
+    plane: Sequence[int],
+    size: Size,
+    stride: Size | None,
+    padding: Size,
+    ceil_mode: bool,
+    dilation: Size = 1,
+    prefix: str = "pool_",
 ) -> Window:
-    """Return a pool's window; ``prefix`` completes the arguments' names."""
+    """Return a pool's window, checked against what it slides over, (C, H, W); `prefix` completes arguments' names."""
     checks.check_flag(function, prefix + "ceil_mode", ceil_mode)
     sizes = pair(function, prefix + "size" if prefix else "kernel_size", size)
-    return Window(
+    window = Window(
         sizes,
         sizes if stride is None or stride in ((), []) else pair(function, prefix + "stride", stride),
         pair(function, prefix + "padding", padding),
         pair(function, prefix + "dilation", dilation),
         ceil_mode,
     )
-
-
-def window_over(function: str, plane: Sequence[int], *pool: Any, prefix: str = "pool_") -> Window:
-    """Return a pool's window, checked against what it slides over: (C, H, W)."""
-    window = pool_window(function, prefix, *pool)
     checks.check_window(function, window, prefix, *plane)
     return window
 
@@ -150,7 +152,8 @@ def after(before: Op, stem: str, function: str) -> Op:
     return Op(
         stem,
         function,
-        *(*before.groups, POOL),
+        *before.groups,
+        POOL,
         stock=reference_after,
         prepare=prepare,
         refuse=refuse,
