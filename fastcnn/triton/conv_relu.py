@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.shapes import Window, conv_memory_format, memory_format
+from fastcnn.shapes import conv_memory_format, memory_format
 from fastcnn.triton.bn_relu import normalize_relu
 from fastcnn.triton.bn_statistics import Norm
 from fastcnn.triton.convolution import first_layers
@@ -86,27 +86,19 @@ def asked_hopper(algorithm: str | None) -> Any:
 
 
 def convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    groups: int,
-    algorithm: str | None,
-    *,
-    relu: bool,
-    norm: tuple[Tensor | None, Tensor | None] = (None, None),
+    input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any, relu: bool, norm: Any = (None, None)
 ) -> tuple[Tensor, bool]:
     """Return a convolution with bias and, if asked, ReLU; or torch's without them, and that they are left to do.
 
     Only first layers' algorithms, which read raw images, take a normalization.
     """
+    window, groups, algorithm = settings
     if hopper := asked_hopper(algorithm):
-        return hopper(input, weight, bias, window, groups, algorithm, relu=relu)[0], False
+        return hopper(input, weight, bias, *settings, relu=relu)[0], False
     name, config = asked(algorithm)
     if name not in EPILOGUE:
         return ALGORITHMS[name](Convolution(input, weight, bias, window, groups, relu, config, norm)), False
-    steps = window.stride, window.padding, window.dilation
-    y = torch.ops.aten.conv2d(input, weight, None, *steps, groups)
+    y = torch.ops.aten.conv2d(input, weight, None, window.stride, window.padding, window.dilation, groups)
     return y.contiguous(memory_format=conv_memory_format(input, weight)), True
 
 
@@ -129,8 +121,8 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
         bias_relu_planes_kernel[(ceil_div(y.numel(), block * size),)](
             y, vector(bias), y.numel(), channels, pixels, WHOLE=pixels % size == 0, VECTOR=size, BLOCK=block
         )
-        return
-    normalize_relu(y, y, Norm(bias=vector(bias)), channels_last)
+    else:
+        normalize_relu(y, y, Norm(bias=vector(bias)), channels_last)
 
 
 def plane_vector(tensor: Tensor, pixels: int) -> int:

@@ -45,48 +45,35 @@ def window_scale(x_ptr, c, p, mask, C, P, SIZE: tl.constexpr, alpha, k, CHANNELS
 
 @triton.jit
 def lrn_kernel(
-    x_ptr, y_ptr, C, P, BLOCKS_P, BLOCKS_C, alpha, beta, k, NORM: tl.constexpr, TILE: tl.constexpr
-):  # fmt: skip
-    """Normalize x: (N, C, P) into y; one program computes one tile."""
-    n, p, c, mask = this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE)
-    x = load_channel(x_ptr + n * C * P, c, p, mask, C, P, TILE.channels_last)
-    scale = window_scale(x_ptr + n * C * P, c, p, mask, C, P, NORM.size, alpha, k, TILE.channels_last)
-    y = x * power(scale, beta, NORM)[0]
-    at = n * C * P + offset(c[None, :], p[:, None], C, P, TILE.channels_last)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def lrn_backward_kernel(
-    x_ptr, grad_ptr, dx_ptr, C, P, BLOCKS_P, BLOCKS_C, alpha, beta, k, NORM: tl.constexpr, TILE: tl.constexpr
+    x_ptr, grad_ptr, out_ptr, C, P, BLOCKS_P, BLOCKS_C, alpha, beta, k, NORM: tl.constexpr, TILE: tl.constexpr
 ):
-    """Dx = grad * s ** -beta - 2 alpha beta / size * x * sum of grad * x * s ** (-beta - 1) over windows that hold c.
+    """Normalize x: (N, C, P) into out; or, where there is a grad, write that of x: see lrn_columns_backward_kernel.
 
-    x, grad, dx: (N, C, P); one program computes one tile.
+    One program computes one tile.
     """
-    n, p, c, mask = this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE)
-    image = n * C * P
-    x_ptr += image
-    grad_ptr += image
+    n, p, c, mask, at = this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE)
+    x_ptr += n * C * P
     through = tl.zeros(mask.shape, tl.float32)
-    for j in range(NORM.size):
-        other = c + (j - (NORM.size - 1) // 2)  # the channels whose windows hold c
-        scale = window_scale(x_ptr, other, p, mask, C, P, NORM.size, alpha, k, TILE.channels_last)
-        grad = load_channel(grad_ptr, other, p, mask, C, P, TILE.channels_last)
-        x = load_channel(x_ptr, other, p, mask, C, P, TILE.channels_last)
-        term = grad * x * power(scale, beta, NORM)[1]
-        through += tl.where(((other >= 0) & (other < C))[None, :], term, 0.0)
+    if grad_ptr is not None:
+        grad_ptr += n * C * P
+        for j in range(NORM.size):
+            other = c + (j - (NORM.size - 1) // 2)  # the channels whose windows hold c
+            scale = window_scale(x_ptr, other, p, mask, C, P, NORM.size, alpha, k, TILE.channels_last)
+            term = load_channel(grad_ptr, other, p, mask, C, P, TILE.channels_last)
+            term *= load_channel(x_ptr, other, p, mask, C, P, TILE.channels_last) * power(scale, beta, NORM)[1]
+            through += tl.where(((other >= 0) & (other < C))[None, :], term, 0.0)
     x = load_channel(x_ptr, c, p, mask, C, P, TILE.channels_last)
-    grad = load_channel(grad_ptr, c, p, mask, C, P, TILE.channels_last)
-    scale = window_scale(x_ptr, c, p, mask, C, P, NORM.size, alpha, k, TILE.channels_last)
-    dx = grad * power(scale, beta, NORM)[0] - 2.0 * alpha * beta / NORM.size * x * through
-    at = image + offset(c[None, :], p[:, None], C, P, TILE.channels_last)
-    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    out = power(window_scale(x_ptr, c, p, mask, C, P, NORM.size, alpha, k, TILE.channels_last), beta, NORM)[0]
+    if grad_ptr is None:
+        out *= x
+    else:
+        out *= load_channel(grad_ptr, c, p, mask, C, P, TILE.channels_last)
+        out -= 2.0 * alpha * beta / NORM.size * x * through
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], channels_last: bool, norm: LRN) -> None:
-    """Launch one of two kernels over dense tensors of the same (N, C, *) and layout."""
-    x = tensors[0]
+def launch(x: Tensor, grad: Tensor | None, out: Tensor, channels_last: bool, norm: LRN) -> None:
+    """Launch a kernel over dense tensors of the same (N, C, *) and layout: forward, or with a grad backward."""
     if x.numel() == 0:
         return
     images, channels, pixels = planes(x)
@@ -101,13 +88,15 @@ def launch(by_columns, by_tiles, tensors: tuple[Tensor, ...], channels_last: boo
         blocks_p = ceil_div(pixels, BLOCK)
         programs = ceil_div(images * pixels, BLOCK // parts) if channels_last else images * blocks_p * parts
         columns = Columns(count, parts, vector, whole, channels_last, BLOCK)
-        by_columns[(programs,)](
-            *tensors, channels, pixels, images * pixels, blocks_p, *numbers, NORM=formula, COLUMNS=columns
-        )
+        sizes = channels, pixels, images * pixels, blocks_p
+        if grad is None:
+            lrn_columns_kernel[(programs,)](x, out, *sizes, *numbers, NORM=formula, COLUMNS=columns)
+        else:
+            lrn_columns_backward_kernel[(programs,)](x, grad, out, *sizes, *numbers, NORM=formula, COLUMNS=columns)
         return
     tiles = tiling(images, channels, pixels, channels_last, is_wide(x), elements=512)
-    by_tiles[tiles.grid](
-        *tensors, channels, pixels, tiles.blocks_p, tiles.blocks_c, *numbers, NORM=formula, TILE=tiles.tile
+    lrn_kernel[tiles.grid](
+        x, grad, out, channels, pixels, tiles.blocks_p, tiles.blocks_c, *numbers, NORM=formula, TILE=tiles.tile
     )
 
 
@@ -115,7 +104,7 @@ def lrn(input: Tensor, *norm) -> Tensor:
     """Operator ``fastcnn::lrn.triton``."""
     x, format, channels_last = laid_out(input)
     y = torch.empty_like(x, memory_format=format)
-    launch(lrn_columns_kernel, lrn_kernel, (x, y), channels_last, LRN(*norm))
+    launch(x, None, y, channels_last, LRN(*norm))
     return y
 
 
@@ -123,6 +112,5 @@ def lrn_backward(grad: Tensor, input: Tensor, *norm) -> Tensor:
     """Operator ``fastcnn::lrn_backward.triton``."""
     x, format, channels_last = laid_out(input)
     dx = torch.empty_like(x, memory_format=format)
-    tensors = (x, grad.contiguous(memory_format=format), dx)
-    launch(lrn_columns_backward_kernel, lrn_backward_kernel, tensors, channels_last, LRN(*norm))
+    launch(x, grad.contiguous(memory_format=format), dx, channels_last, LRN(*norm))
     return dx

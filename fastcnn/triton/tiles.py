@@ -33,11 +33,11 @@ def tile_position(BLOCKS_P, BLOCKS_C):
 
 @triton.jit
 def this_tile(C, P, BLOCKS_P, BLOCKS_C, TILE: tl.constexpr):
-    """Return this program's image, its pixels: [P], its channels: [C], and which of them the image has: [P, C]."""
+    """Return this program's image, its pixels: [P], its channels: [C], and mask and offsets: [P, C] (see tile_at)."""
     n, block_p, block_c = tile_position(BLOCKS_P, BLOCKS_C)
-    p = indices(block_p, TILE.pixels, TILE.wide)
     c = indices(block_c, TILE.channels, TILE.wide)
-    return n, p, c, (p < P)[:, None] & (c < C)[None, :]
+    p, mask, at = tile_at(n, block_p, c, C, P, TILE)
+    return n, p, c, mask, at
 
 
 @triton.jit

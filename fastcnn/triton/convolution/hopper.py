@@ -7,7 +7,7 @@ padding. The weights are the product's left operand: a 2x2 window's four pixels 
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -209,22 +209,13 @@ class Algorithm(NamedTuple):
     launch: Callable[..., None]  # of a plan, input, weight, output and codes in boxes, multiprocessors, and arguments
 
     def __call__(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        window: Window,
-        groups: int,
-        algorithm: str | None,
-        *,
-        relu: bool = False,
-        pool: bool = False,
-        codes: bool = False,
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any, relu=False, pool=False, codes=False
     ) -> tuple[Tensor, Tensor | None]:
         """Launch the kernel, with ReLU or with ReLU and a 2x2 pool if asked; return output and codes, or None.
 
-        Without the name of a configuration, the one whose tiles fit best is taken.
+        Settings: window, groups, algorithm. Without the name of a configuration, the one whose tiles fit best is taken.
         """
+        window, groups, algorithm = settings
         refuse(self.name, self.capabilities, input, weight, window, groups)
         config = asked(algorithm)[1]
         configs = (config,) if config else self.configs
