@@ -173,7 +173,7 @@ def _fastest(
     if not reason and input.layout is not torch.strided:
         reason = f"no kernel takes {input.layout}"
     if reason:
-        _say_once(function, reason, device_type(input))
+        _say_stock(function, reason, device_type(input))
         return Route("torch", None, reason), None
     found, why = _measured(op, arguments)
     at = f" at batch {found.batch}" if found and found.batch else ""
@@ -193,7 +193,7 @@ def _fastest(
         elif route.reason is MEASURED_KIND and entry and taken.dtype not in entry.dtypes:  # autocast has changed it
             route = Route("torch", None, _unmeasured(taken.dtype))
     if route.backend == "torch" and not _joins(op):
-        _say_once(function, route.reason, device_type(input))
+        _say_stock(function, route.reason, device_type(input))
     return route, prepared
 
 
@@ -238,7 +238,8 @@ def _by_kind_of_device(op: str, arguments: tuple[Any, ...], why: str) -> Route:
     if input.numel() < least:
         return Route("torch", None, STOCK_ON_THIS_KIND if least == NEVER else TOO_SMALL)
     if reason := MISSING[entry.backend]():
-        _warn_once(reason)
+        # At the first use of what the build left out, as pip does not show that.
+        _say_once(logging.WARNING, f"the stock layers run, as kernels are missing: {reason}; see `fastcnn doctor`")
         return Route("torch", None, reason)
     return Route(entry.backend, None, MEASURED_KIND)
 
@@ -250,22 +251,19 @@ def _unmeasured(dtype: torch.dtype, why: str = "") -> str:
     return f"{UNMEASURED} and {dtype} on this device" + (f" ({why})" if why else "")
 
 
-_said: set[tuple[str, str, str]] = set()
+_said: set[str] = set()
 
 
-def _warn_once(missing: str) -> None:
-    """Warn at the first use of what the build left out, as pip does not show that."""
-    if ("", missing, "") not in _said and not torch.compiler.is_compiling():
-        _said.add(("", missing, ""))
-        logger.warning("the stock layers run, as kernels are missing: %s; see `fastcnn doctor`", missing)
+def _say_once(level: int, message: str) -> None:
+    if not torch.compiler.is_compiling() and message not in _said:
+        _said.add(message)
+        logger.log(level, message)
 
 
-def _say_once(function: str, reason: str, device: str) -> None:
+def _say_stock(function: str, reason: str, device: str) -> None:
     """Log why the stock layers run."""
-    silent = reason in _SILENT or reason.startswith("measured")
-    if not silent and not torch.compiler.is_compiling() and (function, reason, device) not in _said:
-        _said.add((function, reason, device))
-        logger.info("%s runs the stock layers: %s (%s)", function, reason, device)
+    if reason not in _SILENT and not reason.startswith("measured"):
+        _say_once(logging.INFO, f"{function} runs the stock layers: {reason} ({device})")
 
 
 def _unfit(name: str, algorithm: str | None, input: Tensor) -> str:

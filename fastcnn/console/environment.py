@@ -8,14 +8,11 @@ import torch
 import fastcnn
 from fastcnn.tuning.device import driver, processor, version_of
 
-PACKAGES = ("torch", "triton", "torchvision", "numpy")
-
 
 def versions() -> dict[str, str]:
     """Return the versions that matter, ``"not installed"`` where a package is missing."""
-    found = {"fastcnn": fastcnn.__version__, "python": platform.python_version()}
-    found |= {package: version_of(package) or "not installed" for package in PACKAGES}
-    found["torch"] = torch.__version__  # with the local part, as in 2.11.0+cu128
+    found = {"fastcnn": fastcnn.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    found |= {package: version_of(package) or "not installed" for package in ("triton", "torchvision", "numpy")}
     found["CUDA of torch"] = torch.version.cuda or "none: a CPU build"
     found["cuDNN of torch"] = str(torch.backends.cudnn.version() or "none")
     return found

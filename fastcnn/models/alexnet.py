@@ -9,8 +9,6 @@ from fastcnn.fuse import fuse
 from fastcnn.models.dropin import DropIn, dropout_classifier
 from fastcnn.models.weights import num_classes_of, pretrained_state_dict, pretrained_weights, takes_pretrained
 
-__all__ = ["AlexNet", "AlexNet2012", "alexnet"]
-
 
 class AlexNet(DropIn):
     """AlexNet as torchvision has it: the same layers, keys and, from the same seed, the same weights.

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from fastcnn.fuse import fuse
 from fastcnn.models.dropin import DropIn
 
-__all__ = ["ConvNet"]
-
 
 class ConvNet(DropIn):
     """Convolutions 3-32 (8x8, stride 4) and 32-64 (7x7, stride 2) with batch norm, ReLU and pool, then 1600-classes.

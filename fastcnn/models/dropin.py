@@ -8,8 +8,6 @@ from torch import nn
 from fastcnn.fuse import fuse, is_fused
 from fastcnn.tuning import telling
 
-__all__ = ["DropIn", "dropout_classifier"]
-
 
 class DropIn(nn.Module):
     """A model that fuses itself when it is made, and when a saved whole one is loaded, unless it was unfused."""

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from fastcnn.fuse import fuse
 from fastcnn.models.dropin import DropIn
 
-__all__ = ["MnistCNN"]
-
 
 class MnistCNN(DropIn):
     """Two 3x3 convolutions (1-32-64), each with ReLU and 2x2 max-pool, then 3136-100-`num_classes`.

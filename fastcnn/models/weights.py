@@ -12,8 +12,6 @@ from urllib.parse import urlparse
 
 import torch
 
-__all__ = ["pretrained_state_dict", "pretrained_weights", "takes_pretrained"]
-
 _Arguments = ParamSpec("_Arguments")
 _Model = TypeVar("_Model")
 

@@ -42,13 +42,10 @@ class Stage(NamedTuple):
     @classmethod
     def of(cls, op: str, arguments: tuple[Any, ...]) -> "Stage":
         """Return the stage of a call."""
-        tensors = tensors_of(op, arguments)
-        kept = {
-            name: Operand(tuple(each.shape), each.stride(), each.dtype, each.requires_grad)
-            for name, each in tensors.items()
-        }
-        settings = zip(RECORDS[op].names, arguments)
-        return cls(op, kept, {name: value for name, value in settings if name not in kept})
+        given = tensors_of(op, arguments).items()
+        tensors = {name: Operand(tuple(t.shape), t.stride(), t.dtype, t.requires_grad) for name, t in given}
+        named = zip(RECORDS[op].names, arguments)
+        return cls(op, tensors, {name: value for name, value in named if name not in tensors})
 
     def call(self, tensors: dict[str, Tensor]) -> Tensor:
         """Run the stage on these tensors as eager code has it run, with the backend that is chosen."""
