@@ -25,7 +25,7 @@ from fastcnn.train import command as train_command
 from fastcnn.train.command import ParallelName
 from fastcnn.train.data import Feed
 from fastcnn.train.folder import FolderData
-from fastcnn.train.tensorboard import FOLDER
+from fastcnn.train.progress import TENSORBOARD_FOLDER
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
@@ -159,7 +159,7 @@ def test_tensorboard_holds_the_losses_once_though_resumed(images: str, tmp_path:
     settings = replace(SETTINGS, data=images, tensorboard=True)
     train(replace(settings, epochs=1), tmp_path)
     done = train(settings, tmp_path, resume=checkpoint.load(tmp_path)).lanes[0]
-    events = EventAccumulator(str(tmp_path / FOLDER / "fastcnn")).Reload()
+    events = EventAccumulator(str(tmp_path / TENSORBOARD_FOLDER / "fastcnn")).Reload()
     assert [event.step for event in events.Scalars("loss/train")] == list(range(6))
     assert [event.value for event in events.Scalars("loss/train")] == pytest.approx(done.losses)
     assert [event.step for event in events.Scalars("accuracy/top-5")] == [2, 5]

@@ -18,8 +18,8 @@ from training_processes import SETTINGS, train, write_images
 
 from fastcnn.console import checkpoint
 from fastcnn.console.errors import UserError
-from fastcnn.train import pace
-from fastcnn.train.pace import Pace
+from fastcnn.train import loop
+from fastcnn.train.loop import Pace
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
@@ -128,7 +128,7 @@ def test_full_disk_is_one_line_and_keeps_the_checkpoint_before(images: str, tmp_
 
 def test_checkpoints_take_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     steady, writes = Pace(), 0
     for _ in range(10_000):
         now[0] += 0.01

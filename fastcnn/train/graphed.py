@@ -62,11 +62,7 @@ class GraphedStep:
     """
 
     def __init__(self, step: Callable[..., Tensor], optimizer: Optimizer | None = None) -> None:
-        self.reason = ""
         self._step, self._optimizer = step, optimizer
-        self._calls: dict[Hashable, int] = {}
-        self._graphs: dict[Hashable, Callable[..., Tensor]] = {}
-        self._capture: CudaCapture | None = None
         self.reset()
         if optimizer is not None:
             # Loading replaces the tensors of the state, and a graph would go on with the old ones.
@@ -82,9 +78,10 @@ class GraphedStep:
 
     def reset(self) -> None:
         """Drop the graphs, so that the next calls warm up and capture again."""
-        self._calls.clear()
-        self._graphs.clear()
-        self._capture, self.reason = None, ""
+        self.reason = ""
+        self._calls: dict[Hashable, int] = {}
+        self._graphs: dict[Hashable, Callable[..., Tensor]] = {}
+        self._capture: CudaCapture | None = None
         if self._optimizer is not None:
             make_capturable(self._optimizer)
 
@@ -196,7 +193,6 @@ class CudaCapture:
             torch.zeros((), device=self.device)
 
 
-# Where steps can be captured.
 CAPTURES: dict[str, Callable[[torch.device], CudaCapture]] = {"cuda": CudaCapture}
 # torch's allocator may still ask these whether they are capturing, so they outlive their failure.
 _FAILED: list[torch.cuda.CUDAGraph] = []

@@ -24,13 +24,10 @@ from fastcnn.train import loop
 from fastcnn.train.data import Dataset
 from fastcnn.train.distributed import World, volumes
 from fastcnn.train.lane import Diverged, Lane
-from fastcnn.train.pace import Pace
 from fastcnn.train.prepare import prepare
-from fastcnn.train.progress import Display, say
+from fastcnn.train.progress import TENSORBOARD_FOLDER, Display, TensorBoard, say
 from fastcnn.train.report import table, write_report
 from fastcnn.train.settings import Settings
-from fastcnn.train.tensorboard import FOLDER as TENSORBOARD_FOLDER
-from fastcnn.train.tensorboard import TensorBoard
 
 NOT_SAVED = "no checkpoint was written yet"
 FILES = (checkpoint.FILE_NAME, "metrics.json", "curves.png")
@@ -51,7 +48,7 @@ class Run:
 
     def __post_init__(self) -> None:
         settings, images = self.settings, self.data.train_size
-        self.pace = Pace(settings.checkpoint_every)
+        self.pace = loop.Pace(settings.checkpoint_every)
         self.display = Display(self.console, self.lanes, settings.epochs, images, settings.batch_size)
 
     def turns(self) -> Iterator[Lane]:
