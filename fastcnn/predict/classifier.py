@@ -78,8 +78,7 @@ def _trained(path: Path, name: str | None) -> Classifier:
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     network.load_state_dict(weights, assign=True)
-    transform = _held_out(dataset, input_size, statistics)
-    return Classifier(f"{model}, {file}", network.eval(), classes, transform)
+    return Classifier(f"{model}, {file}", network.eval(), classes, _held_out(dataset, input_size, statistics))
 
 
 def _held_out(dataset: str, input_size: tuple[int, int, int], statistics: Any) -> Callable[[Any], Tensor]:

@@ -59,8 +59,7 @@ def joined() -> Iterator[World]:
     if not dist.is_torchelastic_launched():
         yield World()
         return
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    world = World(*(int(os.environ[name]) for name in names))
+    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     store, _, _ = next(iter(rendezvous("env://")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)

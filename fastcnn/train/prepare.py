@@ -127,8 +127,7 @@ def _check_same_data(data: Dataset, resume: dict[str, Any], changed_data: bool) 
 def load_pretrained(model: nn.Module, name: str, weights: str, progress: bool = True) -> str:
     """Load torchvision's weights into a network, except a last layer of another number of classes; say what was loaded.
 
-    ``progress`` shows that of a download. Raises :class:`UserError` as :func:`pretrained_classifier`, or where the
-    network was built with options that change its layers.
+    ``progress`` shows that of a download. Options that change the network's layers are a :class:`UserError`.
     """
     chosen, pretrained = pretrained_classifier(name, weights, progress)
     own = model.state_dict()

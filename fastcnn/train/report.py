@@ -76,8 +76,7 @@ def write_report(directory: Path, settings: Settings, data: Dataset, lanes: list
     }
     if len(lanes) == 2:
         metrics["largest_loss_difference"] = largest_loss_difference(lanes)
-    text = json.dumps(metrics, indent=2)
-    atomic_write(directory / "metrics.json", lambda file: file.write(text.encode()))
+    atomic_write(directory / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=2).encode()))
     title = f"{settings.model} on {settings.dataset}, {settings.device}, seed {settings.seed}"
     write_curves(directory / "curves.png", lanes, title, len(data.classes))
 
