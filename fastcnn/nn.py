@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastcnn import functional as FF
 from fastcnn import stages
 from fastcnn.normalization import Normalize, is_recorded
-from fastcnn.roles import ROLES
+from fastcnn.roles import GROUPS, ROLES, ROW
 
 __all__ = ["ConvReLU2d", "ConvReLUMaxPool2d", "LocalResponseNorm", "MaxPool2d", "Normalize", "Sequential"]
 
@@ -190,3 +190,4 @@ for _layer, _stock in (
     _layer.forward.__wrapped__ = _stock  # type: ignore[union-attr]
 
 ROLES.update({MaxPool2d.forward: "pool", LocalResponseNorm.forward: "lrn"})
+GROUPS[Sequential.forward] = ROW

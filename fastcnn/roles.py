@@ -16,6 +16,7 @@ _STOCK_BN_CHECK = nn.BatchNorm2d._check_input_dim
 
 IDENTITY = "identity"  # a layer that does nothing: stages skip it
 BLOCK = "block"  # layers with a forward around them that reads no strides; no stage has it
+ROW = "row"  # a Sequential that runs its children fused: a row around it takes them in
 ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.Conv2d.forward: "conv",
     nn.ReLU.forward: "relu",
@@ -27,7 +28,7 @@ ROLES: dict[Any, str] = {  # by the forward function of the class
     nn.Identity.forward: IDENTITY,
     Normalize.forward: "normalize",
 }
-BLOCK_FORWARDS: dict[Any, str] = {}  # BLOCK, by the forward function of the class
+GROUPS: dict[Any, str] = {nn.Sequential.forward: ROW}  # the same for modules of several layers: BLOCK or ROW
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -45,7 +46,7 @@ def roles_of(layers: Iterable[Any]) -> tuple[str | None, ...]:
         # Looked up on the class, as torch.compile traces that; subclasses that keep the stock forward keep the role,
         # and a scripted module's class has no forward to read.
         forward = getattr(kind, "forward", None)
-        role = ROLES.get(forward) or BLOCK_FORWARDS.get(forward)
+        role = ROLES.get(forward) or GROUPS.get(forward)
         if role is not None:
             # Read from the dictionary: torch.compile guards what is read there, so that a hook added after compiling
             # fires; by its default settings it does not guard the same hooks read as attributes.
@@ -79,5 +80,9 @@ def _bn_role(bn: nn.Module) -> str | None:  # one forward serves batch norms of 
     return "bn" if getattr(type(bn), "_check_input_dim", None) is _STOCK_BN_CHECK else None
 
 
+def _row_role(row: nn.Module) -> str | None:
+    return ROW if "forward" in vars(row) or type(row).forward is not nn.Sequential.forward else None
+
+
 # What a layer of a role becomes by its settings, or its class.
-_ADMITTED: dict[str, Callable[[Any], str | None]] = {"conv": _conv_role, "bn": _bn_role, **ADMITTED}
+_ADMITTED: dict[str, Callable[[Any], str | None]] = {"conv": _conv_role, "bn": _bn_role, ROW: _row_role, **ADMITTED}

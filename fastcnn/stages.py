@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from fastcnn.ops.folding import folded, folds
 from fastcnn.ops.gradients import only_reader
 from fastcnn.ops.normalize_conv_relu import normalize_conv_relu
 from fastcnn.ops.normalize_conv_relu_pool import normalize_conv_relu_pool
-from fastcnn.roles import BLOCK, IDENTITY, roles_of
+from fastcnn.roles import BLOCK, IDENTITY, ROW, roles_of
 
 
 def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
@@ -252,16 +252,32 @@ def run_layers(input: Any, *layers: Any) -> Any:
 
 def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -> Any:
     """Run layers in order, each stage as one call; `settings` are the layers, but for calls their settings."""
-    roles = roles_of(layers)
-    if IDENTITY in roles:
-        kept = [place for place, role in enumerate(roles) if role != IDENTITY]
-        layers, settings, roles = (tuple(row[place] for place in kept) for row in (layers, settings, roles))
+    layers, settings, roles = _taken_in(layers, settings)
     if is_dynamo_compiling():
         return _run_parts(input, _parts(roles), layers, settings)
     parts, end_turned = _plans[roles]
-    if end_turned and _pays_turned(input, layers[:end_turned]):
+    if end_turned and turning.pays(input, layers[:end_turned]):
         input, parts = _run_turned(input, parts, layers, settings, end_turned)
     return _run_parts(input, parts, layers, settings)
+
+
+def _taken_in(layers: tuple[Any, ...], settings: tuple[Any, ...]) -> tuple[Any, Any, tuple[str | None, ...]]:
+    """Replace rows among layers by their children, leave out what does nothing, and return the roles too."""
+    roles = roles_of(layers)
+    while ROW in roles:
+        layers, settings = (
+            tuple(
+                chain.from_iterable(
+                    each._modules.values() if role == ROW else (each,) for each, role in zip(row, roles)
+                )
+            )
+            for row in (layers, settings)
+        )
+        roles = roles_of(layers)
+    if IDENTITY in roles:
+        kept = [place for place, role in enumerate(roles) if role != IDENTITY]
+        layers, settings, roles = (tuple(row[place] for place in kept) for row in (layers, settings, roles))
+    return layers, settings, roles
 
 
 def _run_parts(input: Any, parts: tuple["Part", ...], layers: tuple[Any, ...], settings: tuple[Any, ...]) -> Any:
@@ -286,11 +302,6 @@ def _run_turned(
             input = _run_parts(input, parts[:1], layers, settings)
             parts = parts[1:]
     return turning.turn_back(input), parts
-
-
-def _pays_turned(input: Any, row: tuple[Any, ...]) -> bool:
-    norms = [layer for layer in row if isinstance(layer, nn.BatchNorm2d)]
-    return turning.pays(input, row) and not any(map(_uses_own_statistics, norms))
 
 
 def _settings(layer: Any) -> Any:
@@ -334,8 +345,9 @@ def _parts(roles: tuple[str | None, ...]) -> tuple[Part, ...]:
 def _end_turned(parts: tuple[Part, ...], roles: tuple[str | None, ...]) -> int:
     leading = tuple(takewhile(lambda part: part.stage in _IN_EITHER_LAYOUT or roles[part.start] == BLOCK, parts))
     convolutions = [part for part in leading if part.stage in _CONVOLUTIONS or part.stage is None]
-    turns = convolutions[:1] == list(parts[:1]) and (len(convolutions) > 1 or convolutions[0].stage is None)
-    return leading[-1].end if turns else 0
+    if not convolutions or convolutions[0].start > 0 or (len(convolutions) == 1 and convolutions[0].stage):
+        return 0
+    return leading[-1].end
 
 
 def _forms(stage: Stage, roles: tuple[str | None, ...], start: int) -> bool:
@@ -356,6 +368,5 @@ _plans = _Plans()
 
 def parts_of(layers: tuple[Any, ...]) -> list[tuple[Stage | None, tuple[Any, ...]]]:
     """Return a row in the parts in which it would run now: stage and layers; the stage of a layer by itself is None."""
-    pairs = [(layer, role) for layer, role in zip(layers, roles_of(layers), strict=True) if role != IDENTITY]
-    parts = _parts(tuple(role for _, role in pairs))
-    return [(part.stage, tuple(layer for layer, _ in pairs[part.start : part.end])) for part in parts]
+    layers, _, roles = _taken_in(layers, layers)
+    return [(part.stage, layers[part.start : part.end]) for part in _parts(roles)]

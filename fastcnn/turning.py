@@ -44,6 +44,8 @@ def pays(input: Any, row: tuple[Any, ...]) -> bool:
         return False
     if _activations(input, _convolutions(row[0])[0]) < LEAST_ACTIVATIONS or not pays_still(input, row[0]):
         return False
+    if input.shape[1] > 1 and _later_activations(input, row) < input.numel():
+        return False  # turning the input would take longer than what it saves
     weights = [conv.__dict__["_parameters"].get("weight") for layer in row for conv in _convolutions(layer)]
     if any(weight is None for weight in weights):
         return False  # a look at a weight that is computed may change it
@@ -84,6 +86,18 @@ def _is_plain(block: nn.Module) -> bool:
 def _activations(input: Tensor, conv: nn.Conv2d) -> int:
     down, right = conv.stride
     return input.shape[0] * (input.shape[2] // down) * (input.shape[3] // right) * conv.weight.shape[0]
+
+
+def _later_activations(input: Tensor, row: tuple[Any, ...]) -> float:
+    """Return about how many activations the convolutions after the first have."""
+    places, total = float(input[:, 0].numel()), -float(_activations(input, _convolutions(row[0])[0]))
+    for layer in row:
+        convolutions = _convolutions(layer)
+        stride = getattr(convolutions[0] if convolutions else layer, "stride", 1)
+        down, right = (stride, stride) if isinstance(stride, int) else stride
+        places /= down * right
+        total += places * sum(each.out_channels for each in convolutions)
+    return total
 
 
 def turn(input: Tensor) -> Tensor:

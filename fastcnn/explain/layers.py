@@ -41,17 +41,17 @@ def stages(model: nn.Module) -> tuple[list[Row], set[int]]:
     names = names_of(model)
     rows: list[Row] = []
     fused: set[int] = set()
+    inner: set[int] = set()  # the rows that a row around them has taken in
 
     def add(layers: tuple[object, ...], texts: tuple[str, ...], roles: tuple[str, ...]) -> None:
         rows.append(row_of(layers, names, texts, roles))
         fused.update(map(id, layers))
 
-    def add_parts(container: nn.Module) -> None:
-        # Of a Sequential itself, as a layer that stands twice runs twice.
-        layers = tuple(container if isinstance(container, nn.Sequential) else container.children())
+    def add_parts(layers: tuple[object, ...]) -> None:
         for stage, part in fused_stages.parts_of(layers):
             if stage:
                 add(part, ("",) * len(part), stage.roles)
+        inner.update(id(each) for layer in layers if isinstance(layer, nn.Module) for each in _rows_taken_in(layer))
 
     analyses, walked = _analyses(model)
     for module, analysis in analyses:
@@ -59,15 +59,24 @@ def stages(model: nn.Module) -> tuple[list[Row], set[int]]:
         if role in ("pool", "lrn"):  # the same forward pools with any settings
             if id(module) not in fused and _runs(module):
                 add((module,), ("",), (role,))
-        elif is_row(module) and id(module) not in walked:
-            add_parts(module)
+        elif is_row(module) and id(module) not in walked | inner:
+            add_parts(tuple(module._modules.values()))
         for found in analysis.found:
             layers = tuple(analysis.layers.get(text, text) for text in found.texts)
             if not found.roles:
-                add_parts(analysis.layers[found.texts[0]])
+                add_parts(tuple(analysis.layers[found.texts[0]].children()))
+            elif roles.ROW in found.roles:
+                add_parts(layers)
             elif all(_runs(layer) for layer in layers if isinstance(layer, nn.Module)):
                 add(layers, found.texts, found.roles)
     return rows, fused
+
+
+def _rows_taken_in(layer: nn.Module) -> Iterator[nn.Module]:
+    if roles.role_of(layer) == roles.ROW:
+        yield layer
+        for child in layer.children():
+            yield from _rows_taken_in(child)
 
 
 def alone(model: nn.Module, fused: set[int]) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastcnn.fuse import fuse
 from fastcnn.models.dropin import DropIn
-from fastcnn.roles import BLOCK, BLOCK_FORWARDS
+from fastcnn.roles import BLOCK, GROUPS
 
 __all__ = ["ResNetCifar", "resnet_cifar"]
 
@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.layers(x) + self.shortcut(x))
 
 
-BLOCK_FORWARDS[BasicBlock.forward] = BLOCK
+GROUPS[BasicBlock.forward] = BLOCK
 
 
 class ResNetCifar(DropIn):

@@ -4,6 +4,7 @@ import ast
 import inspect
 import operator
 from collections.abc import Iterator
+from itertools import takewhile
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from fastcnn.instance import is_replaced
 from fastcnn.rewrite.chains import Rewriter
 from fastcnn.rewrite.links import ADD, ADD_TO, ANY, CALL, MAKERS, RUN, Callee, Found, Link, is_name, simple
 from fastcnn.rewrite.source import Place, Unreadable, build, definition
-from fastcnn.roles import ROLES
+from fastcnn.roles import ROLES, ROW
 from fastcnn.roles import role_of as running_role
 
 
@@ -202,7 +203,13 @@ def _names_of(code: CodeType) -> set[str]:
 
 
 def _stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
-    """Return the roles of the stage that begins at a link. A single layer never matches: its own forward runs it."""
+    """Return the roles of the stage that begins at a link. A single layer never matches: its own forward runs it.
+
+    Rows one after another are taken together as well, so that stages may begin in one and end in the next.
+    """
+    rows = len(list(takewhile(lambda link: link.role == ROW, links[start:])))
+    if rows > 1:
+        return (ROW,) * rows
     for stage in fused_stages.STAGES:
         span = links[start : start + len(stage.roles)]
         pairs = [(link.role, role) for link, role in zip(span, stage.roles)]
@@ -330,7 +337,7 @@ def _callee(value: Any, *, loop: bool) -> Callee | None:
         stock = isinstance(value, _ROWS) and type(value).__iter__ in [each.__iter__ for each in _ROWS]
         return Callee("layers", None) if stock else None
     if isinstance(value, nn.Module):
-        return Callee("layer", role_of(value))
+        return Callee("layer", ROW if is_row(value) else role_of(value))
     try:
         known = FUNCTIONS.get(value)
     except TypeError:  # not hashable
