@@ -42,7 +42,15 @@ def fuse(model: nn.Module) -> nn.Module:
         <class 'torch.nn.modules.container.Sequential'>
     """
     _check(model)
-    _fuse(model)
+    modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    # The pools and norms of a Sequential run in its stages.
+    in_rows = {id(child) for parent in modules if is_row(parent) for child in parent.children()}
+    for module in modules:
+        remove_methods(module)
+        analysis = analyse(module)
+        _say(module, analysis.reason, [each.source for each in analysis.found])
+        if analysis.methods and not (id(module) in in_rows and role_of(module)):
+            set_methods(module, analysis.methods)
     return model
 
 
@@ -71,12 +79,13 @@ def is_fused(model: nn.Module) -> bool:
 def fused(model: nn.Module) -> Iterator[nn.Module]:
     """Fuse a model during the block; afterwards only the modules fused before are fused."""
     _check(model)
-    added = _fuse(model)
+    before = {id(module) for module in model.modules() if has_methods(module)}
     try:
-        yield model
+        yield fuse(model)
     finally:
-        for module in added:
-            remove_methods(module)
+        for module in model.modules():
+            if id(module) not in before:
+                remove_methods(module)
 
 
 def _check(model: object) -> None:
@@ -86,24 +95,6 @@ def _check(model: object) -> None:
         raise TypeError(f"model: expected no scripted model, got a {type(model).__name__}; fuse before scripting")
     if "_orig_mod" in model._modules or model._compiled_call_impl is not None:
         raise TypeError(f"model: expected no compiled model, got a {type(model).__name__}; fuse before compiling")
-
-
-def _fuse(model: nn.Module) -> list[nn.Module]:
-    """Set the methods of all modules, and return those that had none."""
-    added = []
-    modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
-    # The pools and norms of a Sequential run in its stages.
-    in_rows = {id(child) for parent in modules if is_row(parent) for child in parent.children()}
-    for module in modules:
-        was_fused = has_methods(module)
-        remove_methods(module)
-        analysis = analyse(module)
-        _say(module, analysis.reason, [each.source for each in analysis.found])
-        if analysis.methods and not (id(module) in in_rows and role_of(module)):
-            set_methods(module, analysis.methods)
-            if not was_fused:
-                added.append(module)
-    return added
 
 
 _said: set[str] = set()

@@ -28,18 +28,10 @@ class Incoming(NamedTuple):
     bias: Tensor | None = None  # the bias gradient, if it has been summed already
 
 
-def _fake_dgrad(
-    grad: Tensor, mask: Any, input: Tensor, weight: Tensor, mask_input: bool, bias_grad: bool, *_: Any
-) -> tuple[Tensor, Tensor]:
-    grad_input = torch.empty_like(input, memory_format=conv_memory_format(input, weight))
-    return grad_input, input.new_empty(input.shape[1] if bias_grad else 0)
-
-
-def _fake_wgrad(
-    grad: Tensor, mask: Any, input: Tensor, weight: Tensor, bias_grad: bool, *_: Any
-) -> tuple[Tensor, Tensor]:
-    grad_weight = torch.empty_like(weight, memory_format=conv_memory_format(input, weight))
-    return grad_weight, weight.new_empty(weight.shape[0] if bias_grad else 0)
+def _fake(like: Tensor, channels: int, bias_grad: bool, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an empty gradient of `like`, the input or weight, and one for each of the channels if asked for."""
+    gradient = torch.empty_like(like, memory_format=conv_memory_format(input, weight))
+    return gradient, like.new_empty(channels if bias_grad else 0)
 
 
 def _flops(grad: Tensor, mask: Any, input: Tensor, weight: Tensor, *settings: Any) -> int:
@@ -52,14 +44,14 @@ _OP = Op("convolution_backward", "", backends=("triton",))
 _dgrad = _OP.define(
     "dgrad",
     f"({_SOURCE}, bool mask_input, bool bias_grad, {_SETTINGS}) -> (Tensor grad_input, Tensor grad_input_bias)",
-    _fake_dgrad,
+    lambda grad, mask, input, weight, mask_input, sums, *_: _fake(input, input.shape[1], sums, input, weight),
     _flops,
     stem="convolution.dgrad",
 )
 _wgrad = _OP.define(
     "wgrad",
     f"({_SOURCE}, bool bias_grad, {_SETTINGS}) -> (Tensor grad_weight, Tensor grad_bias)",
-    _fake_wgrad,
+    lambda grad, mask, input, weight, sums, *_: _fake(weight, weight.shape[0], sums, input, weight),
     _flops,
     stem="convolution.wgrad",
 )

@@ -82,10 +82,19 @@ def prepare(
     elif not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise checks.wrong(function, "dtype", "a floating dtype or None", dtype, TypeError)
     wide = torch.float64 if torch.float64 in (input.dtype, dtype) else torch.float32
-    vectors = [
-        _vector(function, name, each, input.shape[-3], wide, input.device)
-        for name, each in (("mean", mean), ("std", std))
-    ]
+    vectors = []
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Tensor):
+            row = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+            if not row or not all(isinstance(each, (int, float)) for each in row):
+                raise checks.wrong(function, name, "a number or a sequence of them", repr(values), TypeError)
+            if name == "std" and not all(row):  # as torchvision raises
+                raise checks.wrong(function, name, "no 0, as images are divided by it", repr(values), ValueError)
+        vector = torch.as_tensor(values, dtype=wide, device=input.device)
+        if vector.dim() > 1 or vector.numel() not in (1, input.shape[-3]):
+            expected = f"1 value or {input.shape[-3]}, as 'input' has channels"
+            raise checks.wrong(function, name, expected, f"shape {tuple(vector.shape)}")
+        vectors.append(vector.reshape(-1))
     return vectors[0], vectors[1], dtype
 
 
@@ -94,19 +103,3 @@ def _default_dtype(input: Tensor) -> torch.dtype:
     if input.dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return input.dtype if input.is_floating_point() else torch.float32
-
-
-def _vector(
-    function: str, name: str, values: Constants, channels: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    if not isinstance(values, Tensor):
-        row = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-        if not row or not all(isinstance(each, (int, float)) for each in row):
-            raise checks.wrong(function, name, "a number or a sequence of them", repr(values), TypeError)
-        if name == "std" and not all(row):  # as torchvision raises
-            raise checks.wrong(function, name, "no 0, as images are divided by it", repr(values), ValueError)
-    vector = torch.as_tensor(values, dtype=dtype, device=device)
-    if vector.dim() > 1 or vector.numel() not in (1, channels):
-        expected = f"1 value or {channels}, as 'input' has channels"
-        raise checks.wrong(function, name, expected, f"shape {tuple(vector.shape)}")
-    return vector.reshape(-1)
