@@ -84,7 +84,7 @@ class SGD(torch.optim.Optimizer):
             fused = [weight for weight in updated if chosen() == "triton" and _is_dense(weight)]
             self._step_fused(fused, settings)
             in_one = {id(weight) for weight in fused}
-            self._step_foreach([weight for weight in updated if id(weight) not in in_one], **settings)
+            self._step_foreach([weight for weight in updated if id(weight) not in in_one], settings)
         return loss
 
     def _master(self, weight: Tensor) -> Tensor:
@@ -94,14 +94,6 @@ class SGD(torch.optim.Optimizer):
         if "master" not in state:
             state["master"] = weight.detach().to(torch.float32, memory_format=torch.preserve_format)
         return state["master"]
-
-    def _current_master(self, weight: Tensor) -> Tensor:
-        """Return the master; where the parameter is not the rounded master any more, it takes the parameter's value."""
-        master = self._master(weight)
-        if master is not weight:
-            kept = weight == master.to(weight.dtype)
-            master.copy_(torch.where(kept, master, weight.float()))
-        return master
 
     def _step_fused(self, weights: list[Tensor], settings: dict[str, Any]) -> None:
         """Launch one kernel for all weights that are alike in device, dtypes, and whether it is their first step."""
@@ -124,39 +116,33 @@ class SGD(torch.optim.Optimizer):
                 lr = lr.item()
             kernel("triton", "sgd", "sgd")(alike, first=first, **{**settings, "lr": lr})
 
-    def _step_foreach(
-        self,
-        weights: list[Tensor],
-        lr: float | Tensor,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
-        maximize: bool,
-    ) -> None:
+    def _step_foreach(self, weights: list[Tensor], settings: dict[str, Any]) -> None:
         if not weights:
             return
-        masters = [self._current_master(weight) for weight in weights]
+        masters = [self._master(weight) for weight in weights]
+        pairs = [(weight, master) for weight, master in zip(weights, masters, strict=True) if weight is not master]
+        for weight, master in pairs:  # the parameter's value counts where it is no longer the master's, rounded
+            master.copy_(torch.where(weight == master.to(weight.dtype), master, weight.float()))
         grads = [weight.grad.float() for weight in weights]  # type: ignore[union-attr]
-        if maximize:
+        if settings["maximize"]:
             grads = list(torch._foreach_neg(grads))
-        if weight_decay:
-            grads = list(torch._foreach_add(grads, masters, alpha=weight_decay))
-        if momentum:
-            buffers = [self._velocity(*each, momentum, dampening) for each in zip(weights, grads, strict=True)]
-            grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if nesterov else buffers
-        torch._foreach_sub_(masters, torch._foreach_mul(grads, lr))
-        shadows = [weight for weight, master in zip(weights, masters, strict=True) if weight is not master]
-        if shadows:
-            torch._foreach_copy_(shadows, [self.state[weight]["master"] for weight in shadows])
+        if settings["weight_decay"]:
+            grads = list(torch._foreach_add(grads, masters, alpha=settings["weight_decay"]))
+        if momentum := settings["momentum"]:
+            kept = 1 - settings["dampening"]
+            buffers = [self._velocity(*each, momentum, kept) for each in zip(weights, grads, strict=True)]
+            grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if settings["nesterov"] else buffers
+        torch._foreach_sub_(masters, torch._foreach_mul(grads, settings["lr"]))
+        if pairs:
+            torch._foreach_copy_([weight for weight, _ in pairs], [master for _, master in pairs])
 
-    def _velocity(self, weight: Tensor, grad: Tensor, momentum: float, dampening: float) -> Tensor:
-        """Return the momentum's buffer with a gradient added; the first gradient is the buffer."""
+    def _velocity(self, weight: Tensor, grad: Tensor, momentum: float, kept: float) -> Tensor:
+        """Return the momentum's buffer with a part of a gradient added; the first gradient is the buffer."""
         state = self.state[weight]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = grad.clone(memory_format=torch.preserve_format)
             return state["momentum_buffer"]
-        return state["momentum_buffer"].mul_(momentum).add_(grad, alpha=1 - dampening)
+        return state["momentum_buffer"].mul_(momentum).add_(grad, alpha=kept)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` returned; unlike torch's own method, this keeps master and momentum in float32."""
