@@ -2,8 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +22,24 @@ def run(model: nn.Module, input: Any) -> tuple[list[Row], set[int]]:
         TypeError: `input` is neither tensors nor sizes.
         RuntimeError: the model does not run on it.
     """
+    names = names_of(model)
     notes: dict[tuple[Any, ...], Row] = {}
     fused: set[int] = set()
-    with FakeTensorMode(allow_non_fake_inputs=True) as fakes, _noting(model, notes, fused):
+    routes: list[Route] = []
+
+    def note(roles: tuple[str, ...], function: Callable[..., Any], input: Any, layers: tuple[Any, ...]) -> Any:
+        routes.clear()
+        output = function(input, *layers)
+        texts = tuple(_FUNCTIONS.get(type(layer), "") for layer in layers)
+        runs, reason = _said(routes)
+        shape = tuple(input.shape) if isinstance(input, Tensor) else ()
+        row = row_of(layers, names, texts, roles)._replace(runs=runs, shape=shape, reason=reason)
+        notes.setdefault((_place(), row.names, shape), row)
+        fused.update(map(id, layers))
+        return output
+
+    heard = listening(lambda op, arguments, route: routes.append(route))
+    with FakeTensorMode(allow_non_fake_inputs=True) as fakes, fused_stages.noting(note), heard:
         inputs = _inputs(model, input, fakes)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         try:
@@ -45,27 +59,6 @@ def _inputs(model: nn.Module, input: Any, fakes: FakeTensorMode) -> tuple[Tensor
         raise TypeError(f"input: expected a tensor, its sizes as (1, 3, 224, 224), or a row of tensors, got {input!r}")
     like = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
     return (torch.empty(tuple(input), dtype=like.dtype, device=like.device),)
-
-
-@contextmanager
-def _noting(model: nn.Module, notes: dict[tuple[Any, ...], Row], fused: set[int]) -> Iterator[None]:
-    """Note each stage that runs during the block: stages of rows, and pools and norms by themselves."""
-    names = names_of(model)
-    routes: list[Route] = []
-
-    def note(roles: tuple[str, ...], function: Callable[..., Any], input: Any, layers: tuple[Any, ...]) -> Any:
-        routes.clear()
-        output = function(input, *layers)
-        texts = tuple(_FUNCTIONS.get(type(layer), "") for layer in layers)
-        runs, reason = _said(routes)
-        shape = tuple(input.shape) if isinstance(input, Tensor) else ()
-        row = row_of(layers, names, texts, roles)._replace(runs=runs, shape=shape, reason=reason)
-        notes.setdefault((_place(), row.names, shape), row)
-        fused.update(map(id, layers))
-        return output
-
-    with fused_stages.noting(note), listening(lambda op, arguments, route: routes.append(route)):
-        yield
 
 
 def _said(routes: list[Route]) -> tuple[str, str]:

@@ -97,15 +97,13 @@ class Reference:
 
     def compare(self, candidate: Winner) -> tuple[float, str]:
         """Return the largest error of a candidate as a part of what is allowed, and what is wrong if something is."""
-        worst, problems = 0.0, []
         with only_here(*candidate), self._memory():
-            for draw in self._draws:
-                mine = _run(self.stage, draw.tensors, draw.cotangent)
-                for name, value in mine.items():
-                    part, problem = _hold(name, value, draw, self.stage.activations)
-                    worst = max(worst, part)
-                    problems += [problem] if problem else []
-        return worst, "; ".join(dict.fromkeys(problems))
+            held = [
+                _hold(name, value, draw, self.stage.activations)
+                for draw in self._draws
+                for name, value in _run(self.stage, draw.tensors, draw.cotangent).items()
+            ]
+        return max(part for part, _ in held), "; ".join(dict.fromkeys(problem for _, problem in held if problem))
 
 
 def check(
