@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 BACKENDS = ("auto", "torch", "triton", "cuda", "cpu")
+KERNEL_BACKENDS = BACKENDS[2:]  # those that have some
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils._contextlib import _DecoratorContextManager
 
 from fastcnn.algorithms import ALGORITHMS, CONFIGURED, GRADIENTS
-from fastcnn.available import BACKENDS, MISSING
+from fastcnn.available import BACKENDS, KERNEL_BACKENDS, MISSING
 
-_KERNELS = BACKENDS[2:]
 _HAVE = ALGORITHMS | GRADIENTS  # the backends
 
 
@@ -99,11 +98,7 @@ def _set(wanted: Choice | None) -> None:
 
 @contextmanager
 def only_here(name: str, algorithm: str | None = None) -> Iterator[None]:
-    """Choose a backend for this thread alone, even in the main thread, while candidates are tried.
-
-    Raises:
-        RuntimeError, ValueError: as `use_backend`.
-    """
+    """Choose a backend for this thread alone, even in the main thread, while candidates are tried."""
     _validate(name, algorithm)
     before, _thread.choice = own_choice(), Choice(name, algorithm)
     _tell(choice_watchers)
@@ -188,11 +183,11 @@ def _validate(name: str, algorithm: str | None) -> None:
         if bare not in known or bare in [part[0] for part in parts[:number]]:
             able = f"one of {', '.join(known)}" + (" once" if number else " or None")
             raise ValueError(f"algorithm: expected {able}{what and f' {what}'}, got {algorithm!r}")
-        if name in _KERNELS and name not in known[bare]:
+        if name in KERNEL_BACKENDS and name not in known[bare]:
             able = ", ".join(repr(each) for each, backends in known.items() if name in backends) or "no gradients"
             raise ValueError(f"algorithm: backend {name!r} has {able}{what and f' {what}'}, got {algorithm!r}")
-    if parts and name not in _KERNELS:
-        able = ", ".join(repr(each) for each in _KERNELS if all(each in _HAVE[bare] for bare, _, _ in parts))
+    if parts and name not in KERNEL_BACKENDS:
+        able = ", ".join(repr(each) for each in KERNEL_BACKENDS if all(each in _HAVE[bare] for bare, _, _ in parts))
         wanted = f"one of {able}" if able else "and none has all of it"
         got = f"{name!r}, which {'chooses algorithms itself' if name == 'auto' else 'has none'}"
         needs = f"needs its backend named, {wanted} (use_backend, FASTCNN_BACKEND)"

@@ -9,23 +9,16 @@ import torch
 from torch import Tensor
 
 from fastcnn import front, overrides, tuning
-from fastcnn.available import BACKENDS, MISSING, RUNS_ON
+from fastcnn.available import KERNEL_BACKENDS, MISSING, RUNS_ON
 from fastcnn.backend import choice, device_type, tables_changed, unusable
 from fastcnn.parameters import RECORDS, TENSORS
 from fastcnn.tuning import trial
 
 logger = logging.getLogger("fastcnn")
 
-_KERNELS = BACKENDS[2:]
-
 
 class Route(NamedTuple):
-    """What runs a call: ``torch`` or the backend of a kernel, its algorithm where it has several, and why.
-
-    Example:
-        >>> str(Route("cpu", None, "the backend asked for"))
-        'cpu'
-    """
+    """What runs a call: ``torch`` or the backend of a kernel, its algorithm where it has several, and why."""
 
     backend: str
     algorithm: str | None
@@ -105,6 +98,8 @@ def choose(
 ) -> tuple[Route, Any]:
     """Return what runs a call, and what `prepare` returned, if it was called: under ``torch`` torch checks arguments.
 
+    Raises RuntimeError where an explicit backend cannot serve the call.
+
     Args:
         op: the op's stem.
         function: the public function's name, for messages.
@@ -112,9 +107,6 @@ def choose(
         prepare: checks the arguments, and returns a tuple of what kernels take, the input first, after autocast.
         refuse: says of that tuple why no kernel of any backend serves it, or returns an empty string.
         measured: the name in `FASTEST`, where it is not the op's.
-
-    Raises:
-        RuntimeError: an explicit backend cannot serve the call.
     """
     wanted = choice()
     prepared = None
@@ -148,7 +140,7 @@ def _having(op: str) -> tuple[str, ...]:
     """Return the backends that have kernels of an op; under the others torch's operations run, as for any layer."""
     if op == "sgd":
         return ("triton",)
-    return _KERNELS if op not in RECORDS or _joins(op) else RECORDS[op].backends
+    return KERNEL_BACKENDS if op not in RECORDS or _joins(op) else RECORDS[op].backends
 
 
 @contextmanager
@@ -221,7 +213,7 @@ def _measured(op: str, arguments: tuple[Any, ...]) -> tuple[tuning.Found | None,
 
 def _problem(op: str, name: str, algorithm: str | None) -> str:
     """Say why the backend or algorithm of a table entry is not available here, or return an empty string."""
-    if name != "torch" and name not in (RECORDS[op].backends if _joins(op) else _KERNELS):
+    if name != "torch" and name not in (RECORDS[op].backends if _joins(op) else KERNEL_BACKENDS):
         return f"the op has no backend {name!r}"
     return unusable(name, algorithm)
 

@@ -18,9 +18,7 @@ from fastcnn.route import Route, listening
 def run(model: nn.Module, input: Any) -> tuple[list[Row], set[int]]:
     """Run a model once on tensors without data; return its stages as they ran, and the ids of their layers.
 
-    Raises:
-        TypeError: `input` is neither tensors nor sizes.
-        RuntimeError: the model does not run on it.
+    Raises TypeError for an `input` that is neither tensors nor sizes, RuntimeError where the model does not run on it.
     """
     names = names_of(model)
     notes: dict[tuple[Any, ...], Row] = {}

@@ -7,7 +7,7 @@ import torch
 import typer
 from rich.console import Console
 
-from fastcnn.available import BACKENDS
+from fastcnn.available import KERNEL_BACKENDS
 from fastcnn.console.devices import check_backend, usable_device
 from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.images import STATISTICS
@@ -95,8 +95,8 @@ def _device(name: str) -> torch.device:
 
 
 def _check_backend(name: str, device: torch.device) -> None:
-    if name not in BACKENDS[2:]:
-        raise OptionError(f"--backend {name}: expected one of {', '.join(BACKENDS[2:])}")
+    if name not in KERNEL_BACKENDS:
+        raise OptionError(f"--backend {name}: expected one of {', '.join(KERNEL_BACKENDS)}")
     check_backend(name)
     if name not in ON[device.type]:
         raise OptionError(f"--backend {name}: is not timed on {device.type}, expected {' or '.join(ON[device.type])}")

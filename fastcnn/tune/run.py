@@ -63,15 +63,8 @@ def tune(
     """Time every candidate for each stage, store each winner as soon as it is known, and yield what was measured.
 
     A candidate that ends the process, or hangs on a GPU for two minutes, is left out at the next start; so is one that
-    leaves the GPU unusable for this process, which raises `Lost`.
-
-    Args:
-        stages: of a model (`stages_of`).
-        device: where they run.
-        modes: ``inference`` (forward without gradient) and ``training`` (forward and backward).
-        only: the one backend to time against stock; by default all that are available.
-        path: the table to write to; by default the user's.
-        resume: skip what the table has already.
+    leaves the GPU unusable for this process, which raises `Lost`. `only` names the one backend to time against stock,
+    `path` the table to write to instead of the user's; `resume` skips what that table has already.
     """
     name = device_name(device)
     target = path or user_path(name)

@@ -62,8 +62,7 @@ class Attempts:
     def under_way(self, stage: Stage, candidate: Winner) -> Iterator[None]:
         """Have a note while the block runs, which stays if the process ends there.
 
-        Raises:
-            Lost: the block has raised, and so does everything on this GPU from now on.
+        Raises Lost where the block has raised, and so does everything on this GPU from now on.
         """
         note = self.folder / f"{_name(stage, candidate)}.{os.getpid()}.txt"
         file = _written(note, f"{stage.op} {stage}: {candidate}\n")

@@ -78,8 +78,7 @@ _not_started: dict[str, NotStarted] = {}  # by device
 def verdicts(place: Place) -> dict[str, str]:
     """Return what is wrong with each light kernel on a device, an empty string where nothing is; prove what is new.
 
-    Raises:
-        NotStarted: nothing can be proved here; asked again, it is raised at once.
+    Raises NotStarted where nothing can be proved; asked again, at once.
     """
     from filelock import FileLock
 
@@ -177,11 +176,7 @@ def _in_a_child(place: Place, names: list[str]) -> dict[str, str]:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:
-    """Yield the lines of an unbuffered stream until it ends.
-
-    Raises:
-        TimeoutError: none came for `SECONDS`.
-    """
+    """Yield the lines of an unbuffered stream until it ends; raise TimeoutError where none comes for `SECONDS`."""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while selector.select(SECONDS):

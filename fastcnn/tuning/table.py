@@ -50,11 +50,7 @@ def user_path(device: str) -> Path:
 
 
 def read(path: Path, device: str) -> Entries:
-    """Return the entries of a file; none where there is no file.
-
-    Raises:
-        Unreadable: it is corrupt, of another format, or of another device.
-    """
+    """Return the entries of a file, none where there is none; raise Unreadable for what is no table of this device."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -50,10 +50,7 @@ def run(op: str, arguments: tuple[Any, ...]) -> str:
     """Try the stage of a call on a device that `concerns` trials; say why not, or return an empty string.
 
     The tables have the stage then. Where a trial fails as a whole, stock is what this process keeps. A GPU that runs
-    stock is warned of.
-
-    Raises:
-        Lost: a candidate has left the GPU unusable for this process.
+    stock is warned of. Raises Lost where a candidate has left the GPU unusable for this process.
     """
     input: Tensor = arguments[0]
     place = place_of(input.device)
