@@ -251,15 +251,16 @@ def _callees(
         place = getattr(each, _PLACES.get(type(each), ""), None)
         if place is None or any(isinstance(n, ast.Name) and n.id in others - own for n in ast.walk(place)):
             continue
+        text = ast.unparse(place)
         if isinstance(each, ast.If):
-            callee = _test(place, known)
+            text, callee = f"if {text}", _test(place, known)
         else:
             value = _value(place, known)
             if isinstance(value, nn.Module):
-                layers[ast.unparse(place)] = value
+                layers[text] = value
             callee = _callee(value, loop=isinstance(each, ast.For))
         if callee:
-            callees["if " * isinstance(each, ast.If) + ast.unparse(place)] = callee
+            callees[text] = callee
     return callees, layers
 
 
