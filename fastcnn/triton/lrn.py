@@ -11,17 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.shapes import LRN
-from fastcnn.triton.lrn_columns import (
-    NCHW_COLUMNS,
-    Columns,
-    Formula,
-    lrn_columns_backward_kernel,
-    lrn_columns_kernel,
-    power,
-)
+from fastcnn.triton.lrn_columns import Columns, Formula, lrn_columns_backward_kernel, lrn_columns_kernel, power
 from fastcnn.triton.tiles import ceil_div, is_wide, laid_out, offset, planes, this_tile, tiling
 
 BLOCK = 128  # pixels, or vectors, of a program that goes by columns
+NCHW_COLUMNS = 16  # channels of such a program in NCHW
 COLUMNS_SIZE = 8  # the largest window that goes by columns
 
 

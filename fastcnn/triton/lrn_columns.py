@@ -12,8 +12,6 @@ import triton.language as tl
 
 from fastcnn.triton.tiles import widened
 
-NCHW_COLUMNS = 16  # channels of a program
-
 
 class Formula(NamedTuple):
     """A kernel's constants: the window's channels, which formula serves beta, and whether float32 is exact."""
@@ -118,14 +116,6 @@ def window_sums(terms, SIZE: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def refined(y, scale):
-    """Return y, an approximation of scale ** -0.75, after one step of Newton's: as exact as float32 is."""
-    half = y * y * scale  # scale ** -0.5
-    off = half * half * scale  # 1, but for the error
-    return tl.where(off > 0.5, y + 0.25 * y * (1.0 - off), y)  # not where something has under- or overflown
-
-
-@triton.jit
 def power(scale, beta, NORM: tl.constexpr):
     """Return scale ** -beta and scale ** (-beta - 1).
 
@@ -135,8 +125,10 @@ def power(scale, beta, NORM: tl.constexpr):
     if NORM.kind == "3/4":
         root = tl.rsqrt(scale)
         y = root * tl.sqrt(root)
-        if NORM.refine:
-            y = refined(y, scale)
+        if NORM.refine:  # one step of Newton's, but where something has under- or overflown
+            half = y * y * scale  # scale ** -0.5
+            off = half * half * scale  # 1, but for the error
+            y = tl.where(off > 0.5, y + 0.25 * y * (1.0 - off), y)
         factor = y * (root * root)
     elif NORM.kind == "0":
         y, factor = tl.full(scale.shape, 1.0, tl.float32), tl.zeros(scale.shape, tl.float32)

@@ -160,14 +160,6 @@ def max_pool_pairs_kernel(
     )  # fmt: skip
 
 
-def reaches_nowhere(window: Window, height: int, width: int) -> bool:
-    """Whether no window reaches beyond the image."""
-    sizes = zip(window.output_size(height, width), (height, width), strict=True)
-    return window.padding == (0, 0) and all(
-        (out - 1) * window.stride[axis] + window.span(axis) <= size for axis, (out, size) in enumerate(sizes)
-    )
-
-
 def pool(input: Tensor, norm: Norm, window: Window, relu: bool, codes: bool) -> tuple[Tensor, Tensor | None]:
     """Launch the forward kernel after bias or batch norm: pooled values, and codes or None."""
     x, format, channels_last = laid_out(input)
@@ -187,7 +179,8 @@ def pool(input: Tensor, norm: Norm, window: Window, relu: bool, codes: bool) -> 
         return y, code
     elements = 1024 if channels_last else 512
     tiles = tiling(*planes(y), channels_last, is_wide(x, y), elements)
-    whole = reaches_nowhere(window, height, width) and channels % tiles.tile.channels == 0
+    inside = window._replace(padding=(0, 0), ceil_mode=False).output_size(height, width)  # windows within the image
+    whole = window.padding == (0, 0) and inside == y.shape[2:] and channels % tiles.tile.channels == 0
     _, grid, numbers = tiles.walk(MOST_TILES)
     max_pool_kernel[grid](
         x, y, code, norm, channels, height, width, out_height, out_width, *numbers,

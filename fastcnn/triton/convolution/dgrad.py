@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcnn.shapes import Window
 from fastcnn.triton.convolution.gradient import Source, is_wide_convolution, load_gradient, pick
-from fastcnn.triton.convolution.implicit_gemm import REGISTERS, ChannelsLast, Config, Sizes, constants, split_rows
+from fastcnn.triton.convolution.implicit_gemm import ChannelsLast, Config, Sizes, constants, split_rows
 from fastcnn.triton.tiles import added, ceil_div, laid_out, multiply_add, new_partial, offset, sum_pixels
 
 # BLOCK_M pixels of the input by BLOCK_N of its channels, BLOCK_K of the output's channels at a time.
@@ -115,6 +115,6 @@ def dgrad(
         dgrad_kernel[(blocks_m * groups * blocks_n,)](
             source.grad, source.mask, w, x if mask_input else None, dx, partial,
             pixels, blocks_n, ceil_div(sizes.group_out, tile.block_k), sizes, source.size,
-            WINDOW=window, POOL=source.pool, LAST=last, maxnreg=REGISTERS, **constants(tile, x.dtype, wide),
+            WINDOW=window, POOL=source.pool, LAST=last, **constants(tile, x.dtype, wide),
         )  # fmt: skip
     return dx, added(partial, dx)

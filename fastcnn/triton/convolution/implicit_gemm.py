@@ -208,10 +208,10 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def constants(config: Config, dtype: torch.dtype, wide: bool) -> dict[str, Any]:
+def constants(config: Config, dtype: torch.dtype, wide: bool, registers: int | None = REGISTERS) -> dict[str, Any]:
     """Return what every convolution's launch ends with."""
-    stages = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return {"CONFIG": config, "PRECISION": dot_precision(dtype), "WIDE": wide, **stages}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "maxnreg": registers}
+    return {"CONFIG": config, "PRECISION": dot_precision(dtype), "WIDE": wide, **options}
 
 
 def launch(call: Convolution, configs: tuple[Config, ...], wide_config: Config, channels: int | None = None) -> Tensor:
@@ -235,7 +235,7 @@ def launch(call: Convolution, configs: tuple[Config, ...], wide_config: Config, 
     implicit_gemm_kernel[(ceil_div(pixels, config.block_m) * groups * blocks_n,)](
         x, *norm, w, vector(bias), y, pixels, blocks_n, sizes,
         CHANNELS=channels, WINDOW=window, RELU=relu, LAST=ChannelsLast(x_last, w_last, x_last or w_last),
-        maxnreg=REGISTERS if exact else None, **constants(config, w.dtype, wide),
+        **constants(config, w.dtype, wide, REGISTERS if exact else None),
     )  # fmt: skip
     return y
 

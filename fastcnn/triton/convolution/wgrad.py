@@ -10,15 +10,7 @@ from torch import Tensor
 
 from fastcnn.shapes import Window, conv_memory_format
 from fastcnn.triton.convolution.gradient import Source, is_wide_convolution, load_gradient, pick
-from fastcnn.triton.convolution.implicit_gemm import (
-    REGISTERS,
-    ChannelsLast,
-    Config,
-    Sizes,
-    constants,
-    load_places,
-    split_columns,
-)
+from fastcnn.triton.convolution.implicit_gemm import ChannelsLast, Config, Sizes, constants, load_places, split_columns
 from fastcnn.triton.tiles import added, ceil_div, laid_out, multiply_add, sum_pixels
 
 # BLOCK_M output channels by BLOCK_N columns of the weight, BLOCK_K pixels at a time.
@@ -135,7 +127,7 @@ def wgrad(
     last = ChannelsLast(x_last, format == torch.channels_last, False, source.channels_last)
     wgrad_kernel[(splits * groups * blocks_m * (blocks_n + bias_grad),)](
         source.grad, source.mask, x, partial, bias, pixels, split, blocks_m, blocks_n, sizes, source.size,
-        WINDOW=window, POOL=source.pool, LAST=last, maxnreg=REGISTERS, **constants(tile, x.dtype, wide),
+        WINDOW=window, POOL=source.pool, LAST=last, **constants(tile, x.dtype, wide),
     )  # fmt: skip
     dw.as_strided((weight.numel(),), (1,)).copy_(partial.sum(0))
     return dw, added(bias, dw)
