@@ -106,6 +106,7 @@ KERNEL_TESTS = {
     "test_trial_proof.py": {"tuning"},
     "test_trial_telling.py": {"tuning"},
     "test_tuning.py": {"tuning"},
+    "test_rows_in_rows.py": {"stages"},
     "test_turning.py": {"models", "stages"},
     "test_warp_specialized.py": {"triton", "shapes"},
 }
