@@ -101,12 +101,12 @@ KERNEL_TESTS = {
     "test_explain.py": {"front"},
     "test_flops.py": {"front"},
     "trials.py": {"backend", "tuning"},
+    "test_rows_in_rows.py": {"stages"},
     "test_trial.py": {"front", "tuning"},
     "test_trial_for_real.py": {"tuning"},
     "test_trial_proof.py": {"tuning"},
     "test_trial_telling.py": {"tuning"},
     "test_tuning.py": {"tuning"},
-    "test_rows_in_rows.py": {"stages"},
     "test_turning.py": {"models", "stages"},
     "test_warp_specialized.py": {"triton", "shapes"},
 }

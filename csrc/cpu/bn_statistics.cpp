@@ -9,8 +9,10 @@
 namespace fastcnn::cpu {
 namespace {
 
-constexpr int64_t BLOCK = 1024;        // NCHW: elements of a plane
-constexpr int64_t LINES_A_BLOCK = 64;  // NHWC: pixels
+constexpr int64_t BLOCK = 1024;       // NCHW: elements of a plane
+constexpr int64_t BLOCK_NHWC = 4096;  // values, at least FEWEST_PIXELS of each channel
+constexpr int64_t FEWEST_PIXELS = 64;
+constexpr int64_t LANES = 16;  // NHWC: channels whose sums stay in registers
 
 using Partial = Moments<double>;
 
@@ -37,30 +39,43 @@ FASTCNN_CLONES void planes_moments(const T* x, Partial* moments, int64_t pixels,
   }
 }
 
-// The blocks [begin, end) of LINES_A_BLOCK NHWC pixels: means, then sums of squares, (blocks, 2, C).
+// The means and the sums of squares of `lanes` neighbouring channels of some NHWC pixels.
+template <class T>
+FASTCNN_HOST_DEVICE void lanes_moments(
+    const T* __restrict x, double* mean, double* squares, int64_t pixels, int64_t channels, int64_t lanes) {
+  double sums[LANES] = {}, off[LANES] = {};
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      sums[lane] += static_cast<double>(static_cast<float>(x[p * channels + lane]));
+    }
+  }
+  for (double& each : sums) {
+    each /= static_cast<double>(pixels);
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const double distance = static_cast<double>(static_cast<float>(x[p * channels + lane])) - sums[lane];
+      off[lane] += distance * distance;
+    }
+  }
+  std::copy(sums, sums + lanes, mean);
+  std::copy(off, off + lanes, squares);
+}
+
+// The blocks [begin, end) of so many NHWC pixels: means, then sums of squares, (blocks, 2, C).
 template <class T>
 FASTCNN_CLONES void pixels_moments(
-    const T* x, double* moments, int64_t pixels, int64_t channels, int64_t begin, int64_t end) {
+    const T* x, double* moments, int64_t pixels, int64_t lines, int64_t channels, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block) {
-    double* __restrict mean = moments + block * 2 * channels;
-    double* __restrict squares = mean + channels;
-    const int64_t first = block * LINES_A_BLOCK, last = std::min(first + LINES_A_BLOCK, pixels);
-    std::fill(mean, squares + channels, 0.0);
-    for (int64_t p = first; p < last; ++p) {
-      const T* __restrict from = x + p * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        mean[c] += static_cast<double>(static_cast<float>(from[c]));
-      }
+    double* mean = moments + block * 2 * channels;
+    const T* from = x + block * lines * channels;
+    const int64_t count = std::min(lines, pixels - block * lines);
+    int64_t c = 0;
+    for (; c + LANES <= channels; c += LANES) {
+      lanes_moments(from + c, mean + c, mean + channels + c, count, channels, LANES);
     }
-    for (int64_t c = 0; c < channels; ++c) {
-      mean[c] /= static_cast<double>(last - first);
-    }
-    for (int64_t p = first; p < last; ++p) {
-      const T* __restrict from = x + p * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        const double off = static_cast<double>(static_cast<float>(from[c])) - mean[c];
-        squares[c] += off * off;
-      }
+    if (c < channels) {
+      lanes_moments(from + c, mean + c, mean + channels + c, count, channels, channels - c);
     }
   }
 }
@@ -78,15 +93,18 @@ std::vector<Partial> channels_moments(const T* x, const Layout& layout) {
     }
     return total;
   }
-  const int64_t pixels = layout.images * layout.pixels, blocks = ceil_div(pixels, LINES_A_BLOCK);
+  const int64_t pixels = layout.images * layout.pixels,
+                lines = std::max(BLOCK_NHWC / std::max<int64_t>(channels, 1), FEWEST_PIXELS);
+  const int64_t blocks = ceil_div(pixels, lines);
   std::vector<double> moments(blocks * 2 * channels);
-  parallel(blocks, LINES_A_BLOCK * channels * 2,
-      [&](int64_t begin, int64_t end) { pixels_moments(x, moments.data(), pixels, channels, begin, end); });
+  parallel(blocks, lines * channels * 2,
+      [&](int64_t begin, int64_t end) { pixels_moments(x, moments.data(), pixels, lines, channels, begin, end); });
   for (int64_t block = 0; block < blocks; ++block) {
     const double* mean = moments.data() + block * 2 * channels;
-    const double count = static_cast<double>(std::min(LINES_A_BLOCK, pixels - block * LINES_A_BLOCK));
+    const double count = static_cast<double>(std::min(lines, pixels - block * lines));
+    const double share = count / (static_cast<double>(block * lines) + count);
     for (int64_t c = 0; c < channels; ++c) {
-      total[c].merge({mean[c], mean[channels + c], count});
+      total[c].merge({mean[c], mean[channels + c], count}, share);
     }
   }
   return total;
