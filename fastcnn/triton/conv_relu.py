@@ -114,8 +114,10 @@ def bias_relu_(y: Tensor, bias: Tensor | None) -> None:
     """Launch bias + ReLU in place over a dense (N, C, *)."""
     if y.numel() == 0:
         return
-    _, channels, pixels = planes(y)
+    images, channels, pixels = planes(y)
     channels_last, size = memory_format(y) != torch.contiguous_format, plane_vector(y, pixels)
+    if pixels == 1:  # then the images are the pixels of one, in channels_last
+        y, channels_last = y.view(1, images, channels).transpose(1, 2), True
     if not channels_last and size > 1 and fits_int32(y):
         block = 1024 // size
         bias_relu_planes_kernel[(ceil_div(y.numel(), block * size),)](
