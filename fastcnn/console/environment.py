@@ -20,15 +20,11 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, str]:
     """Return the machine's processor, threads, GPUs and driver."""
-    gpus = [_gpu(index) for index in range(torch.cuda.device_count())]
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    shown = [f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus]
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "CPU": f"{processor()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
-        "GPU": "; ".join(gpus) or "none that torch can use",
+        "GPU": "; ".join(shown) or "none that torch can use",
         "NVIDIA driver": driver() or "none",
     }
-
-
-def _gpu(index: int) -> str:
-    properties = torch.cuda.get_device_properties(index)
-    return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"

@@ -51,11 +51,15 @@ class Attempts:
     def problem(self, stage: Stage, candidate: Winner) -> str:
         """Say that a candidate has ended a process, or return an empty string."""
         for note in self.folder.glob(f"{_name(stage, candidate)}.*.txt"):
-            lines = _left_behind(note)
+            try:
+                with note.open(encoding="utf-8") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    lines = file.read().splitlines()
+            except OSError:  # its process is at it still, or has just ended it
+                continue
             if len(lines) == 1:
                 return f"it ended the process that tried it (to try it again, delete {note})"
-            if lines:  # a signal has stopped that process
-                note.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)  # a signal has stopped that process
         return ""
 
     @contextmanager
@@ -123,13 +127,3 @@ def _written(note: Path, text: str) -> IO[str] | None:
     except OSError:
         return None
     return file
-
-
-def _left_behind(note: Path) -> list[str]:
-    """Return the lines of a note whose process has ended; none where that is at it still, or has just ended it."""
-    try:
-        with note.open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return file.read().splitlines()
-    except OSError:
-        return []

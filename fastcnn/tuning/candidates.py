@@ -25,10 +25,8 @@ def light(op: str, device: torch.device) -> list[Winner]:
 
     First layers', Hopper's and tiled algorithms are for ``fastcnn tune``, and so are our own dgrad and wgrad.
     """
-    return [each for each in candidates(op, device)[1:] if each.algorithm in _LIGHT]
-
-
-_LIGHT = (None, "epilogue", "implicit_gemm")  # the last of cuda; Triton's has configurations
+    light = (None, "epilogue", "implicit_gemm")  # the last of cuda; Triton's has configurations
+    return [each for each in candidates(op, device)[1:] if each.algorithm in light]
 
 
 def _algorithms(op: str, name: str) -> Iterator[str | None]:

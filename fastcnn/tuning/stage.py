@@ -52,10 +52,10 @@ class Stage(NamedTuple):
         return _planned(self.op)(*self._arguments(tensors))
 
     def _arguments(self, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
-        settings = self.settings
+        given = self.settings | tensors
         if RECORDS[self.op].normalizes:  # what comes out of the normalization is what the weight takes
-            settings = {**settings, "dtype": tensors["weight"].dtype}
-        return tuple(tensors[name] if name in tensors else settings[name] for name in RECORDS[self.op].names)
+            given["dtype"] = tensors["weight"].dtype
+        return tuple(given[name] for name in RECORDS[self.op].names)
 
     @property
     def dtype(self) -> torch.dtype:
