@@ -153,8 +153,8 @@ def unpool_quads_kernel(
                 h = row * DOWN + (a - WINDOW.padding[0])
                 w = column * RIGHT + (b - WINDOW.padding[1])
                 here = mask & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
-                at = offset(c[None, :], (h * W + w)[:, None], C, H * W, TILE.channels_last)
-                tl.store(dx_ptr + at, total.to(dx_ptr.dtype.element_ty), mask=here)
+                dx = total.to(dx_ptr.dtype.element_ty)
+                tl.store(dx_ptr + offset(c[None, :], (h * W + w)[:, None], C, H * W, TILE.channels_last), dx, mask=here)
                 sums += total  # zero outside the image, where no window's winner is
     store_sums(partial_ptr, sums, n * BLOCKS_P + block_p, c, C, TILE)
 
