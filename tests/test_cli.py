@@ -21,8 +21,8 @@ import fastcnn
 from fastcnn.cli import app, main
 from fastcnn.console import checkpoint
 from fastcnn.models import MODELS
-from fastcnn.train import lane, recipes
-from fastcnn.train.command import AmpName, OptimizerName
+from fastcnn.train import lane
+from fastcnn.train.command import DEFAULT_LR, AmpName, OptimizerName
 
 
 def write_digits(folder: Path, count: int = 40) -> Path:
@@ -260,7 +260,7 @@ def test_doctor_pads_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_choices_are_those_of_the_loop() -> None:
-    assert list(get_args(OptimizerName)) == list(lane.OPTIMIZERS) == list(recipes.DEFAULT_LR)
+    assert list(get_args(OptimizerName)) == list(lane.OPTIMIZERS) == list(DEFAULT_LR)
     assert list(get_args(AmpName)) == list(lane.AMP_DTYPES)
 
 

@@ -20,7 +20,7 @@ from fastcnn.console.errors import UserError
 from fastcnn.console.images import STATISTICS
 from fastcnn.console.models import normalize_first
 from fastcnn.models import MODELS
-from fastcnn.train import Settings, distributed, loop, prepare, recipes
+from fastcnn.train import Settings, distributed, loop, prepare
 from fastcnn.train import command as train_command
 from fastcnn.train.command import ParallelName
 from fastcnn.train.data import Feed
@@ -247,7 +247,7 @@ def test_layouts_of_the_command_line_exist() -> None:
     assert get_args(ParallelName) == ("ddp", "owt")
 
 
-@pytest.mark.parametrize("module", [distributed, prepare, recipes, checkpoint, files, models, console_images])
+@pytest.mark.parametrize("module", [distributed, prepare, checkpoint, files, models, console_images])
 def test_examples_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted

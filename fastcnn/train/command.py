@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -26,11 +26,13 @@ from fastcnn.console.options import (
 from fastcnn.train import distributed
 from fastcnn.train.prepare import default_workers
 from fastcnn.train.progress import say
-from fastcnn.train.recipes import DEFAULT_LR, recipe_of
 from fastcnn.train.run import train as run_training
 from fastcnn.train.settings import Settings, resumed
 
 RECIPE = "the recipe's"
+# How AlexNet and VGG learn photographs (Krizhevsky, Sutskever, Hinton, 2012); all else has the defaults of Settings.
+CLASSIC: dict[str, Any] = {"epochs": 90, "batch_size": 128, "optimizer": "sgd", "weight_decay": 5e-4, "lr_step": 30}
+DEFAULT_LR = {"adam": 1e-3, "sgd": 1e-2}
 DEFAULT_MODEL = {"mnist": "mnist_cnn", "fashion-mnist": "mnist_cnn", "imagefolder": "alexnet"}
 DatasetName = Literal["mnist", "fashion-mnist", "imagefolder"]
 OptimizerName = Literal["adam", "sgd"]  # keys of fastcnn.train.lane.OPTIMIZERS
@@ -132,38 +134,24 @@ def train(
         state = checkpoint.load(resume) if resume else None
         chosen: str = dataset or (state["settings"]["dataset"] if state else "")
         model_name = model or DEFAULT_MODEL[chosen]
-        recipe = recipe_of(chosen, model_name)
-        optimizer_name = optimizer or recipe.optimizer
-        if workers is None:
-            workers = default_workers(world) if chosen == "imagefolder" else 0
-        asked = Settings(
-            dataset=chosen,
-            model=model_name,
-            input_size=parse_input_size(input_size) or default_input_size(model_name),
-            options=parse_options(option),
-            compare=compare,
-            backend=backend,
-            epochs=epochs or recipe.epochs,
-            batch_size=batch_size or recipe.batch_size,
-            lr=DEFAULT_LR[optimizer_name] if lr is None else lr,
-            lr_step=recipe.lr_step if lr_step is None else lr_step,
-            optimizer=optimizer_name,
-            weight_decay=recipe.weight_decay if weight_decay is None else weight_decay,
-            device=device or default_device(),
-            amp=amp,
-            graph=graph,
-            data=str(data) if data else None,
-            seed=seed,
-            workers=workers,
-            parallel=parallel,
-            checkpoint_every=checkpoint_every,
-            tensorboard=tensorboard,
-            deterministic=deterministic,
-            weights=weights,
-            skip_broken=skip_broken,
-        )
+        recipe = CLASSIC if chosen == "imagefolder" and model_name.startswith(("alexnet", "vgg")) else {}
+        # This function's arguments by name, as click has read them; None is what was not given.
+        values = {**recipe, **{name: value for name, value in context.params.items() if value is not None}}
+        values |= {
+            "dataset": chosen,
+            "model": model_name,
+            "input_size": parse_input_size(input_size) or default_input_size(model_name),
+            "options": parse_options(option),
+            "lr": values.get("lr", DEFAULT_LR[values.get("optimizer", Settings.optimizer)]),
+            "device": device or default_device(),
+            "data": str(data) if data else None,
+        }
+        if workers is None and chosen == "imagefolder":
+            values["workers"] = default_workers(world)
+        names = [field.name for field in fields(Settings)]
+        asked = Settings(**{name: values[name] for name in names if name in values})
         if resume and state:
-            given = _given(context, *(field.name for field in fields(Settings))) | ({"options"} if option else set())
+            given = _given(context, *names) | ({"options"} if option else set())
             source = checkpoint.locate(resume)
             settings = resumed(asked, given | {"workers"}, state["settings"], str(source))
             run_training(settings, source.parent, console, resume=state, changed_data=changed_data, world=world)
