@@ -1,6 +1,6 @@
 """Convolutions, pools, linear layers and sums, each with the layers that follow it."""
 
-from typing import Any, Literal, overload
+from typing import Any
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -38,9 +38,7 @@ def conv2d_relu(
     Returns:
         (N, C_out, OH, OW) or (C_out, OH, OW), in the input's dtype; under autocast in the autocast dtype.
 
-    Raises:
-        TypeError: an argument is not a tensor or not an integer.
-        RuntimeError: shapes, dtypes or devices do not go together.
+    Raises TypeError for arguments of another type, RuntimeError for shapes, dtypes or devices that do not go together.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -70,10 +68,7 @@ def conv2d_relu_max_pool2d(
     For the backward one byte a pooled value is kept instead of the convolution's output.
 
     Args:
-        input: (N, C_in, H, W) or (C_in, H, W); NCHW or channels_last.
-        weight: (C_out, C_in / groups, KH, KW), dtype and device of `input`.
-        bias: (C_out,), or None.
-        stride, padding, dilation, groups: of the convolution, as in :func:`conv2d_relu`.
+        input, weight, bias, stride, padding, dilation, groups: of the convolution, as in :func:`conv2d_relu`.
         pool_size: the pooling window in pixels, one number or (rows, columns).
         pool_stride: in pixels; None means `pool_size`.
         pool_padding: on each side in pixels, at most half of the window.
@@ -82,9 +77,7 @@ def conv2d_relu_max_pool2d(
     Returns:
         (N, C_out, OH, OW) or (C_out, OH, OW), in the input's dtype; under autocast in the autocast dtype.
 
-    Raises:
-        TypeError: an argument is not a tensor or not an integer.
-        RuntimeError: shapes, dtypes or devices do not go together.
+    Raises TypeError for arguments of another type, RuntimeError for shapes, dtypes or devices that do not go together.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -96,30 +89,6 @@ def conv2d_relu_max_pool2d(
     return run(
         input, weight, bias, stride, padding, dilation, groups, pool_size, pool_stride, pool_padding, pool_ceil_mode
     )
-
-
-@overload
-def max_pool2d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def max_pool2d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any: ...
 
 
 def max_pool2d(
@@ -146,9 +115,7 @@ def max_pool2d(
         (N, C, OH, OW) or (C, OH, OW), in the input's dtype; with `return_indices` a pair. The first of equal values
         wins; NaN propagates.
 
-    Raises:
-        TypeError: `input` is not a tensor or a size not an integer.
-        RuntimeError: shapes and sizes do not go together.
+    Raises TypeError for arguments of another type, RuntimeError for shapes and sizes that do not go together.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -171,9 +138,7 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     Returns:
         (*, out_features), in the input's dtype; under autocast in the autocast dtype.
 
-    Raises:
-        TypeError: an argument is not a tensor.
-        RuntimeError: shapes, dtypes or devices do not go together.
+    Raises TypeError for arguments of another type, RuntimeError for shapes, dtypes or devices that do not go together.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -201,10 +166,7 @@ def linear_relu_dropout(
     Returns:
         (*, out_features), in the input's dtype; under autocast in the autocast dtype.
 
-    Raises:
-        TypeError: an argument is not a tensor, or `p` not a number.
-        ValueError: `p` is not between 0 and 1.
-        RuntimeError: shapes, dtypes or devices do not go together.
+    Raises what :func:`linear_relu` raises, and for `p` TypeError unless it is a number, ValueError if not from 0 to 1.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -225,9 +187,7 @@ def add_relu(input: Tensor, other: Tensor) -> Tensor:
     Returns:
         The broadcast shape, in the dtype that ``torch.add`` promotes to.
 
-    Raises:
-        TypeError: an argument is not a tensor.
-        RuntimeError: shapes or devices do not go together.
+    Raises TypeError for arguments of another type, RuntimeError for shapes or devices that do not go together.
 
     Example:
         >>> import torch, fastcnn.functional as FF

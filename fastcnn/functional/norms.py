@@ -28,10 +28,8 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         The shape and dtype of `input`, under autocast too (torch turns to float32 there). A kernel's output is
         contiguous, or channels_last where `input` is; stock also keeps the strides of a transposed input.
 
-    Raises:
-        TypeError: `input` is not a tensor or `size` not an integer.
-        ValueError: `input` has fewer than three axes.
-        RuntimeError: `size` is not positive, or not a 64-bit integer.
+    Raises TypeError for arguments of another type, ValueError for an `input` of fewer than three axes, RuntimeError
+    for a `size` that is not positive or not a 64-bit integer.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -64,10 +62,7 @@ def local_response_norm_max_pool2d(
     Returns:
         (N, C, OH, OW), in the input's dtype.
 
-    Raises:
-        TypeError: `input` is not a tensor or a size not an integer.
-        ValueError: `input` has fewer than three axes.
-        RuntimeError: shapes and sizes do not go together.
+    Raises what :func:`local_response_norm` raises, and RuntimeError for shapes and sizes that do not go together.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -106,10 +101,9 @@ def batch_norm_relu(
     Returns:
         The shape and dtype of `input`.
 
-    Raises:
-        TypeError: an argument is not a tensor or not a number.
-        ValueError: in training, one value a channel; a negative eps, in training zero.
-        RuntimeError: shapes or devices do not go together, or running statistics are missing outside training.
+    Raises TypeError for arguments of another type, ValueError in training for one value a channel, and for a negative
+    eps or, in training, zero; RuntimeError for shapes or devices that do not go together, or running statistics
+    missing outside training.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -146,10 +140,7 @@ def batch_norm_relu_max_pool2d(
     Returns:
         (N, C, OH, OW), in the input's dtype. The backward keeps the input and one byte a pooled value.
 
-    Raises:
-        TypeError: an argument is not a tensor or not a number.
-        ValueError: as in :func:`batch_norm_relu`.
-        RuntimeError: shapes, sizes or devices do not go together.
+    Raises what :func:`batch_norm_relu` raises, and RuntimeError for shapes and sizes that do not go together.
 
     Example:
         >>> import torch, fastcnn.functional as FF
@@ -179,10 +170,8 @@ def normalize(input: Tensor, mean: Constants, std: Constants, dtype: torch.dtype
     Returns:
         The shape and memory format of `input`.
 
-    Raises:
-        TypeError: `input` or `dtype` of another kind, or constants that are not numbers.
-        ValueError: a `std` of 0.
-        RuntimeError: another number of constants than channels, or not an image.
+    Raises TypeError for an `input` or `dtype` of another kind and constants that are not numbers, ValueError for a
+    `std` of 0, RuntimeError for another number of constants than channels, or no image.
 
     Example:
         >>> import torch, fastcnn.functional as FF
