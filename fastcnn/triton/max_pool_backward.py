@@ -86,7 +86,8 @@ def masked_gradient_kernel(
         else:
             dx = unpool(grad_ptr, mask_ptr, p // W, p % W, c, mask, C, OH, OW, WINDOW, TILE.channels_last)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-        sums += dx
+        if partial_ptr is not None:
+            sums += dx
     store_sums(partial_ptr, sums, n * BLOCKS_P + block_p, c, C, TILE)
 
 
@@ -155,7 +156,8 @@ def unpool_quads_kernel(
                 here = mask & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
                 dx = total.to(dx_ptr.dtype.element_ty)
                 tl.store(dx_ptr + offset(c[None, :], (h * W + w)[:, None], C, H * W, TILE.channels_last), dx, mask=here)
-                sums += total  # zero outside the image, where no window's winner is
+                if partial_ptr is not None:
+                    sums += total  # zero outside the image, where no window's winner is
     store_sums(partial_ptr, sums, n * BLOCKS_P + block_p, c, C, TILE)
 
 
