@@ -14,7 +14,7 @@ from test_cli import write_digits
 from training_processes import SETTINGS, train
 
 from fastcnn.console.images import open_image, transforms
-from fastcnn.predict import classifier, images
+from fastcnn.predict import classifier, command
 from fastcnn.train.data import Feed
 from fastcnn.train.folder import FolderData
 
@@ -55,7 +55,7 @@ def test_12_bits_of_a_tiff_are_scaled_too(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_what_does_not_say_which_value_is_white_is_refused(kind: Any, tmp_path: Path) -> None:
     file = tmp_path / "wide.tiff"
     Image.fromarray(RAMP.astype(kind)).save(file)
-    problem = images.read(file, lambda image: image)
+    problem = command.read(file, lambda image: image)
     assert str(problem).startswith(f"{file}: not an image that can be read (its mode ")
     assert "save it with 8 or 16 bits" in str(problem)
 
@@ -127,7 +127,7 @@ def test_training_evaluation_and_prediction_see_the_same(tmp_path: Path) -> None
             seen.append(batch.int())
         assert (seen[0] - seen[1]).abs().max() <= 2, batches
     _, held_out = transforms(SIZE)
-    results = [images.read(folder / "a" / "0.png", held_out) for folder in (odd, plain)]
+    results = [command.read(folder / "a" / "0.png", held_out) for folder in (odd, plain)]
     assert all(isinstance(result, torch.Tensor) for result in results)
     assert (results[0].int() - results[1].int()).abs().max() <= 2  # type: ignore[union-attr]
 
@@ -141,5 +141,5 @@ def test_digits_of_16_bits_are_predicted_as_those_of_8(tmp_path: Path) -> None:
     transform = classifier.load(str(tmp_path / "run"), None).transform
     Image.fromarray(RAMP).save(tmp_path / "wide.png")
     Image.fromarray((RAMP >> 8).astype(np.uint8)).save(tmp_path / "eight.png")
-    wide, eight = (images.read(tmp_path / name, transform) for name in ("wide.png", "eight.png"))
+    wide, eight = (command.read(tmp_path / name, transform) for name in ("wide.png", "eight.png"))
     torch.testing.assert_close(wide, eight, rtol=0, atol=0.03)

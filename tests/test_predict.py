@@ -27,7 +27,7 @@ from training_processes import SETTINGS, TinyAlexNet, train, write_images
 from fastcnn.cli import main
 from fastcnn.console import checkpoint, devices
 from fastcnn.nn import Normalize
-from fastcnn.predict import classifier, command, images
+from fastcnn.predict import classifier, command
 from fastcnn.train import Settings
 from fastcnn.train.data import CLASSES, Feed, load_idx_dataset
 from fastcnn.train.folder import FolderData
@@ -147,7 +147,7 @@ def test_images_of_every_mode_are_converted_as_pil_does(hub: Hub, trained: Path,
     image.save(file)
     for weights, model in (("DEFAULT", "tiny_alexnet"), (str(trained), None)):
         transform = classifier.load(weights, model).transform
-        got = images.read(file, transform)
+        got = command.read(file, transform)
         assert isinstance(got, Tensor)
         assert got.shape == SETTINGS.input_size
         assert torch.equal(got, transform(image.convert("RGB")))
@@ -320,7 +320,7 @@ def test_mistake_is_one_line(name: str, hub: Hub, trained: Path, photos: Path, c
     assert message in captured.err
 
 
-@pytest.mark.parametrize("module", [images, devices])
+@pytest.mark.parametrize("module", [command, devices])
 def test_examples_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted

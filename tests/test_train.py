@@ -20,7 +20,7 @@ import fastcnn
 from fastcnn.console import checkpoint, files
 from fastcnn.console.errors import Interrupted, UserError
 from fastcnn.models import MODELS, ModelEntry
-from fastcnn.train import Run, Settings, loop, prepare
+from fastcnn.train import Settings, loop, prepare
 from fastcnn.train import lane as training
 from fastcnn.train import run as run_module
 from fastcnn.train.data import CLASSES, Feed, TensorData, epoch_order
@@ -28,6 +28,7 @@ from fastcnn.train.graphed import CAPTURES
 from fastcnn.train.idx import Labelled
 from fastcnn.train.memory import peak_memory
 from fastcnn.train.report import table
+from fastcnn.train.run import Run
 from fastcnn.train.settings import resumed
 
 pytest.importorskip("matplotlib")

@@ -1,10 +1,11 @@
 """The command ``fastcnn predict``."""
 
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -15,10 +16,10 @@ from torch import Tensor
 
 import fastcnn
 from fastcnn.console.devices import check_backend, usable_device
-from fastcnn.console.errors import UserError, require
+from fastcnn.console.errors import UserError, require, said
+from fastcnn.console.images import open_image
 from fastcnn.console.options import Backend, Debug, Device, default_device
 from fastcnn.predict.classifier import DEFAULT_MODEL, Classifier, load
-from fastcnn.predict.images import find, read
 
 WIDTH = 80
 IMAGE_WIDTH = 33  # leaves room for the longest of ImageNet's names
@@ -72,6 +73,44 @@ def predict(
             problems += unread
     if problems:
         raise typer.Exit(1)
+
+
+def find(places: list[Path]) -> tuple[list[Path], list[UserError]]:
+    """Return the image files at some places, and an error for each place that has none.
+
+    A folder stands for all images below it, in the order of their names; a file for itself, whatever its name.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    files: list[Path] = []
+    problems: list[UserError] = []
+    for place in places:
+        if place.is_dir():
+            below = sorted(place.rglob("*"))
+            found = [path for path in below if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
+            files += found
+            if not found:
+                problems.append(UserError(f"{place}: holds no images ({', '.join(IMG_EXTENSIONS)})"))
+        elif place.exists():
+            files.append(place)
+        else:
+            problems.append(UserError(f"{place}: no such file or folder"))
+    return files, problems
+
+
+def read(file: Path, transform: Callable[[Any], Tensor]) -> Tensor | UserError:
+    """Return what ``transform`` makes of an image, read as viewers show it, or why there is none.
+
+    Example:
+        >>> read(Path("nowhere.jpg"), lambda image: image)
+        UserError("nowhere.jpg: not an image that can be read ([Errno 2] No such file or directory: 'nowhere.jpg')")
+    """
+    try:
+        return transform(open_image(file))
+    except Exception as error:  # PIL raises many kinds for damaged files
+        problem = UserError(f"{file}: not an image that can be read ({said(error)})")
+        problem.__cause__ = error
+        return problem
 
 
 def _classified(

@@ -1,12 +1,9 @@
 """The memory that a training step needs, counted the same way for every network and on every machine."""
 
 import itertools
-import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -42,10 +39,6 @@ def _cpu_peak(work: Callable[[], object]) -> int:
         warnings.simplefilter("ignore")  # some versions of torch remark on profiling in cycles, which this is not
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             work()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    allocations = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
-    # Bytes are negative where memory is freed.
-    return max(itertools.accumulate((event["args"]["Bytes"] for event in allocations), initial=0))
+    memory = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    memory.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in memory), initial=0))  # bytes are negative where freed

@@ -111,24 +111,8 @@ def train(
 ) -> Run:
     """Train, show progress and one table, and write checkpoint.pt, metrics.json and curves.png.
 
-    Under torchrun every process calls this; the first one shows and writes.
-
-    Args:
-        settings: what to do.
-        directory: folder for the results.
-        console: where progress and the table go.
-        resume: content of a checkpoint to go on from.
-        overwrite: replace the results of another run in ``directory``.
-        changed_data: with ``resume``, go on though the number of training images has changed.
-        world: the processes that train together, as :func:`fastcnn.train.distributed.joined` gives it.
-
-    Raises:
-        UserError: something the user can put right.
-        Interrupted: Ctrl-C; a complete checkpoint has been written.
-
-    Example:
-        >>> settings = Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28), epochs=1)
-        >>> train(settings, Path("runs/first"), Console())  # doctest: +SKIP
+    Under torchrun every process calls this, with its `world`; the first one shows and writes. `resume` is the content
+    of a checkpoint to go on from. Raises UserError, and Interrupted after Ctrl-C, with a complete checkpoint written.
     """
     require("train", "matplotlib", "numpy")
     world = world or World()
