@@ -56,8 +56,7 @@ class VGG(DropIn):
             dropout_classifier(512, 512, num_classes, dropout) if cifar else _classifier(num_classes, dropout)
         )
         if init_weights:
-            for layer in self.modules():
-                _initialize(layer)
+            self.apply(_initialize)
         fuse(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,31 +27,25 @@ SEED_RANGE = 2**62
 
 
 class _Images(TorchDataset[Tensor | UserError]):
-    """Images whose random crop depends on seed, epoch and image alone, not on who loads them or what came before.
+    """Batches of images whose random crops depend on seed, epoch and image alone, not on who loads them.
 
-    An unreadable one is an error as a value: a DataLoader process would wrap a raised one in a traceback.
+    An unreadable image makes an error as a value: a DataLoader process would wrap a raised one in a traceback.
     """
 
-    def __init__(self, folder: ImageFolder, transform: Callable[[Any], Tensor], seed: int, epoch: int) -> None:
-        self.folder, self.transform, self.seed, self.epoch = folder, transform, seed, epoch
+    def __init__(self, folder: ImageFolder, transform: Callable[[Any], Tensor], feed: Feed, epoch: int) -> None:
+        self.folder, self.transform, self.feed, self.epoch = folder, transform, feed, epoch
 
-    def __getitem__(self, index: int) -> Tensor | UserError:
-        path, _ = self.folder.samples[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, self.epoch, index)) % SEED_RANGE)
-            try:
-                return self.transform(self.folder.loader(path))
-            except Exception as error:  # PIL raises many kinds for damaged files, and each must name its file
-                return UserError(f"{path}: not an image that can be read ({said(error)})")
-
-
-def _collate(image_size: tuple[int, int, int], samples: list[Tensor | UserError]) -> Tensor | UserError:
-    images = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        images.append(sample)
-    return torch.stack(images) if images else torch.empty(0, *image_size, dtype=torch.uint8)
+    def __getitem__(self, indices: list[int]) -> Tensor | UserError:
+        images = torch.empty(len(indices), *self.feed.input_size, dtype=torch.uint8)
+        for place, index in enumerate(indices):
+            path, _ = self.folder.samples[index]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(hash((self.feed.seed, self.epoch, index)) % SEED_RANGE)
+                try:
+                    images[place] = self.transform(self.folder.loader(path))
+                except Exception as error:  # PIL raises many kinds for damaged files, and each must name its file
+                    return UserError(f"{path}: not an image that can be read ({said(error)})")
+        return images
 
 
 def _leave_ctrl_c_to_parent(worker: int) -> None:
@@ -131,12 +124,12 @@ class FolderData(Dataset):
     def train_draws(self, epoch: int, first_step: int = 0, steps: int = 1) -> Iterator[Draws]:
         """Yield images (1, n, C, H, W) uint8, this process's, and labels (1, N) int64, one step at a time."""
         order = self._train_index[epoch_order(self.train_size, self.feed.seed, epoch)]
-        images = _Images(self._train, self._train_transform, self.feed.seed, epoch)
+        images = _Images(self._train, self._train_transform, self.feed, epoch)
         return self._load(images, order[first_step * self.feed.batch_size :])
 
     def test_draws(self, steps: int = 1) -> Iterator[Draws]:
         """Yield held-out images and their labels, in the same form."""
-        return self._load(_Images(self._test, self._test_transform, self.feed.seed, 0), self._test_index)
+        return self._load(_Images(self._test, self._test_transform, self.feed, 0), self._test_index)
 
     def batch(self, *draw: Tensor) -> Batch:
         """Return what was drawn."""
@@ -148,9 +141,9 @@ class FolderData(Dataset):
         batches = [index for index in order.split(self.feed.batch_size) if len(index)]
         loader = DataLoader(
             images,
-            batch_sampler=[index[world.share(len(index))].tolist() for index in batches],
+            batch_size=None,  # an item is a batch
+            sampler=[index[world.share(len(index))].tolist() for index in batches],
             num_workers=self.feed.workers,
-            collate_fn=functools.partial(_collate, self.feed.input_size),
             worker_init_fn=_leave_ctrl_c_to_parent,
             pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else it would draw its seed from the networks' stream

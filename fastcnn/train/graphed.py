@@ -177,20 +177,16 @@ class CudaCapture:
                 torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
             ):
                 output = function()
-        except BaseException:
-            self._clear_up(graph)
+        except BaseException:  # a failed capture leaves open the allocator's pool and the generator's capture mode
+            with contextlib.suppress(RuntimeError):  # the failure was an earlier one, and the pool is closed
+                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+            graph.reset()
+            _FAILED.append(graph)
+            # torch 2.11 leaves the random generator in capture mode until a capture ends well.
+            with torch.cuda.stream(self.stream), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream):
+                torch.zeros((), device=self.device)
             raise
         return graph.replay, output
-
-    def _clear_up(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Close what a failed capture leaves open: the allocator's pool and the generator's capture mode."""
-        with contextlib.suppress(RuntimeError):  # the failure was an earlier one, and the pool is closed
-            torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
-        graph.reset()
-        _FAILED.append(graph)
-        # torch 2.11 leaves the random generator in capture mode until a capture ends well.
-        with torch.cuda.stream(self.stream), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream):
-            torch.zeros((), device=self.device)
 
 
 CAPTURES: dict[str, Callable[[torch.device], CudaCapture]] = {"cuda": CudaCapture}

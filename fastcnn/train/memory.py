@@ -20,20 +20,14 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
     nothing should be timed here.
     """
     if device.type == "cuda":
-        return _cuda_peak(work, device)
-    return _cpu_peak(work) if device.type == "cpu" else None
-
-
-def _cuda_peak(work: Callable[[], object], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    work()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _cpu_peak(work: Callable[[], object]) -> int:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return None
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler complains on stderr where there is no GPU
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some versions of torch remark on profiling in cycles, which this is not
