@@ -14,10 +14,9 @@ METHOD = "the most memory that tensors take during a training step, beyond param
 def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
     """Return by how many bytes the memory of tensors grows at its highest while ``work()`` runs, None where unknown.
 
-    What was held before (parameters, data, another network) is not counted, so two networks of one process can be
-    compared. On CUDA torch's allocator is asked. On the CPU the profiler's record of allocations is added up: unlike
-    the process's resident memory it does not depend on what the C library keeps for reuse. Profiling is slow, so
-    nothing should be timed here.
+    What was held before (parameters, data, another network) is not counted. On the CPU the profiler's record of
+    allocations is added up: unlike resident memory it does not depend on what the C library keeps for reuse. Profiling
+    is slow, so nothing should be timed here.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

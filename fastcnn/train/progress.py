@@ -77,11 +77,10 @@ class TensorBoard:
         require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
+        folder = directory / TENSORBOARD_FOLDER
         self._written = {lane.title: len(lane.losses) for lane in lanes}
         self._writers = {
-            title: SummaryWriter(
-                str(directory / TENSORBOARD_FOLDER / title.replace(" ", "-")), purge_step=steps or None
-            )
+            title: SummaryWriter(str(folder / title.replace(" ", "-")), purge_step=steps or None)
             for title, steps in self._written.items()
         }
 

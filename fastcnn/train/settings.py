@@ -13,12 +13,7 @@ def _free(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run; each field is an option of ``fastcnn train`` and is described there.
-
-    Example:
-        >>> Settings(dataset="mnist", model="mnist", input_size=(1, 28, 28)).batch_size
-        100
-    """
+    """Everything that decides a run; each field is an option of ``fastcnn train`` and is described there."""
 
     dataset: str
     model: str
