@@ -255,7 +255,10 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
     layers, settings, roles = _taken_in(layers, settings)
     if is_dynamo_compiling():
         return _run_parts(input, _parts(roles), layers, settings)
-    parts, end_turned = _plans[roles]
+    try:
+        parts, end_turned = _plans[roles]
+    except KeyError:
+        parts, end_turned = _plans[roles] = _plan(roles)
     if end_turned and turning.pays(input, layers[:end_turned]):
         input, parts = _run_turned(input, parts, layers, settings, end_turned)
     return _run_parts(input, parts, layers, settings)
@@ -317,53 +320,33 @@ class Part(NamedTuple):
     reads_alone: bool  # a convolution that alone reads the output of the conv+ReLU before it
 
 
-class Plan(NamedTuple):
-    """A row of layers in parts.
-
-    Attributes:
-        parts: the stages and single layers, in order.
-        end_turned: where the parts end with which the row begins and which may run in channels_last, blocks or two
-            convolutions or more and what lies between; 0 where there are no such.
-    """
-
-    parts: tuple[Part, ...]
-    end_turned: int
-
-
 def _parts(roles: tuple[str | None, ...]) -> tuple[Part, ...]:
     """Divide a row of layers, by their roles, into the longest stages."""
     parts: list[Part] = []
     start, before = 0, None
     while start < len(roles):
-        stage = next((each for each in _BEGINNING.get(roles[start], ()) if _forms(each, roles, start)), None)
+        rest = roles[start:]
+        stage = next((each for each in _BEGINNING.get(rest[0], ()) if rest[: len(each.roles)] == each.roles), None)
         end = start + (len(stage.roles) if stage else 1)
-        parts.append(Part(stage, start, end, stage is not None and before is _CONV_RELU and roles[start] == "conv"))
+        parts.append(Part(stage, start, end, stage is not None and before is _CONV_RELU and rest[0] == "conv"))
         start, before = end, stage
     return tuple(parts)
 
 
-def _end_turned(parts: tuple[Part, ...], roles: tuple[str | None, ...]) -> int:
+def _plan(roles: tuple[str | None, ...]) -> tuple[tuple[Part, ...], int]:
+    """Return the parts of a row, and where those end with which it begins and which may run in channels_last.
+
+    These are blocks or two convolutions or more and what lies between; 0 where there are no such.
+    """
+    parts = _parts(roles)
     leading = tuple(takewhile(lambda part: part.stage in _IN_EITHER_LAYOUT or roles[part.start] == BLOCK, parts))
     convolutions = [part for part in leading if part.stage in _CONVOLUTIONS or part.stage is None]
     if not convolutions or convolutions[0].start > 0 or (len(convolutions) == 1 and convolutions[0].stage):
-        return 0
-    return leading[-1].end
+        return parts, 0
+    return parts, leading[-1].end
 
 
-def _forms(stage: Stage, roles: tuple[str | None, ...], start: int) -> bool:
-    return roles[start : start + len(stage.roles)] == stage.roles
-
-
-class _Plans(dict[tuple[str | None, ...], Plan]):
-    """The plans of the rows that have run so far, by their roles."""
-
-    def __missing__(self, roles: tuple[str | None, ...]) -> Plan:
-        parts = _parts(roles)
-        self[roles] = plan = Plan(parts, _end_turned(parts, roles))
-        return plan
-
-
-_plans = _Plans()
+_plans: dict[tuple[str | None, ...], tuple[tuple[Part, ...], int]] = {}  # of the rows that have run so far
 
 
 def parts_of(layers: tuple[Any, ...]) -> list[tuple[Stage | None, tuple[Any, ...]]]:

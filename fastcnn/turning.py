@@ -21,8 +21,6 @@ from fastcnn.roles import BLOCK, HOOKS, IDENTITY, role_of, roles_of
 from fastcnn.shapes import memory_format
 
 LEAST_ACTIVATIONS = 2**18
-
-
 _ROLES_IN_BLOCKS = frozenset({"conv", "bn", "relu", IDENTITY})  # of layers that read no strides
 
 
@@ -36,9 +34,7 @@ _thread = _Thread()
 def pays(input: Any, row: tuple[Any, ...]) -> bool:
     """Whether a row of layers is faster in channels_last: measured with AlexNet, VGG-16 and the ResNet for CIFAR.
 
-    Args:
-        input: of the first layer, a convolution or a block: (N, C, H, W).
-        row: convolutions, blocks and what else runs in either layout.
+    The first layer is a convolution or a block, the others are such or run in either layout too.
     """
     if type(input) is not Tensor or not input.is_cpu or input.dim() != 4 or chosen() != "auto":
         return False

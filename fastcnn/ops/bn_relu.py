@@ -115,12 +115,6 @@ def refuse(input: Tensor, *tensors: Any) -> str:
     return ""
 
 
-def _measured(*arguments: Any) -> str:
-    """Return the name by which it was measured: with the input's own statistics, or with running ones."""
-    *_, training, _momentum, _eps = arguments
-    return "bn_relu" if training is True else "bn_relu_running"
-
-
 OP = Op(
     "bn_relu",
     "batch_norm_relu",
@@ -129,7 +123,7 @@ OP = Op(
     stock=reference,
     prepare=prepare,
     refuse=refuse,
-    measured=_measured,
+    measured=lambda *arguments: "bn_relu" if arguments[-3] is True else "bn_relu_running",  # by `training`
     takes_empty=False,
 )
 _statistics = OP.define("bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics, stem="bn_statistics")

@@ -27,8 +27,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, *tensors, codes = ctx.saved_tensors
     mode, window = ctx.mode, ctx.window
     if autograd.differentiable():
-        activations = bn_relu.stock_output(input, tensors, mode)
-        output = stock.pool(activations, window.size, window.stride, window.padding, window.ceil_mode)
+        output = stock.max_pool(bn_relu.stock_output(input, tensors, mode), *window)
         found = bn_relu.stock_gradients(output, grad, input, *tensors[2:])
     else:
         found = _backward[ctx.backend](grad, codes, input, *tensors, mode.eps, mode.training, window.numbers())

@@ -9,14 +9,6 @@ from fastcnn.ops import autograd, conv_relu, convolution, max_pool, stock
 from fastcnn.ops.convolution import output_shape
 from fastcnn.ops.gradients import Incoming, gradients, stage_before, stock_gradients
 from fastcnn.ops.record import POOL
-from fastcnn.shapes import Window
-
-
-def _fake_backward(
-    grad: Tensor, codes: Tensor, height: int, width: int, bias_grad: bool, _: Window
-) -> tuple[Tensor, Tensor]:
-    return max_pool.unpooled(grad, codes, height, width), grad.new_empty(codes.shape[1] if bias_grad else 0)
-
 
 OP = max_pool.after(conv_relu.OP, "conv_relu_pool", "conv2d_relu_max_pool2d")
 OP.forward(convolution.fake, convolution.flops)
@@ -24,7 +16,10 @@ _backward = OP.define(
     "conv_relu_pool_backward",
     f"(Tensor grad, Tensor codes, SymInt height, SymInt width, bool bias_grad, {POOL.schema}) "
     "-> (Tensor grad_conv, Tensor grad_bias)",
-    _fake_backward,
+    lambda grad, codes, height, width, sums, _: (
+        max_pool.unpooled(grad, codes, height, width),
+        grad.new_empty(codes.shape[1] if sums else 0),
+    ),
 )
 
 

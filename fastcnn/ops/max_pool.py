@@ -50,11 +50,6 @@ def _refuse(input: Tensor, window: Window) -> str:
     return checks.refuse_dtype(input) or checks.refuse_window("kernel_size", window)
 
 
-def _measured(*arguments: Any) -> str:
-    """Return the name by which it was measured: indices are made of the codes, which costs more than the pool."""
-    return "max_pool_indices" if arguments[-1] else "max_pool"
-
-
 OP = Op(
     "max_pool",
     "max_pool2d",
@@ -63,7 +58,8 @@ OP = Op(
     stock=reference,
     prepare=_prepare,
     refuse=_refuse,
-    measured=_measured,
+    # Indices are made of the codes, which costs more than the pool.
+    measured=lambda *arguments: "max_pool_indices" if arguments[-1] else "max_pool",
 )
 OP.forward(fake)
 _backward = OP.define(
@@ -130,8 +126,9 @@ def after(before: Op, stem: str, function: str) -> Op:
     """Return the record of an op that pools what another one returns."""
     count, convolves = len(POOL.parameters), CONVOLUTION in before.groups
 
-    def reference_after(*arguments: Any) -> Tensor:
-        return stock.pool(before.run_stock(*arguments[:-count]), *arguments[-count:])
+    def reference_after(*arguments: Any) -> Any:
+        *others, size, stride, padding, ceil_mode = arguments
+        return reference(before.run_stock(*others), size, stride, padding, 1, ceil_mode)
 
     def prepare(function: str, *arguments: Any) -> tuple[Any, ...]:
         input, *others = before.checks(function, *arguments[:-count])

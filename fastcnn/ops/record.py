@@ -179,14 +179,9 @@ class Op:
     ) -> Callable[[Any], Any]:
         """Make the op's autograd Function, which runs prepared calls: tensors, settings, and the backend.
 
-        It decorates what returns the gradients of the tensors, given the context and the output's gradient.
-
-        Args:
-            name: the Function's, which graphs show.
-            settings: the attributes of the context that hold the settings.
-            saves: given the context, inputs and output, returns the tensors to save.
-            anchored: whether the Function returns an anchor last (`autograd.anchor`).
-            forward, vmap: the Function's, where they are not the usual ones.
+        It decorates what returns the gradients of the tensors, given the context and the output's gradient. `settings`
+        are the attributes of the context that hold the settings; `saves` returns the tensors to save, given context,
+        inputs and output; an `anchored` Function returns an anchor last (`autograd.anchor`).
         """
         recorded = self._recorded  # torch.compile cannot trace the record itself within the Function
 

@@ -19,18 +19,12 @@ def relu(activations: Tensor) -> Tensor:
 
 
 def max_pool(
-    input: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, return_indices: Any
+    input: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: Any = False
 ) -> Any:
     """Return what ``F.max_pool2d`` returns; by the faster ``torch.max_pool2d`` where no mode or graph sees the call."""
-    if return_indices or _shows(input):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    if indices or _shows(input):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, indices)
     return torch.max_pool2d(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
-
-
-def pool(activations: Tensor, size: Any, stride: Any, padding: Any, ceil_mode: bool) -> Tensor:
-    """Return the pooled activations of a stage that ends in a pool."""
-    pooled: Tensor = max_pool(activations, size, stride, padding, 1, ceil_mode, False)
-    return pooled
 
 
 def _shows(tensor: Tensor) -> bool:

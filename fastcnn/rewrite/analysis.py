@@ -4,7 +4,6 @@ import ast
 import inspect
 import operator
 from collections.abc import Iterator
-from itertools import takewhile
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from fastcnn import stages as fused_stages
 from fastcnn.calls import FUNCTIONS, Call
 from fastcnn.instance import is_replaced
 from fastcnn.rewrite.chains import Rewriter
-from fastcnn.rewrite.links import ADD, ADD_TO, ANY, CALL, MAKERS, RUN, Callee, Found, Link, is_name, simple
+from fastcnn.rewrite.links import ADD, ADD_TO, CALL, MAKERS, RUN, Callee, Found, is_name, simple
 from fastcnn.rewrite.source import Place, Unreadable, build, definition
 from fastcnn.roles import ROLES, ROW
 from fastcnn.roles import role_of as running_role
@@ -91,11 +90,9 @@ def analyse(module: nn.Module) -> Analysis:
             callees, values = _callees(each.function, each.node, known)
             layers |= values
             walked |= _walked(each.node, known)
-            read.append((each, Rewriter(each.node, each.function.__code__, callees, _stage_roles)))
+            read.append((each, Rewriter(each.node, each.function.__code__, callees)))
     except Unreadable as error:
         return Analysis({}, reason=str(error))
-    for _, rewriter in read:
-        rewriter.rewrite()
     needed = _needed(read)
     methods = {each.attribute: _build(each, rewriter, needed) for each, rewriter in read if each.attribute in needed}
     found = tuple(each for _, rewriter in read for each in rewriter.found if each.runs)
@@ -200,25 +197,6 @@ def _names_of(code: CodeType) -> set[str]:
     """Return the globals and attributes that a function uses, with those of the functions in it."""
     inner = [_names_of(each) for each in code.co_consts if isinstance(each, CodeType)]
     return set(code.co_names).union(*inner)
-
-
-def _stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
-    """Return the roles of the stage that begins at a link. A single layer never matches: its own forward runs it.
-
-    Rows one after another are taken together as well, so that stages may begin in one and end in the next.
-    """
-    rows = len(list(takewhile(lambda link: link.role == ROW, links[start:])))
-    if rows > 1:
-        return (ROW,) * rows
-    for stage in fused_stages.STAGES:
-        span = links[start : start + len(stage.roles)]
-        pairs = [(link.role, role) for link, role in zip(span, stage.roles)]
-        if len(span) < len(stage.roles) or not all(given in (role, ANY) for given, role in pairs):
-            continue
-        if all(given == ANY for given, _ in pairs) or (len(span) == 1 and span[0].is_layer):
-            continue
-        return stage.roles
-    return None
 
 
 def role_of(layer: Any) -> str | None:

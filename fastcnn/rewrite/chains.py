@@ -6,10 +6,11 @@ does the order of its effects.
 
 import ast
 from collections import Counter
-from collections.abc import Callable
+from itertools import takewhile
 from types import CodeType
 from typing import Any
 
+from fastcnn import stages
 from fastcnn.calls import FUNCTIONS
 from fastcnn.rewrite.links import (
     ADD,
@@ -27,18 +28,15 @@ from fastcnn.rewrite.links import (
     run_of,
     simple,
 )
-from fastcnn.roles import IDENTITY
-
-# Returns the roles of a stage that begins at a place of a row, or None; ANY stands for every role.
-Matcher = Callable[[list[Link], int], tuple[str, ...] | None]
+from fastcnn.roles import IDENTITY, ROW
 
 
 class Rewriter:
     """Rewrites one function; `found` are the stages, `chains` all chains of calls, stage or not."""
 
-    def __init__(self, node: ast.FunctionDef, code: CodeType, callees: dict[str, Callee], match: Matcher) -> None:
-        """Take a method's definition, its code, its callees, and what recognizes a stage."""
-        self.node, self.callees, self.match = node, callees, match
+    def __init__(self, node: ast.FunctionDef, code: CodeType, callees: dict[str, Callee]) -> None:
+        """Change a method's definition, given its code and its callees."""
+        self.callees = callees
         nodes = list(ast.walk(node))
         names = [each for each in nodes if isinstance(each, ast.Name)]
         augmented = [each.target for each in nodes if isinstance(each, ast.AugAssign)]
@@ -51,10 +49,7 @@ class Rewriter:
         self.makers: dict[int, ast.expr] = {}  # by the `+=` that changes it: the layer that made the tensor
         self.found: list[Found] = []
         self.chains: list[tuple[str, ...]] = []  # the callees of each, and the `if` before and after it
-
-    def rewrite(self) -> None:
-        """Change the definition."""
-        self.node.body = self._block(self.node.body)
+        node.body = self._block(node.body)
 
     def _block(self, statements: list[ast.stmt], around: str = "") -> list[ast.stmt]:
         """Rewrite statements; `around` is the ``if`` in which they stand."""
@@ -279,7 +274,7 @@ class Rewriter:
             calls = [(place, call) for place, link in enumerate(links) for call in link.calls(undecided)]
             calls = [(place, call) for place, call in calls if call.role != IDENTITY]
             for first in range(len(links[0].calls(undecided))):
-                roles = self.match([call for _, call in calls], first)
+                roles = _stage_roles([call for _, call in calls], first)
                 last = calls[first + len(roles) - 1][0] if roles else 0
                 if roles and (last or links[0].branches is None):  # within one `if` its own block is rewritten
                     return last + 1, [call for _, call in calls[first : first + len(roles)]], roles
@@ -329,3 +324,22 @@ class Rewriter:
         layers = ast.Starred(loop.iter, ast.Load())
         step.statement.value = run_of([step.head, layers], step.statement.value or loop)
         return step.statement
+
+
+def _stage_roles(links: list[Link], start: int) -> tuple[str, ...] | None:
+    """Return the roles of the stage that begins at a link. A single layer never matches: its own forward runs it.
+
+    Rows one after another are taken together as well, so that stages may begin in one and end in the next.
+    """
+    rows = len(list(takewhile(lambda link: link.role == ROW, links[start:])))
+    if rows > 1:
+        return (ROW,) * rows
+    for stage in stages.STAGES:
+        span = links[start : start + len(stage.roles)]
+        pairs = [(link.role, role) for link, role in zip(span, stage.roles)]
+        if len(span) < len(stage.roles) or not all(given in (role, ANY) for given, role in pairs):
+            continue
+        if all(given == ANY for given, _ in pairs) or (len(span) == 1 and span[0].is_layer):
+            continue
+        return stage.roles
+    return None
