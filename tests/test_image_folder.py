@@ -19,7 +19,7 @@ from training_processes import SETTINGS, train
 from fastcnn.cli import main
 from fastcnn.console import checkpoint
 from fastcnn.console.errors import UserError
-from fastcnn.train import image_check
+from fastcnn.train import folder as folder_module
 from fastcnn.train.data import Feed
 from fastcnn.train.folder import FolderData
 
@@ -142,8 +142,8 @@ def test_what_was_read_once_is_remembered_until_it_changes(tmp_path: Path, monke
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
     data = write(tmp_path / "data", "cat", "dog")
     looked_at: list[str] = []
-    reason = image_check._reason
-    monkeypatch.setattr(image_check, "_reason", lambda file: looked_at.append(file) or reason(file))
+    reason = folder_module._reason
+    monkeypatch.setattr(folder_module, "_reason", lambda file: looked_at.append(file) or reason(file))
     opened(data)
     assert len(looked_at) == 10
     looked_at.clear()
@@ -162,23 +162,23 @@ def test_what_was_read_once_is_remembered_until_it_changes(tmp_path: Path, monke
 def test_processes_add_to_one_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCNN_CACHE", str(tmp_path / "cache"))
     files = [str(file) for file in sorted((write(tmp_path / "data", "cat") / "cat").iterdir())]
-    reason = image_check._reason
+    reason = folder_module._reason
 
     def as_the_other_process_ends(file: str) -> str:
-        monkeypatch.setattr(image_check, "_reason", reason)
-        assert image_check.unreadable(files[1::2], tmp_path / "data", 1, Console(quiet=True)) == {}
+        monkeypatch.setattr(folder_module, "_reason", reason)
+        assert folder_module.unreadable(files[1::2], tmp_path / "data", 1, Console(quiet=True)) == {}
         return reason(file)
 
-    monkeypatch.setattr(image_check, "_reason", as_the_other_process_ends)
-    assert image_check.unreadable(files[::2], tmp_path / "data", 1, Console(quiet=True)) == {}
-    monkeypatch.setattr(image_check, "_reason", lambda file: pytest.fail("it was forgotten"))
-    assert image_check.unreadable(files, tmp_path / "data", 1, Console(quiet=True)) == {}
+    monkeypatch.setattr(folder_module, "_reason", as_the_other_process_ends)
+    assert folder_module.unreadable(files[::2], tmp_path / "data", 1, Console(quiet=True)) == {}
+    monkeypatch.setattr(folder_module, "_reason", lambda file: pytest.fail("it was forgotten"))
+    assert folder_module.unreadable(files, tmp_path / "data", 1, Console(quiet=True)) == {}
 
 
 def test_progress_of_reading_is_shown_in_a_terminal(tmp_path: Path) -> None:
     console = Console(force_terminal=True, width=80, record=True)
     files = [str(file) for file in sorted((write(tmp_path, "cat") / "cat").iterdir())]
-    assert image_check.unreadable(files, tmp_path, 2, console) == {}
+    assert folder_module.unreadable(files, tmp_path, 2, console) == {}
     assert "checking images" in console.export_text()
 
 

@@ -1,24 +1,29 @@
-"""Images in one folder per class, through torchvision."""
+"""Images in one folder per class, through torchvision; all are read once before the first step."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from fastcnn.console.errors import UserError, require, said
-from fastcnn.console.images import STATISTICS, transforms
+from fastcnn.console.files import atomic_write, cache_folder
+from fastcnn.console.images import STATISTICS, open_image, transforms
 from fastcnn.console.models import abridged
 from fastcnn.train.data import Batch, Dataset, Draws, Feed, epoch_order, stratified_split
-from fastcnn.train.image_check import unreadable
 
 if TYPE_CHECKING:
     from fastcnn.train.image_folder import ImageFolder
@@ -154,3 +159,66 @@ class FolderData(Dataset):
                 raise pixels
             labels = targets[index].pin_memory() if device.type == "cuda" else targets[index]
             yield tuple(part.to(device, non_blocking=True).unsqueeze(0) for part in (pixels, labels))
+
+
+def unreadable(files: Sequence[str], directory: Path, workers: int, console: Console) -> dict[str, str]:
+    """Return the images that cannot be read, with the reason of each; ``workers`` threads decode.
+
+    Readable ones are remembered per data set, which is a ``directory``, in the cache folder by path, size and time of
+    change, so that the next run checks only new and changed ones.
+    """
+    memory = cache_folder() / "images" / f"{_digest(str(directory.resolve()))}.txt"
+    keys = {file: _key(file, directory) for file in files}
+    known = _remembered(memory)
+    new = [file for file, key in keys.items() if key not in known]
+    found: dict[str, str] = {}
+    columns = (TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    try:
+        with ThreadPool(max(1, workers)) as pool, progress:  # PIL decodes without holding the interpreter
+            reasons = pool.imap(_reason, new, chunksize=16)
+            for file, reason in zip(new, progress.track(reasons, total=len(new)), strict=True):
+                if reason:
+                    found[file] = reason
+                else:
+                    known.add(keys[file])
+    finally:
+        if new:
+            _remember(memory, known)
+    return found
+
+
+def _reason(file: str) -> str:
+    try:
+        open_image(file, small=True)
+    except Exception as error:  # PIL raises many kinds for damaged files
+        return said(error)
+    return ""
+
+
+def _key(file: str, directory: Path) -> str:
+    with contextlib.suppress(OSError):
+        status = os.stat(file)
+        return _digest(f"{os.path.relpath(file, directory)}\0{status.st_size}\0{status.st_mtime_ns}")
+    return ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
+def _remembered(memory: Path) -> set[str]:
+    try:
+        return {*memory.read_text(encoding="ascii").split()}
+    except (OSError, UnicodeDecodeError):
+        return set()
+
+
+def _remember(memory: Path, keys: set[str]) -> None:
+    from filelock import FileLock
+
+    with contextlib.suppress(OSError, UserError):  # without a cache folder the next run checks all of them again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{memory}.lock"):  # of several processes, each adds what it has checked
+            every = sorted(keys | _remembered(memory))
+            atomic_write(memory, lambda file: file.write("\n".join(every).encode()))
