@@ -1,9 +1,12 @@
 """The command ``fastcnn``: train, predict, tune, explain, summary, doctor."""
 
+import codecs
+import io
 import os
 import re
 import sys
 import traceback
+import unicodedata
 from typing import Annotated
 
 import torch
@@ -11,7 +14,7 @@ import typer
 
 import fastcnn
 from fastcnn import front
-from fastcnn.console import environment, terminal
+from fastcnn.console import environment
 from fastcnn.console.errors import Interrupted, OptionError, UserError, require
 from fastcnn.console.models import build_model, default_input_size, score_shape
 from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
@@ -20,7 +23,6 @@ from fastcnn.predict.command import predict
 from fastcnn.train.command import train
 from fastcnn.train.distributed import Silenced
 from fastcnn.tune.command import tune
-from fastcnn.tuning.overview import overview
 
 app = typer.Typer(
     add_completion=False,
@@ -94,7 +96,7 @@ def doctor(debug: Debug = False) -> None:
         rows.append((f"backend {name}", state + built))
     choice = os.environ.get("FASTCNN_BACKEND")
     origin = "set by FASTCNN_BACKEND" if choice else "the default"
-    rows += [("", ""), *overview(), ("", ""), ("backend in use", f"{choice or 'auto'} ({origin})")]
+    rows += [("", ""), *environment.tables_and_proofs(), ("", ""), ("backend in use", f"{choice or 'auto'} ({origin})")]
     rows.append(("front", f"left out: {front.problem}" if front.problem else "runs planned calls"))
     for key, value in rows:
         typer.echo(f"{key:16}{value}".rstrip())
@@ -102,7 +104,7 @@ def doctor(debug: Debug = False) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
-    terminal.show_anything()
+    _show_anything()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return app(arguments, prog_name="fastcnn", standalone_mode=False) or 0
@@ -135,6 +137,22 @@ def _explained(error: Exception) -> tuple[str, int]:
     return f"{type(error).__name__}: {text}", 1
 
 
+def _show_anything() -> None:
+    """Let stdout and stderr replace what their encoding does not have, instead of raising UnicodeEncodeError."""
+    codecs.register_error("fastcnn.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fastcnn.plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end].translate(DRAWN)
+    ascii = unicodedata.normalize("NFKD", missing).encode("ascii", "replace").decode()
+    return ascii, error.end
+
+
+DRAWN = str.maketrans("─━│┃├└┌┐┘┤╴╸╺•✓\u00d7µ→►", "--||++++++---**xu>>")  # the nearest of ASCII
 # typer reports wrong values in the words of its validation library.
 PLAIN_WORDS = (
     (r"Value error, ", ""),

@@ -23,7 +23,7 @@ _TAKE_ANY_OPERATOR = frozenset(
         "torch.utils.flop_counter",
     }
 )
-_PLAIN = (Tensor, Parameter)
+PLAIN = (Tensor, Parameter)
 
 # By operator, of any backend, how many FLOPs a call takes, as torch.utils.flop_counter counts them.
 FLOPS: dict[Any, Callable[..., int]] = {}
@@ -38,12 +38,17 @@ def constant_while_compiling(function: Callable[..., Any]) -> Callable[..., Any]
 def lacks_rule(arguments: tuple[Any, ...]) -> str:
     """Say which tensor subclass or transform has no rule for our operators, or return an empty string."""
     for each in arguments:
-        if type(each) not in _PLAIN and isinstance(each, Tensor) and _dispatches(type(each)):
-            return f"has no rule for tensors of type {type(each).__name__}"
+        kind: Any = type(each)
+        if kind in PLAIN or not isinstance(each, Tensor) or _takes_any_operator(kind):
+            continue
+        if kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:  # it has one of its own
+            return f"has no rule for tensors of type {kind.__name__}"
     if torch.compiler.is_compiling():
         return ""
     if torch._C._len_torch_dispatch_stack():
-        _teach_counters()
+        for mode in _get_current_dispatch_mode_stack():  # active FLOP counters of torch, whose module is slow to import
+            if hasattr(mode, "counter") and hasattr(mode.counter, "flop_registry"):
+                mode.counter.flop_registry.update(FLOPS)
     if torch._C._are_functorch_transforms_active():
         kinds = torch._C._functorch.TransformType
         for level in torch._C._functorch.get_interpreter_stack() or ():
@@ -55,7 +60,7 @@ def lacks_rule(arguments: tuple[Any, ...]) -> str:
 def watcher(arguments: tuple[Any, ...]) -> str:
     """Say which tensor subclass or mode is to see the calls of the stock layers, or return an empty string."""
     for each in arguments:
-        if type(each) not in _PLAIN and isinstance(each, Tensor) and not _takes_any_operator(type(each)):
+        if type(each) not in PLAIN and isinstance(each, Tensor) and not _takes_any_operator(type(each)):
             return f"tensors of type {type(each).__name__} see the stock layers' calls"
     return "a mode of torch sees the stock layers' calls" if is_watched() else ""
 
@@ -71,16 +76,3 @@ def is_watched() -> bool:
 
 def _takes_any_operator(kind: type) -> bool:
     return kind.__module__ in _TAKE_ANY_OPERATOR or getattr(kind, "takes_any_operator", False)
-
-
-def _dispatches(kind: Any) -> bool:
-    """Whether a tensor subclass has its own ``__torch_dispatch__``, and does not take any operator."""
-    own = kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
-    return own and not _takes_any_operator(kind)
-
-
-def _teach_counters() -> None:
-    """Register our operators with active FLOP counters of torch; at import this would import a slow module."""
-    for mode in _get_current_dispatch_mode_stack():
-        if hasattr(mode, "counter") and hasattr(mode.counter, "flop_registry"):
-            mode.counter.flop_registry.update(FLOPS)

@@ -41,30 +41,26 @@ Listener = Callable[[str, tuple[Any, ...], Route], None]
 _listeners: list[Listener] = []
 
 
-class Least(NamedTuple):
-    """The elements of an input from which a backend beats the stock layers: with fewer, stock is as fast."""
-
-    values: int = 0  # where no gradient is asked for
-    gradients: int = 0
-
-
 NEVER = 2**62
 
 
 class Fastest(NamedTuple):
-    """Where a backend has been measured to beat the stock layers."""
+    """Where a backend has been measured to beat the stock layers.
+
+    By layout: from how many elements of the input on, where no gradient is asked for and where one is.
+    """
 
     backend: str
     dtypes: tuple[torch.dtype, ...]
-    nchw: Least = Least()
-    channels_last: Least = Least()
+    nchw: tuple[int, int] = (0, 0)
+    channels_last: tuple[int, int] = (0, 0)
     without_front: int = 0  # the least without the front: the Python path costs more than a small kernel saves
 
     def least(self, arguments: tuple[Any, ...]) -> int:
         """Return how many elements the input must have, by its layout and whether a gradient is asked for."""
         least = self.nchw if arguments[0].is_contiguous() else self.channels_last
         asked = torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
-        return max(least.gradients if asked else least.values, self.without_front if front.problem else 0)
+        return max(least[asked], self.without_front if front.problem else 0)
 
 
 # What `auto` takes for an op on a device type if no table has the call. An entry needs parity and a time measured on
@@ -78,13 +74,13 @@ STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "conv_bn", "conv_relu
 _NARROW = torch.float32, torch.bfloat16
 _FLOAT = (torch.float32,)
 FASTEST: dict[tuple[str, str], Fastest] = {
-    ("cpu", "bn_relu"): Fastest("cpu", _FLOAT, channels_last=Least(NEVER, NEVER), without_front=2**18),
+    ("cpu", "bn_relu"): Fastest("cpu", _FLOAT, channels_last=(NEVER, NEVER), without_front=2**18),
     ("cpu", "bn_relu_pool"): Fastest("cpu", _FLOAT, without_front=2**18),
-    ("cpu", "bn_relu_running"): Fastest("cpu", _FLOAT, channels_last=Least(gradients=NEVER), without_front=2**18),
+    ("cpu", "bn_relu_running"): Fastest("cpu", _FLOAT, channels_last=(0, NEVER), without_front=2**18),
     ("cpu", "conv_relu_pool"): Fastest("cpu", _NARROW, without_front=3 * 2**14),
     ("cpu", "lrn"): Fastest("cpu", _NARROW),
     ("cpu", "lrn_pool"): Fastest("cpu", _NARROW),
-    ("cpu", "max_pool"): Fastest("cpu", _NARROW, Least(0, 2**15), Least(0, 2**17), without_front=2**17),
+    ("cpu", "max_pool"): Fastest("cpu", _NARROW, (0, 2**15), (0, 2**17), without_front=2**17),
 }
 
 

@@ -64,7 +64,7 @@ MAY_IMPORT = {
         "warm_up",
         *PUBLIC,
     },  # it times what the backends have
-    "cli": {"cli", "front", "console", "explain", "predict", "train", "tune", "tuning", *PUBLIC},
+    "cli": {"cli", "front", "console", "explain", "predict", "train", "tune", *PUBLIC},
     "__main__": {"cli", *PUBLIC},
 }
 TESTS_MAY_IMPORT = {"console", "train", "predict", "tune", "cli", *PUBLIC}

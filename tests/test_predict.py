@@ -25,7 +25,7 @@ from torchvision.models import AlexNet_Weights
 from training_processes import SETTINGS, TinyAlexNet, train, write_images
 
 from fastcnn.cli import main
-from fastcnn.console import checkpoint, devices
+from fastcnn.console import checkpoint, options
 from fastcnn.nn import Normalize
 from fastcnn.predict import classifier, command
 from fastcnn.train import Settings
@@ -320,7 +320,7 @@ def test_mistake_is_one_line(name: str, hub: Hub, trained: Path, photos: Path, c
     assert message in captured.err
 
 
-@pytest.mark.parametrize("module", [command, devices])
+@pytest.mark.parametrize("module", [command, options])
 def test_examples_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted

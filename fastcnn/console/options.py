@@ -6,6 +6,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
+import fastcnn
+from fastcnn.console.errors import OptionError
+
 InputSize = Annotated[
     str | None, typer.Option(metavar="C,H,W", help="Size of one input; by default what the model is made for.")
 ]
@@ -53,3 +56,35 @@ def parse_options(texts: list[str] | None) -> dict[str, Any]:
 def default_device() -> str:
     """Return the device that is used without ``--device``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_backend(name: str) -> None:
+    """Raise an OptionError that tells why a backend cannot be chosen here, if so."""
+    known = fastcnn.backends()
+    if name not in known:
+        raise OptionError(f"--backend {name}: expected one of {', '.join(known)}")
+    if reason := known[name].reason:
+        raise OptionError(f"--backend {name} is not available here: {reason}")
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of a name, which may not be here; raise an OptionError for one that torch does not know.
+
+    Example:
+        >>> device_named("cuda:1").index
+        1
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name}: not a device of torch, for example cpu, cuda or cuda:1") from error
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device of a name, once it has held a tensor; raise an OptionError for one that is not here."""
+    device = device_named(name)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise OptionError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device

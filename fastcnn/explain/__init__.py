@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastcnn.explain.layers import Row, alone, stages
+from fastcnn.explain.layers import Row, alone, stages, stages_run
 from fastcnn.fuse import fused
 
 MOST_OF_NAMES, LEAST_OF_REASONS = 26, 12  # columns of the table
@@ -70,10 +70,8 @@ def explain(model: nn.Module, input: Tensor | Sequence[Any] | None = None) -> Ex
         0, 1    conv+relu  1x3x9x9  torch  the backend asked for
         2                                  Conv2d last of its row
     """
-    from fastcnn.explain import noting  # it brings in much of torch that nobody else needs
-
     with fused(model):
-        rows, layers = stages(model) if input is None else noting.run(model, input)
+        rows, layers = stages(model) if input is None else stages_run(model, input)
         return Explanation([*rows, *alone(model, layers)])
 
 

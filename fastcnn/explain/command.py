@@ -12,10 +12,9 @@ import torch
 import typer
 from torch import nn
 
-from fastcnn.console.devices import usable_device
 from fastcnn.console.errors import OptionError, UserError, require
 from fastcnn.console.models import build_model, default_input_size
-from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options
+from fastcnn.console.options import Debug, InputSize, Options, parse_input_size, parse_options, usable_device
 from fastcnn.explain import explain as explain_model
 
 TRIED = logging.getLogger("torch._subclasses.fake_tensor")  # logs a traceback of each error that is raised as well

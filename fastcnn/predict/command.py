@@ -15,10 +15,9 @@ from rich.text import Text
 from torch import Tensor
 
 import fastcnn
-from fastcnn.console.devices import check_backend, usable_device
 from fastcnn.console.errors import UserError, require, said
 from fastcnn.console.images import open_image
-from fastcnn.console.options import Backend, Debug, Device, default_device
+from fastcnn.console.options import Backend, Debug, Device, check_backend, default_device, usable_device
 from fastcnn.predict.classifier import DEFAULT_MODEL, Classifier, load
 
 WIDTH = 80

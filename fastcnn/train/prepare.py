@@ -10,7 +10,6 @@ from rich.console import Console
 from torch import nn
 
 import fastcnn
-from fastcnn.console.devices import check_backend, device_named
 from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.models import (
     abridged,
@@ -20,6 +19,7 @@ from fastcnn.console.models import (
     normalize_first,
     pretrained_classifier,
 )
+from fastcnn.console.options import check_backend, device_named
 from fastcnn.train.data import Dataset, Feed, load_idx_dataset
 from fastcnn.train.distributed import DataParallel, OneProcess, World
 from fastcnn.train.folder import FolderData

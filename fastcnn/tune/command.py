@@ -8,11 +8,20 @@ import typer
 from rich.console import Console
 
 from fastcnn.available import KERNEL_BACKENDS
-from fastcnn.console.devices import check_backend, usable_device
 from fastcnn.console.errors import OptionError, UserError
 from fastcnn.console.images import STATISTICS
 from fastcnn.console.models import build_model, default_input_size, normalize_first
-from fastcnn.console.options import Debug, Device, InputSize, Options, default_device, parse_input_size, parse_options
+from fastcnn.console.options import (
+    Debug,
+    Device,
+    InputSize,
+    Options,
+    check_backend,
+    default_device,
+    parse_input_size,
+    parse_options,
+    usable_device,
+)
 from fastcnn.tune.report import summary, table
 from fastcnn.tune.run import MODES
 from fastcnn.tune.run import tune as run_tuning

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcnn.overrides import PLAIN
 from fastcnn.tuning import proof, telling
 from fastcnn.tuning.attempts import Attempts, Lost
 from fastcnn.tuning.call import batch_of, key_of, text
@@ -35,8 +36,6 @@ HOPELESS = 1.5  # a candidate that first takes this many times stock's seconds i
 CAPTURING = "nothing is tried while a graph is captured"
 BUSY = "another thread is trying a stage"
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _one = threading.Lock()
 
 
@@ -76,9 +75,9 @@ def run(op: str, arguments: tuple[Any, ...]) -> str:
 def _unfit(op: str, arguments: tuple[Any, ...]) -> str:
     """Say why no call of this kind is tried, or return an empty string."""
     input = arguments[0]
-    if any(isinstance(each, Tensor) and type(each) not in _PLAIN for each in arguments):
+    if any(isinstance(each, Tensor) and type(each) not in PLAIN for each in arguments):
         return "tried at its first eager call"
-    if input.dtype not in _DTYPES or input.numel() == 0:
+    if input.dtype not in proof.DTYPES or input.numel() == 0:
         return f"no kernel takes {input.dtype}" if input.numel() else "an empty batch is not tried"
     return (
         "a trial compares one output, and this call returns indices too" if op == "max_pool" and arguments[-1] else ""
