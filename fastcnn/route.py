@@ -232,9 +232,6 @@ def _by_kind_of_device(op: str, arguments: tuple[Any, ...], why: str) -> Route:
     return Route(entry.backend, None, MEASURED_KIND)
 
 
-_SILENT = (STOCK_ON_THIS_KIND, TOO_SMALL)  # not logged: nothing that a user would want to change
-
-
 def _unmeasured(dtype: torch.dtype, why: str = "") -> str:
     return f"{UNMEASURED} and {dtype} on this device" + (f" ({why})" if why else "")
 
@@ -249,8 +246,8 @@ def _say_once(level: int, message: str) -> None:
 
 
 def _say_stock(function: str, reason: str, device: str) -> None:
-    """Log why the stock layers run."""
-    if reason not in _SILENT and not reason.startswith("measured"):
+    """Log why the stock layers run, unless they are as fast."""
+    if reason not in (STOCK_ON_THIS_KIND, TOO_SMALL) and not reason.startswith("measured"):
         _say_once(logging.INFO, f"{function} runs the stock layers: {reason} ({device})")
 
 

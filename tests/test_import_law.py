@@ -22,7 +22,7 @@ GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradien
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: nn -> stages ->
 # functional -> ops -> route -> tuning -> backend, and explain and models -> fuse -> rewrite -> nn; shapes, calls,
-# algorithms and available are leaves. The backend finds kernels by name, when first used. The commands (train, tune,
+# and available are leaves. The backend finds kernels by name, when first used. The commands (train, tune,
 # predict, and each folder's command.py) stand on console, never on each other's.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}
 MAY_IMPORT = {
@@ -41,16 +41,15 @@ MAY_IMPORT = {
     "optim": {"backend", "route"},
     "calls": set(),
     "functional": {"functional", "ops", "shapes"},
-    "ops": {"ops", "front", "route", "backend", "algorithms", "overrides", "parameters", "shapes"},
+    "ops": {"ops", "front", "route", "backend", "overrides", "parameters", "shapes"},
     "triton": {"triton", "shapes"},
     "front": {"available", "backend"},
     "route": {"available", "backend", "front", "overrides", "parameters", "tuning"},
-    "tuning": {"tuning", "algorithms", "available", "backend", "overrides", "parameters", "shapes"},
+    "tuning": {"tuning", "available", "backend", "overrides", "parameters", "shapes"},
     "parameters": set(),
     "overrides": set(),
-    "backend": {"algorithms", "available"},
+    "backend": {"available"},
     "shapes": set(),
-    "algorithms": set(),
     "available": set(),
     "_entry": set(),
     "console": {"console", "tuning", *PUBLIC},

@@ -60,7 +60,7 @@ def stages(model: nn.Module) -> tuple[list[Row], set[int]]:
     for module, analysis in analyses:
         role = role_of(module)
         if role in ("pool", "lrn"):  # the same forward pools with any settings
-            if id(module) not in fused and _runs(module):
+            if id(module) not in fused and roles.role_of(module):
                 add((module,), ("",), (role,))
         elif is_row(module) and id(module) not in walked | inner:
             add_parts(tuple(module._modules.values()))
@@ -70,7 +70,7 @@ def stages(model: nn.Module) -> tuple[list[Row], set[int]]:
                 add_parts(tuple(analysis.layers[found.texts[0]].children()))
             elif roles.ROW in found.roles:
                 add_parts(layers)
-            elif all(_runs(layer) for layer in layers if isinstance(layer, nn.Module)):
+            elif all(roles.role_of(layer) for layer in layers if isinstance(layer, nn.Module)):
                 add(layers, found.texts, found.roles)
     return rows, fused
 
@@ -175,10 +175,6 @@ def _analyses(model: nn.Module) -> tuple[list[tuple[nn.Module, Analysis]], set[i
     modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
     analyses = [(module, analyse(module)) for module in modules]
     return analyses, {each for _, analysis in analyses for each in analysis.walked}
-
-
-def _runs(layer: nn.Module) -> bool:
-    return roles.role_of(layer) is not None
 
 
 def _own_reason(layer: nn.Module) -> str:

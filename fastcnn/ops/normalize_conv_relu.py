@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastcnn.algorithms import JOINED
+from fastcnn.backend import JOINED
 from fastcnn.ops import autograd, convolution, normalize
 from fastcnn.ops.conv_relu import OP
 from fastcnn.ops.record import IMAGES, POOL, Op

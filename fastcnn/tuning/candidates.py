@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from fastcnn.algorithms import ALGORITHMS, GRADIENTS, JOINED
 from fastcnn.available import backends
-from fastcnn.backend import configurations
+from fastcnn.backend import ALGORITHMS, GRADIENTS, JOINED, configurations
 from fastcnn.tuning.table import Winner
 
 STOCK = Winner("torch", None)

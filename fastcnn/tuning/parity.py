@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastcnn.available import poison
 from fastcnn.backend import only_here
+from fastcnn.parameters import RECORDS, RUNNING
 from fastcnn.tuning.attempts import Attempts, Lost
 from fastcnn.tuning.call import setting_of
 from fastcnn.tuning.stage import Stage
@@ -70,7 +71,8 @@ class Reference:
         self._memory: Any = _poisoned if poison else nullcontext
         # Values of full precision for the output, but not in TF32, to which an algorithm may round in more than one
         # way; for gradients such as leave no winner or sign to chance.
-        in_tf32 = stage.dtype == torch.float32 and setting_of(stage.op, device.type) == "tf32"
+        computed_in = stage.tensors["weight" if RECORDS[stage.op].normalizes else "input"].dtype
+        in_tf32 = computed_in == torch.float32 and setting_of(stage.op, device.type) == "tf32"
         full = stage.draw(device, rounded=in_tf32) if own is None else own
         with only_here("torch"), self._memory():
             self._draws = [self._expect(full, gradients=False)]
@@ -134,7 +136,7 @@ def _widened(tensor: Tensor) -> Tensor:
 
 def _run(stage: Stage, tensors: dict[str, Tensor], cotangent: Tensor | None) -> Results:
     """Return what a call gives; the running statistics it updates are copies."""
-    running = {name: tensors[name].clone() for name in stage.running if name in tensors}
+    running = {name: tensors[name].clone() for name in RECORDS[stage.op].named(RUNNING) if name in tensors}
     with torch.set_grad_enabled(cotangent is not None):
         output = stage.call(tensors | running)
     results = {"output": output.detach()} | {f"{name} after the call": each for name, each in running.items()}

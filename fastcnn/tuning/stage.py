@@ -58,19 +58,9 @@ class Stage(NamedTuple):
         return tuple(given[name] for name in RECORDS[self.op].names)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype that it computes in: the input's, or the weight's for images that it normalizes."""
-        return self.tensors["weight" if RECORDS[self.op].normalizes else "input"].dtype
-
-    @property
     def activations(self) -> tuple[str, ...]:
         """Return the names of its activations."""
         return RECORDS[self.op].named(ACTIVATION)
-
-    @property
-    def running(self) -> tuple[str, ...]:
-        """Return the names of the statistics that a call in training updates."""
-        return RECORDS[self.op].named(RUNNING)
 
     @property
     def trains(self) -> bool:
@@ -103,7 +93,7 @@ class Stage(NamedTuple):
             values = torch.full_like(values, CONSTANTS[name])
         elif like.dtype == torch.uint8:
             values = (values > 0) * 255.0 if rounded else values.mul(64).add(128).clamp(0, 255)
-        elif name in self.running:
+        elif name in RECORDS[self.op].named(RUNNING):
             values = values.abs() + 0.5
         elif name not in self.activations:
             values /= max(math.prod(like.shape[1:]), 16) ** 0.5
