@@ -19,11 +19,6 @@ def stages_of(model: nn.Module, input: Tensor) -> list[Stage]:
 
     The model runs on the stock layers, so that shapes and layouts are those of training and inference: once as it is,
     and once more in evaluation if it has batch norms in training. Its buffers and modes stay.
-
-    Example:
-        >>> import torch, fastcnn
-        >>> [stage.op for stage in stages_of(fastcnn.MnistCNN(), torch.randn(8, 1, 28, 28))]
-        ['conv_relu_pool', 'conv_relu_pool', 'linear_relu']
     """
     seen: dict[str, Stage] = {}
 

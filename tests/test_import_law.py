@@ -21,7 +21,7 @@ STEMS += ("normalize", "normalize_conv_relu", "normalize_conv_relu_pool", "linea
 GRADIENTS = {"dgrad", "wgrad"}  # of every convolution: operators in ops/gradients.py, kernels in triton/convolution/
 
 # A layer is a file or folder right under fastcnn/; `fastcnn` itself is __init__.py. Arrows go one way: nn -> stages ->
-# functional -> ops -> route -> tuning -> backend, and explain and models -> fuse -> rewrite -> nn; shapes, calls,
+# functional -> ops -> route -> tuning -> backend, and explain and models -> fuse -> rewrite -> nn; shapes, calls
 # and available are leaves. The backend finds kernels by name, when first used. The commands (train, tune,
 # predict, and each folder's command.py) stand on console, never on each other's.
 PUBLIC = {"fastcnn", "functional", "nn", "optim", "models"}

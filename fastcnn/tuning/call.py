@@ -23,22 +23,19 @@ class Operand(NamedTuple):
 def call_of(op: str, arguments: tuple[Any, ...], setting: int | str | None) -> tuple[Any, ...]:
     """Summarize a call of an op's function in this process's present state; equal calls get the same winner.
 
-    Returns:
-        The op, the device, the arguments (a tensor as the fields of an `Operand`), whether grad mode is on, whether
-        torch.func transforms, autocast's dtype, and `setting_of`: in a plain tuple, which is faster to make than a
-        named one, and which Dynamo accepts as a constant.
+    A plain tuple, which is faster to make than a named one, and which Dynamo accepts as a constant. Tensors are the
+    fields of an `Operand`.
     """
     device = arguments[0].device
     autocast = torch.is_autocast_enabled(device.type)
+    given = [
+        (each.shape, each.stride(), each.dtype, each.requires_grad) if isinstance(each, Tensor) else each
+        for each in arguments
+    ]
     return (
         op,
         device,
-        tuple(
-            [
-                (each.shape, each.stride(), each.dtype, each.requires_grad) if isinstance(each, Tensor) else each
-                for each in arguments
-            ]
-        ),
+        tuple(given),
         torch.is_grad_enabled(),
         torch._C._are_functorch_transforms_active(),
         torch.get_autocast_dtype(device.type) if autocast else None,
