@@ -38,7 +38,6 @@ CONFIGURED = {
     ("triton", "tma"): ("convolution.hopper", "TMA"),
     ("triton", "warp_specialized"): ("convolution.hopper", "WARP_SPECIALIZED"),
 }
-_HAVE = ALGORITHMS | GRADIENTS  # the backends
 
 
 class Choice(NamedTuple):
@@ -56,7 +55,7 @@ class _Process:
 
 
 # An instance and a thread-local: Dynamo guards their attributes, so a compiled graph sees a change.
-_process = _Process()
+process = _Process()
 _thread = threading.local()
 
 # Functions without arguments: called in the thread whose choice has changed, and where a table of fastest backends has.
@@ -66,7 +65,7 @@ table_watchers: list[Callable[[], None]] = []
 
 def choice() -> Choice:
     """Return the choice that calls of this thread follow."""
-    return own_choice() or _process.choice
+    return own_choice() or process.choice
 
 
 def chosen() -> str:
@@ -78,11 +77,6 @@ def own_choice() -> Choice | None:
     """Return what this thread itself has chosen; None where it follows the process's choice."""
     mine: Choice | None = getattr(_thread, "choice", None)
     return mine
-
-
-def process_choice() -> Choice:
-    """Return the choice that holds for threads that have not made one themselves."""
-    return _process.choice
 
 
 def tables_changed() -> None:
@@ -107,13 +101,13 @@ def _ident() -> int:
 
 
 def _held() -> Choice | None:
-    return _process.choice if _in_main_thread() else own_choice()
+    return process.choice if _in_main_thread() else own_choice()
 
 
 def _set(wanted: Choice | None) -> None:
     """Set this thread's choice, in the main thread the process's; None: follow the process's choice again."""
     if _in_main_thread():
-        _process.choice, _thread.choice = wanted or Choice(), None
+        process.choice, _thread.choice = wanted or Choice(), None
     else:
         _thread.choice = wanted
     _tell(choice_watchers)
@@ -210,7 +204,8 @@ def _validate(name: str, algorithm: str | None) -> None:
             able = ", ".join(repr(each) for each, backends in known.items() if name in backends) or "no gradients"
             raise ValueError(f"algorithm: backend {name!r} has {able}{what and f' {what}'}, got {algorithm!r}")
     if parts and name not in KERNEL_BACKENDS:
-        able = ", ".join(repr(each) for each in KERNEL_BACKENDS if all(each in _HAVE[bare] for bare, _, _ in parts))
+        have = ALGORITHMS | GRADIENTS
+        able = ", ".join(repr(each) for each in KERNEL_BACKENDS if all(each in have[bare] for bare, _, _ in parts))
         wanted = f"one of {able}" if able else "and none has all of it"
         got = f"{name!r}, which {'chooses algorithms itself' if name == 'auto' else 'has none'}"
         needs = f"needs its backend named, {wanted} (use_backend, FASTCNN_BACKEND)"
@@ -229,7 +224,7 @@ def _read_environment() -> None:
     problem = unusable(name, algorithm)
     if problem:
         problem = f"environment variables FASTCNN_BACKEND, FASTCNN_ALGORITHM: {problem}"
-    _process.choice = Choice(problem=problem) if problem else Choice(name, algorithm)
+    process.choice = Choice(problem=problem) if problem else Choice(name, algorithm)
 
 
 def unusable(name: str, algorithm: str | None) -> str:

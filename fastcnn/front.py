@@ -40,7 +40,7 @@ def _number(choice: backend.Choice | None) -> int:
 def choose() -> None:
     """Tell the front which backend this thread and the process have chosen: every choice has plans of its own."""
     if _front:
-        _front.choose(_number(backend.own_choice()), _number(backend.process_choice()))
+        _front.choose(_number(backend.own_choice()), _number(backend.process.choice))
 
 
 def forget() -> None:

@@ -31,7 +31,6 @@ logger = logging.getLogger("fastcnn")
 SECONDS = 0.25  # the most that timing takes, roughly, without compilation
 ROUNDS, LEAST_ROUNDS = 5, 2
 IMAGES = 2  # the number compared with float64
-HOPELESS = 1.5  # a candidate that first takes this many times stock's seconds is not timed again
 
 CAPTURING = "nothing is tried while a graph is captured"
 BUSY = "another thread is trying a stage"
@@ -169,7 +168,7 @@ def _measured(
         )
         sound = [each for each in offered if _passes(reference, each, attempts)]
     share = SECONDS / ROUNDS / (len(sound) + 2) / 2
-    effort = Effort(ROUNDS, LEAST_ROUNDS, share, HOPELESS)
+    effort = Effort(ROUNDS, LEAST_ROUNDS, share, hopeless=1.5)
     _, _, entry = contest(stage, key, sound, place, attempts, effort, "trial")
     return entry if sound else entry | {"why": "no kernel passed its trial on this device"}
 
