@@ -27,9 +27,7 @@ def conv_arguments(input: Any, conv: nn.Conv2d) -> tuple[Any, ...]:
     if conv.padding_mode != "zeros":  # nn.Conv2d pads in a step of its own too
         input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
     weight, bias = _parameters(conv)
-    if turning.is_turned():
-        weight = turning.with_gradient_as_it_lies(weight)
-    return input, weight, bias, conv.stride, padding, conv.dilation, conv.groups
+    return input, turning.weight_of(weight), bias, conv.stride, padding, conv.dilation, conv.groups
 
 
 def _parameters(layer: Any) -> tuple[Any, Any]:

@@ -6,9 +6,9 @@ turns at each call; before the first convolution with more weights than activati
 the input and of the weights keep stock's strides (`with_gradient_as_it_lies`).
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,11 +24,7 @@ LEAST_ACTIVATIONS = 2**18
 _ROLES_IN_BLOCKS = frozenset({"conv", "bn", "relu", IDENTITY})  # of layers that read no strides
 
 
-class _Thread(threading.local):
-    is_turned = False
-
-
-_thread = _Thread()
+_turned = ContextVar("_turned", default=False)  # whether this thread runs a turned row
 
 
 def pays(input: Any, row: tuple[Any, ...]) -> bool:
@@ -110,16 +106,16 @@ def turn_back(output: Tensor) -> Tensor:
 @contextmanager
 def turned() -> Iterator[None]:
     """Let this thread's convolutions give their weights' gradients stock's strides, while the block runs."""
-    before, _thread.is_turned = _thread.is_turned, True
+    token = _turned.set(True)
     try:
         yield
     finally:
-        _thread.is_turned = before
+        _turned.reset(token)
 
 
-def is_turned() -> bool:
-    """Whether this thread runs a turned row."""
-    return not is_dynamo_compiling() and _thread.is_turned
+def weight_of(weight: Tensor) -> Tensor:
+    """Return a convolution's weight; in a turned row, `with_gradient_as_it_lies`."""
+    return with_gradient_as_it_lies(weight) if not is_dynamo_compiling() and _turned.get() else weight
 
 
 def with_gradient_as_it_lies(tensor: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ def test_what_takes_long_says_so(player, capsys, monkeypatch):
 
 
 def test_a_gpu_that_runs_stock_warns_once_with_the_command(player, monkeypatch):
+    monkeypatch.setattr("fastcnn.models.dropin._built", weakref.WeakSet())  # other tests' models may be alive
     monkeypatch.setenv("FASTCNN_TRIAL", "0")
     monkeypatch.setattr(Player, "by_default", True)
     with pytest.warns(UserWarning, match="fastcnn runs stock layers") as caught:
