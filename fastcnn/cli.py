@@ -38,8 +38,7 @@ app.command()(explain)
 
 @app.callback(invoke_without_command=True)
 def fastcnn_command(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     """Classic CNNs through fused kernels: train them, look at them, see what runs here.
 

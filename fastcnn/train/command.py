@@ -80,8 +80,7 @@ def train(
     ] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
     parallel: Annotated[
-        ParallelName,
-        typer.Option(help="Under torchrun. ddp: all data-parallel; owt: linear layers model-parallel."),
+        ParallelName, typer.Option(help="Under torchrun. ddp: all data-parallel; owt: linear layers model-parallel.")
     ] = "ddp",
     checkpoint_every: Annotated[
         int, typer.Option(min=0, help="Steps between checkpoints; 0: so often that they take 5% of the time.")

@@ -20,12 +20,7 @@ from fastcnn.triton.tiles import ceil_div, fits_int32, indices, laid_out, offset
 MOST_CHANNELS = 4  # of a packed convolution
 CHANNEL_MULTIPLE = 16  # of what space_to_depth makes: 32 bytes, a whole step of a matrix instruction
 BLOCK = 1024
-CONFIGS = (
-    Config(128, 64, 32, 8, 1),
-    Config(64, 64, 32, 4, 1),
-    Config(64, 32, 32, 4, 1),
-    Config(64, 16, 32, 4, 1),
-)
+CONFIGS = (Config(128, 64, 32, 8, 1), Config(64, 64, 32, 4, 1), Config(64, 32, 32, 4, 1), Config(64, 16, 32, 4, 1))
 
 
 @triton.jit

@@ -31,12 +31,7 @@ class Config(NamedTuple):
         return f"{self.block_m}x{self.block_n}x{self.block_k}w{self.num_warps}s{self.num_stages}"
 
 
-CONFIGS = (
-    Config(128, 64, 32, 8, 3),
-    Config(64, 64, 32, 8, 3),
-    Config(64, 32, 32, 4, 3),
-    Config(64, 16, 32, 4, 3),
-)
+CONFIGS = (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 8, 3), Config(64, 32, 32, 4, 3), Config(64, 16, 32, 4, 3))
 EXACT = Config(64, 64, 16, 8, 3)  # of float32 without TF32, whose products take registers
 
 
