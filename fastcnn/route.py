@@ -60,7 +60,8 @@ class Fastest(NamedTuple):
         """Return how many elements the input must have, by its layout and whether a gradient is asked for."""
         least = self.nchw if arguments[0].is_contiguous() else self.channels_last
         asked = torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
-        return max(least[asked], self.without_front if front.problem else 0)
+        values, gradients = least  # torch 2.11 compiles no tuple indexed by a bool
+        return max(gradients if asked else values, self.without_front if front.problem else 0)
 
 
 # What `auto` takes for an op on a device type if no table has the call. An entry needs parity and a time measured on

@@ -159,7 +159,7 @@ class Op:
             route, prepared = self.route(arguments)
             if self.runs_stock(route, arguments):
                 return self.stock(*arguments)
-            return run(route, *prepared) if run else self.run(*prepared, route.backend)
+            return run(route, *prepared) if run is not None else self.run(*prepared, route.backend)
 
         self.runs_by(python)
 
