@@ -263,3 +263,11 @@ def test_pretrained_weights_without_torchvision_say_what_to_install(monkeypatch)
         ImportError, match=r"alexnet: weights='DEFAULT' needs torchvision.*pip install 'fastcnn\[train\]'"
     ):
         fastcnn.alexnet(weights="DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("model", "module"),
+    [("AlexNet", "alexnet"), ("AlexNet2012", "alexnet"), ("ConvNet", "convnet"), ("MnistCNN", "mnist"), ("VGG", "vgg")],
+)
+def test_whole_models_that_were_saved_find_their_classes(model, module):
+    assert getattr(fastcnn, model).__module__ == f"fastcnn.models.{module}"

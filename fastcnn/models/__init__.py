@@ -6,8 +6,9 @@ from typing import NamedTuple
 from torch import nn
 
 from fastcnn.models.alexnet import AlexNet, AlexNet2012, alexnet
+from fastcnn.models.convnet import ConvNet
+from fastcnn.models.mnist import MnistCNN
 from fastcnn.models.resnet import ResNetCifar, resnet_cifar
-from fastcnn.models.small import ConvNet, MnistCNN
 from fastcnn.models.vgg import (
     VGG,
     vgg11,
