@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -267,11 +267,7 @@ def _taken_in(layers: tuple[Any, ...], settings: tuple[Any, ...]) -> tuple[Any, 
     roles = roles_of(layers)
     while ROW in roles:
         layers, settings = (
-            tuple(
-                chain.from_iterable(
-                    each._modules.values() if role == ROW else (each,) for each, role in zip(row, roles)
-                )
-            )
+            tuple(one for each, role in zip(row, roles) for one in (each._modules.values() if role == ROW else (each,)))
             for row in (layers, settings)
         )
         roles = roles_of(layers)

@@ -272,3 +272,12 @@ def test_one_function_serves_a_norm_in_evaluation_without_running_statistics():
     fused.eval(), stock.eval()
     with torch.no_grad():
         torch.testing.assert_close(fused(images()), F.max_pool2d(stock[:3](images()), 2))
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "torch"])
+@torch.no_grad()
+def test_a_stride_of_zero_is_named_in_an_error(backend):
+    model = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())).eval()
+    model[0].stride = (0, 0)
+    with fastcnn.use_backend(backend), pytest.raises(RuntimeError, match="stride"):
+        model(torch.randn(2, 3, 16, 16))

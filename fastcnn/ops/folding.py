@@ -18,7 +18,7 @@ def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: T
     Only without gradients, and if the output has at least as many elements as the weight, which folding reads and
     writes. Under ``auto`` only where folding was measured to be faster, under ``torch`` never.
     """
-    if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES:
+    if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES or min(stride) < 1:
         return False
     if chosen() in ("auto", "torch") and _OP.route((input, weight, *parameters))[0].backend == "torch":
         return False
