@@ -67,6 +67,11 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Let what a file draws while it is imported depend on no other file."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the fused functions, in the order in which layers call them."""
