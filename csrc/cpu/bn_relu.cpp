@@ -26,7 +26,7 @@ Numbers::Numbers(const Norm& norm) {
 namespace {
 
 constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
-constexpr int64_t BLOCK = 1024;      // NCHW: elements that are summed in float32, before they are in float64
+constexpr int64_t BLOCK = 256;      // NCHW: elements that are summed in float32, before they are in float64
 
 template <class T, bool RELU>
 FASTCNN_CLONES void normalize_planes(const T* x, T* y, int64_t pixels, int64_t channels, int64_t first,

@@ -12,7 +12,7 @@
 namespace fastcnn::cpu {
 namespace {
 
-constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum of the bias gradient covers
+constexpr int64_t LINES_A_SUM = 16;  // NHWC: pixels that one partial sum of the bias gradient covers
 
 template <class T>
 FASTCNN_CLONES void relu_range(T* y, int64_t begin, int64_t end) {

@@ -19,11 +19,12 @@ FASTCNN_HOST_DEVICE float sum(const T* __restrict values, int64_t count) {
   for (int64_t i = whole; i < count; ++i) {
     lanes[i - whole] += static_cast<float>(values[i]);
   }
-  float total = 0.0f;
-  for (float lane : lanes) {
-    total += lane;
+  for (int64_t half = LANES / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) {
+      lanes[lane] += lanes[lane + half];
+    }
   }
-  return total;
+  return lanes[0];
 }
 
 // The sum of values in float64: exact to the last place of float32, as torch's own mean is.
