@@ -139,16 +139,14 @@ def assert_same(
     tensors: tuple[Tensor | None, ...],
     backend: tuple[str, str | None],
 ) -> None:
-    """Assert that NaN and infinities are where stock's are, and the contract for all other values."""
+    """Assert that output and gradients equal stock's, NaN and infinities included, but for the last places."""
     cotangents = cotangents_like(stock, tensors, 1)
-    plain = run(stock, tensors, cotangents)
-    exact = run(stock, tuple(None if t is None else t.double() for t in tensors), cotangents)
+    theirs = run(stock, tensors, cotangents)
     with fastcnn.use_backend(backend[0], algorithm=backend[1]):
         ours = run(fast, tensors, cotangents)
-    for mine, theirs, truth in zip(ours, plain, exact, strict=True):
-        finite = theirs.isfinite()
-        torch.testing.assert_close(mine[~finite], theirs[~finite], rtol=0, atol=0, equal_nan=True)
-        assert_within_twice(mine[finite], theirs[finite], truth[finite])
+    for mine, other in zip(ours, theirs, strict=True):
+        rtol, largest = 4 * torch.finfo(mine.dtype).eps, other.nan_to_num(0, 0, 0).abs().max().item()
+        torch.testing.assert_close(mine, other, rtol=rtol, atol=rtol * max(largest, 1), equal_nan=True)
 
 
 def specials(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -26,6 +26,7 @@ Numbers::Numbers(const Norm& norm) {
 namespace {
 
 constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
+constexpr int64_t LANES = 16;        // NHWC: channels whose numbers stay in registers
 constexpr int64_t BLOCK = 256;      // NCHW: elements that are summed in float32, before they are in float64
 
 template <class T, bool RELU>
@@ -58,6 +59,19 @@ FASTCNN_CLONES void normalize_pixels(
     }
   }
 }
+
+// The numbers of some neighbouring channels.
+struct Channels {
+  float mean[LANES] = {}, scale[LANES] = {}, bias[LANES] = {};
+
+  FASTCNN_HOST_DEVICE Channels(const Numbers& numbers, int64_t first, int64_t lanes) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      mean[lane] = numbers.mean[first + lane];
+      scale[lane] = numbers.scale[first + lane];
+      bias[lane] = numbers.bias[first + lane];
+    }
+  }
+};
 
 // The gradient that flows to the normalized value.
 template <class T, bool MASK>
@@ -95,26 +109,39 @@ FASTCNN_CLONES void sum_planes(const T* grad, const T* x, float* sums, int64_t p
   }
 }
 
+// The sums of `lanes` neighbouring channels of some NHWC pixels.
+template <class T, bool MASK>
+FASTCNN_HOST_DEVICE void sum_lanes(const T* __restrict grad, const T* __restrict x, float* total, float* total_times,
+    int64_t pixels, int64_t channels, const Channels& of, int64_t lanes) {
+  float sums[LANES] = {}, times[LANES] = {};
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const float value = static_cast<float>(x[p * channels + lane]);
+      const float flow =
+          flowing<T, MASK>(grad[p * channels + lane], value, of.mean[lane], of.scale[lane], of.bias[lane]);
+      sums[lane] += flow;
+      times[lane] += flow * (value - of.mean[lane]);
+    }
+  }
+  std::copy(sums, sums + lanes, total);
+  std::copy(times, times + lanes, total_times);
+}
+
 // The sums of the lines [begin, end) of LINES_A_SUM pixels: (lines, 2, C).
 template <class T, bool MASK>
 FASTCNN_CLONES void sum_lines(const T* grad, const T* x, float* sums, int64_t pixels, int64_t channels,
     const Numbers& numbers, int64_t begin, int64_t end) {
-  const float* __restrict mean = numbers.mean.data();
-  const float* __restrict scale = numbers.scale.data();
-  const float* __restrict bias = numbers.bias.data();
   for (int64_t line = begin; line < end; ++line) {
-    float* __restrict total = sums + line * 2 * channels;
-    float* __restrict times = total + channels;
-    std::fill(total, times + channels, 0.0f);
-    const int64_t last = std::min((line + 1) * LINES_A_SUM, pixels);
-    for (int64_t p = line * LINES_A_SUM; p < last; ++p) {
-      const T* __restrict from = grad + p * channels, * __restrict values = x + p * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        const float value = static_cast<float>(values[c]);
-        const float flow = flowing<T, MASK>(from[c], value, mean[c], scale[c], bias[c]);
-        total[c] += flow;
-        times[c] += flow * (value - mean[c]);
-      }
+    const int64_t first = line * LINES_A_SUM * channels, count = std::min(LINES_A_SUM, pixels - line * LINES_A_SUM);
+    float* total = sums + line * 2 * channels;
+    int64_t c = 0;
+    for (; c + LANES <= channels; c += LANES) {
+      sum_lanes<T, MASK>(grad + first + c, x + first + c, total + c, total + channels + c, count, channels,
+          Channels(numbers, c, LANES), LANES);
+    }
+    if (c < channels) {
+      sum_lanes<T, MASK>(grad + first + c, x + first + c, total + c, total + channels + c, count, channels,
+          Channels(numbers, c, channels - c), channels - c);
     }
   }
 }

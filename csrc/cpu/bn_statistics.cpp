@@ -39,43 +39,63 @@ FASTCNN_CLONES void planes_moments(const T* x, Partial* moments, int64_t pixels,
   }
 }
 
-// The means and the sums of squares of `lanes` neighbouring channels of some NHWC pixels.
+// Of `lanes` neighbouring channels of some NHWC pixels: about their means, and the sums and the squares of the
+// distances from it, with which merge_blocks corrects them.
 template <class T>
-FASTCNN_HOST_DEVICE void lanes_moments(
-    const T* __restrict x, double* mean, double* squares, int64_t pixels, int64_t channels, int64_t lanes) {
-  double sums[LANES] = {}, off[LANES] = {};
+FASTCNN_HOST_DEVICE void lanes_sums(
+    const T* __restrict x, float* sums, int64_t pixels, int64_t channels, int64_t lanes) {
+  float about[LANES] = {}, rest[LANES] = {}, squares[LANES] = {};
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      sums[lane] += static_cast<double>(static_cast<float>(x[p * channels + lane]));
+      about[lane] += static_cast<float>(x[p * channels + lane]);
     }
   }
-  for (double& each : sums) {
-    each /= static_cast<double>(pixels);
+  for (float& each : about) {
+    each /= static_cast<float>(pixels);
   }
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const double distance = static_cast<double>(static_cast<float>(x[p * channels + lane])) - sums[lane];
-      off[lane] += distance * distance;
+      const float distance = static_cast<float>(x[p * channels + lane]) - about[lane];
+      rest[lane] += distance;
+      squares[lane] += distance * distance;
     }
   }
-  std::copy(sums, sums + lanes, mean);
-  std::copy(off, off + lanes, squares);
+  std::copy(about, about + lanes, sums);
+  std::copy(rest, rest + lanes, sums + channels);
+  std::copy(squares, squares + lanes, sums + 2 * channels);
 }
 
-// The blocks [begin, end) of so many NHWC pixels: means, then sums of squares, (blocks, 2, C).
+// The blocks [begin, end) of so many NHWC pixels: (blocks, 3, C).
 template <class T>
-FASTCNN_CLONES void pixels_moments(
-    const T* x, double* moments, int64_t pixels, int64_t lines, int64_t channels, int64_t begin, int64_t end) {
+FASTCNN_CLONES void pixels_sums(
+    const T* x, float* sums, int64_t pixels, int64_t lines, int64_t channels, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block) {
-    double* mean = moments + block * 2 * channels;
+    float* to = sums + block * 3 * channels;
     const T* from = x + block * lines * channels;
     const int64_t count = std::min(lines, pixels - block * lines);
     int64_t c = 0;
     for (; c + LANES <= channels; c += LANES) {
-      lanes_moments(from + c, mean + c, mean + channels + c, count, channels, LANES);
+      lanes_sums(from + c, to + c, count, channels, LANES);
     }
     if (c < channels) {
-      lanes_moments(from + c, mean + c, mean + channels + c, count, channels, channels - c);
+      lanes_sums(from + c, to + c, count, channels, channels - c);
+    }
+  }
+}
+
+FASTCNN_CLONES void merge_blocks(
+    const float* sums, double* means, double* squares, int64_t pixels, int64_t lines, int64_t channels) {
+  for (int64_t first = 0; first < pixels; first += lines, sums += 3 * channels) {
+    const float *about = sums, *rest = sums + channels, *off = rest + channels;
+    const double before = static_cast<double>(first), count = static_cast<double>(std::min(lines, pixels - first));
+    const double one = 1.0 / count, share = count / (before + count);
+#pragma GCC ivdep
+    for (int64_t c = 0; c < channels; ++c) {
+      const double near = about[c], missed = rest[c] * one;
+      Partial all{means[c], squares[c], before};
+      all.merge({near - near == 0.0 ? near + missed : near, off[c] - rest[c] * missed, count}, share);
+      means[c] = all.mean;
+      squares[c] = all.squares;
     }
   }
 }
@@ -96,16 +116,13 @@ std::vector<Partial> channels_moments(const T* x, const Layout& layout) {
   const int64_t pixels = layout.images * layout.pixels,
                 lines = std::max(BLOCK_NHWC / std::max<int64_t>(channels, 1), FEWEST_PIXELS);
   const int64_t blocks = ceil_div(pixels, lines);
-  std::vector<double> moments(blocks * 2 * channels);
+  std::vector<float> sums(blocks * 3 * channels);
   parallel(blocks, lines * channels * 2,
-      [&](int64_t begin, int64_t end) { pixels_moments(x, moments.data(), pixels, lines, channels, begin, end); });
-  for (int64_t block = 0; block < blocks; ++block) {
-    const double* mean = moments.data() + block * 2 * channels;
-    const double count = static_cast<double>(std::min(lines, pixels - block * lines));
-    const double share = count / (static_cast<double>(block * lines) + count);
-    for (int64_t c = 0; c < channels; ++c) {
-      total[c].merge({mean[c], mean[channels + c], count}, share);
-    }
+      [&](int64_t begin, int64_t end) { pixels_sums(x, sums.data(), pixels, lines, channels, begin, end); });
+  std::vector<double> means(channels), squares(channels);
+  merge_blocks(sums.data(), means.data(), squares.data(), pixels, lines, channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    total[c] = {means[c], squares[c], static_cast<double>(pixels)};
   }
   return total;
 }
