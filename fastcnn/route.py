@@ -41,9 +41,6 @@ Listener = Callable[[str, tuple[Any, ...], Route], None]
 _listeners: list[Listener] = []
 
 
-NEVER = 2**62
-
-
 class Fastest(NamedTuple):
     """Where a backend has been measured to beat the stock layers.
 
@@ -68,16 +65,13 @@ class Fastest(NamedTuple):
 # such a device against stock torch; without an entry `auto` runs the stock layers.
 # CPU, by benchmarks/results/cpu/*.jsonl and the table in benchmarks/NOTES.md: conv_relu and linear_relu run stock, as
 # torch computes their matrix product either way; add_relu and folding a batch norm into its convolution (conv_bn) save
-# less than the noise; to make indices of a max-pool's codes (max_pool_indices) costs more than the pool. In
-# channels_last stock's batch norm is as fast as ours, but for the forward with running statistics (bn_relu_running); a
-# small max-pool with a gradient is as fast in stock. In bfloat16 torch has no LRN on the CPU outside autocast.
+# less than the noise; to make indices of a max-pool's codes (max_pool_indices) costs more than the pool; a small
+# max-pool with a gradient is as fast in stock. In bfloat16 torch has no LRN on the CPU outside autocast.
 STOCK_IS_AS_FAST = {("cpu", each) for each in ("add_relu", "conv_bn", "conv_relu", "linear_relu", "max_pool_indices")}
 _NARROW = torch.float32, torch.bfloat16
-_FLOAT = (torch.float32,)
 FASTEST: dict[tuple[str, str], Fastest] = {
-    ("cpu", "bn_relu"): Fastest("cpu", _FLOAT, channels_last=(NEVER, NEVER), without_front=2**18),
-    ("cpu", "bn_relu_pool"): Fastest("cpu", _FLOAT, without_front=2**18),
-    ("cpu", "bn_relu_running"): Fastest("cpu", _FLOAT, channels_last=(0, NEVER), without_front=2**18),
+    ("cpu", "bn_relu"): Fastest("cpu", _NARROW, without_front=2**18),
+    ("cpu", "bn_relu_pool"): Fastest("cpu", _NARROW, without_front=2**18),
     ("cpu", "conv_relu_pool"): Fastest("cpu", _NARROW, without_front=3 * 2**14),
     ("cpu", "lrn"): Fastest("cpu", _NARROW),
     ("cpu", "lrn_pool"): Fastest("cpu", _NARROW),
@@ -225,7 +219,7 @@ def _by_kind_of_device(op: str, arguments: tuple[Any, ...], why: str) -> Route:
         return Route("torch", None, _unmeasured(input.dtype, why))
     least = entry.least(arguments)
     if input.numel() < least:
-        return Route("torch", None, STOCK_ON_THIS_KIND if least == NEVER else TOO_SMALL)
+        return Route("torch", None, TOO_SMALL)
     if reason := MISSING[entry.backend]():
         # At the first use of what the build left out, as pip does not show that.
         _say_once(logging.WARNING, f"the stock layers run, as kernels are missing: {reason}; see `fastcnn doctor`")

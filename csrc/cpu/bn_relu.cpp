@@ -26,8 +26,6 @@ Numbers::Numbers(const Norm& norm) {
 namespace {
 
 constexpr int64_t LINES_A_SUM = 64;  // NHWC: pixels that one partial sum covers
-constexpr int64_t LANES = 16;        // NHWC: channels whose numbers stay in registers
-constexpr int64_t BLOCK = 256;      // NCHW: elements that are summed in float32, before they are in float64
 
 template <class T, bool RELU>
 FASTCNN_CLONES void normalize_planes(const T* x, T* y, int64_t pixels, int64_t channels, int64_t first,
@@ -73,12 +71,20 @@ struct Channels {
   }
 };
 
-// The gradient that flows to the normalized value.
+// The largest number that T rounds to zero: half its smallest, as ties go to the even one.
+template <class T>
+constexpr float LARGEST_ZERO = 0.0f;
+template <>
+constexpr float LARGEST_ZERO<BFloat16> = 0x1p-134f;
+template <>
+constexpr float LARGEST_ZERO<Half> = 0x1p-25f;
+
+// The gradient that flows to the normalized value, which ReLU masks where T rounds it to zero or below.
 template <class T, bool MASK>
 FASTCNN_HOST_DEVICE float flowing(T grad, float x, float mean, float scale, float bias) {
   const float value = static_cast<float>(grad);
   if constexpr (MASK) {
-    return relu_off(static_cast<float>(static_cast<T>(normalize(x, mean, scale, bias)))) ? 0.0f : value;
+    return normalize(x, mean, scale, bias) <= LARGEST_ZERO<T> ? 0.0f : value;
   }
   return value;
 }
@@ -87,21 +93,21 @@ FASTCNN_HOST_DEVICE float flowing(T grad, float x, float mean, float scale, floa
 template <class T, bool MASK>
 FASTCNN_CLONES void sum_planes(const T* grad, const T* x, float* sums, int64_t pixels, int64_t channels,
     const Numbers& numbers, int64_t begin, int64_t end) {
-  float flow[BLOCK], times[BLOCK];
   for (int64_t p = begin; p < end; ++p) {
     const int64_t c = p % channels;
     const float mean = numbers.mean[c], scale = numbers.scale[c], bias = numbers.bias[c];
     double total = 0.0, total_times = 0.0;
-    for (int64_t start = 0; start < pixels; start += BLOCK) {
-      const int64_t count = std::min(BLOCK, pixels - start);
+    for (int64_t start = 0; start < pixels; start += SUM_BLOCK) {
       const T* __restrict from = grad + p * pixels + start, * __restrict values = x + p * pixels + start;
-      for (int64_t i = 0; i < count; ++i) {
+      float flows[LANES] = {}, times[LANES] = {};
+      by_lanes(std::min(SUM_BLOCK, pixels - start), [&](int64_t i, int64_t lane) {
         const float value = static_cast<float>(values[i]);
-        flow[i] = flowing<T, MASK>(from[i], value, mean, scale, bias);
-        times[i] = flow[i] * (value - mean);
-      }
-      total += sum(flow, count);
-      total_times += sum(times, count);
+        const float flow = flowing<T, MASK>(from[i], value, mean, scale, bias);
+        flows[lane] += flow;
+        times[lane] += flow * (value - mean);
+      });
+      total += added(flows);
+      total_times += added(times);
     }
     float* to = sums + p / channels * 2 * channels + p % channels;
     to[0] = static_cast<float>(total);

@@ -12,35 +12,42 @@ namespace {
 constexpr int64_t BLOCK = 1024;       // NCHW: elements of a plane
 constexpr int64_t BLOCK_NHWC = 4096;  // values, at least FEWEST_PIXELS of each channel
 constexpr int64_t FEWEST_PIXELS = 64;
-constexpr int64_t LANES = 16;  // NHWC: channels whose sums stay in registers
 
-using Partial = Moments<double>;
+// What a block tells of its channels, in float32, (blocks, 3, C): about their means, and the sums and the squares of
+// the distances from it. Blocks divide runs of pixels: the planes of an image, or all pixels of NHWC.
+struct Blocks {
+  int64_t runs, pixels, size, channels;
+  std::vector<float> sums;
+
+  Blocks(int64_t runs, int64_t pixels, int64_t size, int64_t channels)
+      : runs(runs), pixels(pixels), size(size), channels(channels), sums(runs * of_run() * 3 * channels) {}
+
+  int64_t of_run() const { return ceil_div(pixels, size); }
+  int64_t count(int64_t block) const { return std::min(size, pixels - block * size); }
+};
 
 // The planes [begin, end) of an NCHW tensor.
 template <class T>
-FASTCNN_CLONES void planes_moments(const T* x, Partial* moments, int64_t pixels, int64_t begin, int64_t end) {
-  float block[BLOCK];
+FASTCNN_CLONES void planes_sums(const T* x, Blocks& blocks, int64_t begin, int64_t end) {
+  using Wide = std::conditional_t<std::is_same_v<T, float>, double, float>;  // a mean of float32 is exact in stock
+  const int64_t channels = blocks.channels, of_run = blocks.of_run();
   for (int64_t p = begin; p < end; ++p) {
-    Partial all{};
-    for (int64_t start = 0; start < pixels; start += BLOCK) {
-      const int64_t count = std::min(BLOCK, pixels - start);
-      const T* __restrict from = x + p * pixels + start;
-      const double mean = wide_sum(from, count) / static_cast<double>(count);
-      const float near = static_cast<float>(mean);
-      for (int64_t i = 0; i < count; ++i) {
-        const float off = static_cast<float>(from[i]) - near;
-        block[i] = off * off;
-      }
-      const double rest = mean - near;
-      all.merge({mean, std::max(sum(block, count) - rest * rest * static_cast<double>(count), 0.0),
-          static_cast<double>(count)});
+    float* to = blocks.sums.data() + p / channels * of_run * 3 * channels + p % channels;
+    for (int64_t block = 0; block < of_run; ++block, to += 3 * channels) {
+      const int64_t count = blocks.count(block);
+      const T* __restrict from = x + p * blocks.pixels + block * blocks.size;
+      const auto value = [&](int64_t i) { return static_cast<float>(from[i]); };
+      const Wide mean = sum_of<Wide>(count, value) / static_cast<Wide>(count);
+      const float about = static_cast<float>(mean);
+      const auto distance = [&](int64_t i) { return value(i) - about; };
+      to[0] = about;
+      to[channels] = static_cast<float>((mean - about) * static_cast<Wide>(count));
+      to[2 * channels] = sum_of<float>(count, [&](int64_t i) { return distance(i) * distance(i); });
     }
-    moments[p] = all;
   }
 }
 
-// Of `lanes` neighbouring channels of some NHWC pixels: about their means, and the sums and the squares of the
-// distances from it, with which merge_blocks corrects them.
+// `lanes` neighbouring channels of some NHWC pixels.
 template <class T>
 FASTCNN_HOST_DEVICE void lanes_sums(
     const T* __restrict x, float* sums, int64_t pixels, int64_t channels, int64_t lanes) {
@@ -65,66 +72,58 @@ FASTCNN_HOST_DEVICE void lanes_sums(
   std::copy(squares, squares + lanes, sums + 2 * channels);
 }
 
-// The blocks [begin, end) of so many NHWC pixels: (blocks, 3, C).
+// The blocks [begin, end) of an NHWC tensor.
 template <class T>
-FASTCNN_CLONES void pixels_sums(
-    const T* x, float* sums, int64_t pixels, int64_t lines, int64_t channels, int64_t begin, int64_t end) {
+FASTCNN_CLONES void pixels_sums(const T* x, Blocks& blocks, int64_t begin, int64_t end) {
+  const int64_t channels = blocks.channels;
   for (int64_t block = begin; block < end; ++block) {
-    float* to = sums + block * 3 * channels;
-    const T* from = x + block * lines * channels;
-    const int64_t count = std::min(lines, pixels - block * lines);
+    float* to = blocks.sums.data() + block * 3 * channels;
+    const T* from = x + block * blocks.size * channels;
     int64_t c = 0;
     for (; c + LANES <= channels; c += LANES) {
-      lanes_sums(from + c, to + c, count, channels, LANES);
+      lanes_sums(from + c, to + c, blocks.count(block), channels, LANES);
     }
     if (c < channels) {
-      lanes_sums(from + c, to + c, count, channels, channels - c);
+      lanes_sums(from + c, to + c, blocks.count(block), channels, channels - c);
     }
   }
 }
 
-FASTCNN_CLONES void merge_blocks(
-    const float* sums, double* means, double* squares, int64_t pixels, int64_t lines, int64_t channels) {
-  for (int64_t first = 0; first < pixels; first += lines, sums += 3 * channels) {
-    const float *about = sums, *rest = sums + channels, *off = rest + channels;
-    const double before = static_cast<double>(first), count = static_cast<double>(std::min(lines, pixels - first));
+// The means of the channels, and the sums of the squares of the distances from them.
+FASTCNN_CLONES void merge(const Blocks& blocks, double* means, double* squares) {
+  const int64_t channels = blocks.channels, of_run = blocks.of_run();
+  const float* about = blocks.sums.data();
+  double before = 0.0;
+  for (int64_t block = 0; block < blocks.runs * of_run; ++block, about += 3 * channels) {
+    const float *rest = about + channels, *off = rest + channels;
+    const double count = static_cast<double>(blocks.count(block % of_run));
     const double one = 1.0 / count, share = count / (before + count);
 #pragma GCC ivdep
     for (int64_t c = 0; c < channels; ++c) {
       const double near = about[c], missed = rest[c] * one;
-      Partial all{means[c], squares[c], before};
-      all.merge({near - near == 0.0 ? near + missed : near, off[c] - rest[c] * missed, count}, share);
+      const double mean = near - near == 0.0 ? near + missed : near;  // infinity stays
+      Moments<double> all{means[c], squares[c], before};
+      all.merge({mean, std::max(off[c] - rest[c] * missed, 0.0), count}, share);
       means[c] = all.mean;
       squares[c] = all.squares;
     }
+    before += count;
   }
 }
 
 template <class T>
-std::vector<Partial> channels_moments(const T* x, const Layout& layout) {
-  const int64_t channels = layout.channels;
-  std::vector<Partial> total(channels);
+Blocks channels_sums(const T* x, const Layout& layout) {
+  const int64_t channels = layout.channels, pixels = layout.images * layout.pixels;
   if (!layout.channels_last) {
-    std::vector<Partial> planes(layout.images * channels);
+    Blocks blocks(layout.images, layout.pixels, BLOCK, channels);
     parallel(layout.images * channels, layout.pixels * 2,
-        [&](int64_t begin, int64_t end) { planes_moments(x, planes.data(), layout.pixels, begin, end); });
-    for (size_t p = 0; p < planes.size(); ++p) {
-      total[p % channels].merge(planes[p]);
-    }
-    return total;
+        [&](int64_t begin, int64_t end) { planes_sums(x, blocks, begin, end); });
+    return blocks;
   }
-  const int64_t pixels = layout.images * layout.pixels,
-                lines = std::max(BLOCK_NHWC / std::max<int64_t>(channels, 1), FEWEST_PIXELS);
-  const int64_t blocks = ceil_div(pixels, lines);
-  std::vector<float> sums(blocks * 3 * channels);
-  parallel(blocks, lines * channels * 2,
-      [&](int64_t begin, int64_t end) { pixels_sums(x, sums.data(), pixels, lines, channels, begin, end); });
-  std::vector<double> means(channels), squares(channels);
-  merge_blocks(sums.data(), means.data(), squares.data(), pixels, lines, channels);
-  for (int64_t c = 0; c < channels; ++c) {
-    total[c] = {means[c], squares[c], static_cast<double>(pixels)};
-  }
-  return total;
+  Blocks blocks(1, pixels, std::max(BLOCK_NHWC / std::max<int64_t>(channels, 1), FEWEST_PIXELS), channels);
+  parallel(blocks.of_run(), blocks.size * channels * 2,
+      [&](int64_t begin, int64_t end) { pixels_sums(x, blocks, begin, end); });
+  return blocks;
 }
 
 }  // namespace
@@ -140,11 +139,13 @@ Tensor bn_relu_statistics(const Tensor& input) {
   float* to = mutable_data<float>(statistics);
   with_type("batch_norm", x, [&](auto type) {
     const auto* from = data<decltype(type)>(x);
-    const std::vector<Partial> total = channels_moments(from, shape);
+    std::vector<double> means(channels), squares(channels);
+    merge(channels_sums(from, shape), means.data(), squares.data());
+    const double count = static_cast<double>(shape.images * shape.pixels);
     for (int64_t c = 0; c < channels; ++c) {
-      to[c] = static_cast<float>(total[c].mean);
-      to[channels + c] = static_cast<float>(total[c].squares / total[c].count);
-      to[2 * channels + c] = static_cast<float>(total[c].squares / (total[c].count - 1.0));
+      to[c] = static_cast<float>(means[c]);
+      to[channels + c] = static_cast<float>(squares[c] / count);
+      to[2 * channels + c] = static_cast<float>(squares[c] / (count - 1.0));
     }
   });
   return statistics;

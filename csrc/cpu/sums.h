@@ -5,20 +5,12 @@
 
 namespace fastcnn::cpu {
 
-// The sum of values in float32: sixteen running sums, so that it vectorizes without reassociation.
-template <class T>
-FASTCNN_HOST_DEVICE float sum(const T* __restrict values, int64_t count) {
-  constexpr int64_t LANES = 16;
-  float lanes[LANES] = {};
-  const int64_t whole = count / LANES * LANES;
-  for (int64_t i = 0; i < whole; i += LANES) {
-    for (int64_t lane = 0; lane < LANES; ++lane) {
-      lanes[lane] += static_cast<float>(values[i + lane]);
-    }
-  }
-  for (int64_t i = whole; i < count; ++i) {
-    lanes[i - whole] += static_cast<float>(values[i]);
-  }
+constexpr int64_t LANES = 16;       // sums side by side, which vectorize without reassociation and stay in registers
+constexpr int64_t SUM_BLOCK = 256;  // values that are added up in float32, before they are in float64
+
+// Add up the lanes, in pairs: fewer roundings than one after another.
+template <class Real>
+FASTCNN_HOST_DEVICE Real added(Real (&lanes)[LANES]) {
   for (int64_t half = LANES / 2; half > 0; half /= 2) {
     for (int64_t lane = 0; lane < half; ++lane) {
       lanes[lane] += lanes[lane + half];
@@ -27,25 +19,37 @@ FASTCNN_HOST_DEVICE float sum(const T* __restrict values, int64_t count) {
   return lanes[0];
 }
 
-// The sum of values in float64: exact to the last place of float32, as torch's own mean is.
-template <class T>
-FASTCNN_HOST_DEVICE double wide_sum(const T* __restrict values, int64_t count) {
-  constexpr int64_t LANES = 16;
-  double lanes[LANES] = {};
+// Call term(i, lane) for i in [0, count), lane after lane.
+template <class Term>
+FASTCNN_HOST_DEVICE void by_lanes(int64_t count, const Term& term) {
   const int64_t whole = count / LANES * LANES;
   for (int64_t i = 0; i < whole; i += LANES) {
     for (int64_t lane = 0; lane < LANES; ++lane) {
-      lanes[lane] += static_cast<double>(static_cast<float>(values[i + lane]));
+      term(i + lane, lane);
     }
   }
   for (int64_t i = whole; i < count; ++i) {
-    lanes[i - whole] += static_cast<double>(static_cast<float>(values[i]));
+    term(i, i - whole);
   }
+}
+
+// The sum of term(i) for i in [0, count), a block of values at most if Real is float.
+template <class Real, class Term>
+FASTCNN_HOST_DEVICE Real sum_of(int64_t count, const Term& term) {
+  Real lanes[LANES] = {};
+  by_lanes(count, [&](int64_t i, int64_t lane) { lanes[lane] += static_cast<Real>(term(i)); });
+  return added(lanes);
+}
+
+// The sum of any number of values.
+template <class T>
+FASTCNN_HOST_DEVICE float sum(const T* __restrict values, int64_t count) {
   double total = 0.0;
-  for (double lane : lanes) {
-    total += lane;
+  for (int64_t start = 0; start < count; start += SUM_BLOCK) {
+    const T* __restrict from = values + start;
+    total += sum_of<float>(std::min(SUM_BLOCK, count - start), [&](int64_t i) { return static_cast<float>(from[i]); });
   }
-  return total;
+  return static_cast<float>(total);
 }
 
 // Add up partial sums, (lines, C), to (C,).

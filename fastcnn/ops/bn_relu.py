@@ -123,7 +123,6 @@ OP = Op(
     stock=reference,
     prepare=prepare,
     refuse=refuse,
-    measured=lambda *arguments: "bn_relu" if arguments[-3] is True else "bn_relu_running",  # by `training`
     takes_empty=False,
 )
 _statistics = OP.define("bn_relu_statistics", "(Tensor input) -> Tensor", _fake_statistics, stem="bn_statistics")
