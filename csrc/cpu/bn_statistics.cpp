@@ -47,19 +47,24 @@ FASTCNN_CLONES void planes_sums(const T* x, Blocks& blocks, int64_t begin, int64
   }
 }
 
-// `lanes` neighbouring channels of some NHWC pixels.
+// The sums of some NHWC pixels of so few channels that theirs stay in registers.
+template <class T>
+FASTCNN_HOST_DEVICE void add_lanes(const T* __restrict x, float* sums, int64_t pixels, int64_t channels) {
+  float lanes[LANES] = {};
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t lane = 0; lane < channels; ++lane) {
+      lanes[lane] += static_cast<float>(x[p * channels + lane]);
+    }
+  }
+  std::copy(lanes, lanes + channels, sums);
+}
+
+// The sums and squares of the distances of some NHWC pixels, `lanes` neighbouring channels, from `about`.
 template <class T>
 FASTCNN_HOST_DEVICE void lanes_sums(
     const T* __restrict x, float* sums, int64_t pixels, int64_t channels, int64_t lanes) {
   float about[LANES] = {}, rest[LANES] = {}, squares[LANES] = {};
-  for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      about[lane] += static_cast<float>(x[p * channels + lane]);
-    }
-  }
-  for (float& each : about) {
-    each /= static_cast<float>(pixels);
-  }
+  std::copy(sums, sums + lanes, about);
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const float distance = static_cast<float>(x[p * channels + lane]) - about[lane];
@@ -67,24 +72,38 @@ FASTCNN_HOST_DEVICE void lanes_sums(
       squares[lane] += distance * distance;
     }
   }
-  std::copy(about, about + lanes, sums);
   std::copy(rest, rest + lanes, sums + channels);
   std::copy(squares, squares + lanes, sums + 2 * channels);
 }
 
-// The blocks [begin, end) of an NHWC tensor.
+// The blocks [begin, end) of an NHWC tensor: read from memory pixel by pixel, then from the cache.
 template <class T>
 FASTCNN_CLONES void pixels_sums(const T* x, Blocks& blocks, int64_t begin, int64_t end) {
   const int64_t channels = blocks.channels;
   for (int64_t block = begin; block < end; ++block) {
-    float* to = blocks.sums.data() + block * 3 * channels;
-    const T* from = x + block * blocks.size * channels;
+    float* __restrict to = blocks.sums.data() + block * 3 * channels;
+    const T* __restrict from = x + block * blocks.size * channels;
+    const int64_t count = blocks.count(block);
+    if (channels == LANES) {
+      add_lanes(from, to, count, LANES);
+    } else if (channels < LANES) {
+      add_lanes(from, to, count, channels);
+    } else {
+      for (int64_t p = 0; p < count; ++p) {
+        for (int64_t c = 0; c < channels; ++c) {
+          to[c] += static_cast<float>(from[p * channels + c]);
+        }
+      }
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      to[c] /= static_cast<float>(count);
+    }
     int64_t c = 0;
     for (; c + LANES <= channels; c += LANES) {
-      lanes_sums(from + c, to + c, blocks.count(block), channels, LANES);
+      lanes_sums(from + c, to + c, count, channels, LANES);
     }
     if (c < channels) {
-      lanes_sums(from + c, to + c, blocks.count(block), channels, channels - c);
+      lanes_sums(from + c, to + c, count, channels, channels - c);
     }
   }
 }
