@@ -122,6 +122,11 @@ def choose(
     return route, prepared
 
 
+def is_open(op: str, input: Tensor) -> bool:
+    """Whether the route of an op that no table has may be a kernel's under `auto`, or somebody listens to it."""
+    return (device_type(input), op) in FASTEST or bool(_listeners)
+
+
 def _joins(op: str) -> bool:
     """Whether `auto` takes an op only by a table entry; without one, two stages run one after another."""
     return op in RECORDS and RECORDS[op].normalizes

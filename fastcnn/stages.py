@@ -112,7 +112,7 @@ def _folds(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> bool:
     """Whether the batch norm is constant and can be folded into the convolution."""
     if _uses_own_statistics(bn) or not isinstance(input, Tensor) or input.dim() != 4:
         return False
-    return folds(input, conv.stride, conv.weight, conv.bias, bn.weight, bn.bias)
+    return folds(input, conv.stride, *_parameters(conv), *_parameters(bn))
 
 
 def _folded_arguments(input: Any, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Any, ...]:
@@ -257,8 +257,8 @@ def run_stages(input: Any, layers: tuple[Any, ...], settings: tuple[Any, ...]) -
         parts, end_turned = _plans[roles]
     except KeyError:
         parts, end_turned = _plans[roles] = _plan(roles)
-    if end_turned and turning.pays(input, layers[:end_turned]):
-        input, parts = _run_turned(input, parts, layers, settings, end_turned)
+    if end_turned and (convolutions := turning.pays(input, layers[:end_turned])):
+        input, parts = _run_turned(input, parts, layers, settings, convolutions)
     return _run_parts(input, parts, layers, settings)
 
 
@@ -290,12 +290,16 @@ def _run_parts(input: Any, parts: tuple["Part", ...], layers: tuple[Any, ...], s
 
 
 def _run_turned(
-    input: Tensor, parts: tuple["Part", ...], layers: tuple[Any, ...], settings: tuple[Any, ...], end: int
+    input: Tensor,
+    parts: tuple["Part", ...],
+    layers: tuple[Any, ...],
+    settings: tuple[Any, ...],
+    convolutions: turning.Convolutions,
 ) -> tuple[Tensor, tuple["Part", ...]]:
     """Run the first parts in channels_last, as long as it pays, and return their output and the parts that are left."""
     input = turning.turn(input)
     with turning.turned():
-        while parts and parts[0].end <= end and turning.pays_still(input, layers[parts[0].start]):
+        while parts and parts[0].end <= len(convolutions) and turning.pays_still(input, convolutions[parts[0].start]):
             input = _run_parts(input, parts[:1], layers, settings)
             parts = parts[1:]
     return turning.turn_back(input), parts

@@ -6,6 +6,7 @@ turns at each call; before the first convolution with more weights than activati
 the input and of the weights keep stock's strides (`with_gradient_as_it_lies`).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,57 +18,75 @@ from torch.compiler import is_dynamo_compiling
 
 from fastcnn.backend import chosen
 from fastcnn.overrides import is_watched
-from fastcnn.roles import BLOCK, HOOKS, IDENTITY, role_of, roles_of
-from fastcnn.shapes import memory_format
+from fastcnn.roles import BLOCK, GROUPS, HOOKS, IDENTITY, roles_of
 
 LEAST_ACTIVATIONS = 2**18
 _ROLES_IN_BLOCKS = frozenset({"conv", "bn", "relu", IDENTITY})  # of layers that read no strides
 _turned = ContextVar("_turned", default=False)  # whether this thread runs a turned row
 
 
-def pays(input: Any, row: tuple[Any, ...]) -> bool:
-    """Whether a row of layers is faster in channels_last: measured with AlexNet, VGG-16, MnistCNN and ResNetCifar.
+Convolutions = list[list[nn.Conv2d]]  # of a row, by its layers
 
-    The first layer is a convolution or a block, the others are such or run in either layout too.
+
+def pays(input: Any, row: tuple[Any, ...]) -> Convolutions:
+    """Return the convolutions of a row that is faster in channels_last, or an empty list.
+
+    Measured with AlexNet, VGG-16, MnistCNN and ResNetCifar. The first layer is a convolution or a block, the others are
+    such or run in either layout too.
     """
     if type(input) is not Tensor or not input.is_cpu or input.dim() != 4 or chosen() != "auto":
-        return False
-    if _activations(input, _convolutions(row[0])[0]) < LEAST_ACTIVATIONS or not pays_still(input, row[0]):
-        return False
-    if input.shape[1] > 1 and _later_activations(input, row) < input.numel():
-        return False  # turning the input would take longer than what it saves
-    weights = [conv.__dict__["_parameters"].get("weight") for layer in row for conv in _convolutions(layer)]
-    if any(weight is None for weight in weights):
-        return False  # a look at a weight that is computed may change it
-    tensors = (input, *weights)
-    return (
-        all(each.is_cpu and each.dtype == torch.float32 for each in tensors)
-        and all(memory_format(each) == torch.contiguous_format for each in tensors)
+        return []
+    first = _convolutions(row[0])
+    if _activations(input, first[0]) < LEAST_ACTIVATIONS or not pays_still(input, first):
+        return []
+    convolutions = [first, *map(_convolutions, row[1:])]
+    if input.shape[1] > 1 and _later_activations(input, row, convolutions) < input.numel():
+        return []  # turning the input would take longer than what it saves
+    tensors = [input, *(conv.__dict__["_parameters"].get("weight") for each in convolutions for conv in each)]
+    if (
+        all(each is not None for each in tensors)  # a look at a weight that is computed may change it
+        and all(each.is_cpu and each.dtype == torch.float32 and _is_in_order(each) for each in tensors)
         and torch.backends.mkldnn.is_available()
         and not (torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active() or is_watched())
-        and all(_is_plain(layer) for layer in row if role_of(layer) == BLOCK)
-    )
+        and all(_is_plain(layer) for layer in row if _is_block(layer))
+    ):
+        return convolutions
+    return []
 
 
-def pays_still(input: Tensor, layer: Any) -> bool:
+def pays_still(input: Tensor, convolutions: list[nn.Conv2d]) -> bool:
     """Whether a layer of a turned row is no slower turned: a convolution has as many activations as weights."""
-    convolutions = _convolutions(layer)
-    if not convolutions:
-        return True
-    return _activations(input, convolutions[0]) >= max(conv.weight.numel() for conv in convolutions)
+    return not convolutions or _activations(input, convolutions[0]) >= max(map(_weights, convolutions))
+
+
+def _is_in_order(tensor: Tensor) -> bool:
+    """Whether a tensor is contiguous and not in channels_last, which those of one pixel or channel may be too."""
+    return tensor.is_contiguous() and tensor.stride(-1) == 1
+
+
+def _is_block(layer: Any) -> bool:
+    return GROUPS.get(getattr(type(layer), "forward", None)) == BLOCK
 
 
 def _convolutions(layer: Any) -> list[nn.Conv2d]:
     """Return a convolution, or those of a block."""
     if isinstance(layer, nn.Conv2d):
         return [layer]
-    inner = layer.modules() if isinstance(layer, nn.Module) and role_of(layer) == BLOCK else ()
-    return [each for each in inner if isinstance(each, nn.Conv2d)]
+    return [each for each in _within(layer) if isinstance(each, nn.Conv2d)] if _is_block(layer) else []
+
+
+def _within(module: nn.Module) -> list[nn.Module]:
+    """Return the modules in a module: `modules` takes longer, as it makes their names."""
+    found: list[nn.Module] = []
+    for child in module._modules.values():
+        if child is not None:
+            found += [child, *_within(child)]
+    return found
 
 
 def _is_plain(block: nn.Module) -> bool:
     """Whether nothing in a block sees strides: neither a hook nor a layer of another kind."""
-    layers = list(block.modules())[1:]
+    layers = _within(block)
     rows = [layer for layer in layers if type(layer) is nn.Sequential]
     roles = roles_of(layer for layer in layers if type(layer) is not nn.Sequential)
     return _ROLES_IN_BLOCKS.issuperset(roles) and not any(vars(row)[hooks] for row in rows for hooks in HOOKS)
@@ -75,7 +94,11 @@ def _is_plain(block: nn.Module) -> bool:
 
 def _activations(input: Tensor, conv: nn.Conv2d) -> int:
     down, right = _steps(conv)
-    return input.shape[0] * (input.shape[2] // down) * (input.shape[3] // right) * conv.weight.shape[0]
+    return input.shape[0] * (input.shape[2] // down) * (input.shape[3] // right) * conv.out_channels
+
+
+def _weights(conv: nn.Conv2d) -> int:
+    return conv.out_channels * (conv.in_channels // conv.groups) * math.prod(conv.kernel_size)
 
 
 def _steps(layer: Any) -> tuple[int, int]:
@@ -85,14 +108,13 @@ def _steps(layer: Any) -> tuple[int, int]:
     return max(down, 1), max(right, 1)
 
 
-def _later_activations(input: Tensor, row: tuple[Any, ...]) -> float:
+def _later_activations(input: Tensor, row: tuple[Any, ...], convolutions: Convolutions) -> float:
     """Return about how many activations the convolutions after the first have."""
-    places, total = float(input[:, 0].numel()), -float(_activations(input, _convolutions(row[0])[0]))
-    for layer in row:
-        convolutions = _convolutions(layer)
-        down, right = _steps(convolutions[0] if convolutions else layer)
+    places, total = input.numel() / input.shape[1], -float(_activations(input, convolutions[0][0]))
+    for layer, within in zip(row, convolutions):
+        down, right = _steps(within[0] if within else layer)
         places /= down * right
-        total += places * sum(each.out_channels for each in convolutions)
+        total += places * sum(each.out_channels for each in within)
     return total
 
 
