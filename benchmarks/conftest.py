@@ -79,6 +79,8 @@ class Session:
             return
         gc.freeze()  # what is imported by now stays: collections between rows need not look at it
         torch.manual_seed(0)
+        if self.device.type == "cpu":
+            measure.keep_freed_memory()
         if self.device.type == "cuda":  # convolutions have TF32 by default, matrix products only so
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True

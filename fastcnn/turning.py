@@ -2,7 +2,7 @@
 
 torch's float32 convolution computes blocks of channels, which channels_last holds as they are; NCHW is written in a
 pass of its own. A row of convolutions saves that pass where there are many activations for its weights, which torch
-turns at each call; before the first convolution with more weights than activations it is turned back. The gradients of
+turns at each call; before the first convolution with too few activations it is turned back. The gradients of
 the input and of the weights keep stock's strides (`with_gradient_as_it_lies`).
 """
 
@@ -21,6 +21,7 @@ from fastcnn.overrides import is_watched
 from fastcnn.roles import BLOCK, GROUPS, HOOKS, IDENTITY, roles_of
 
 LEAST_ACTIVATIONS = 2**18
+LEAST_ACTIVATIONS_A_WEIGHT = 0.5
 _ROLES_IN_BLOCKS = frozenset({"conv", "bn", "relu", IDENTITY})  # of layers that read no strides
 _turned = ContextVar("_turned", default=False)  # whether this thread runs a turned row
 
@@ -55,8 +56,10 @@ def pays(input: Any, row: tuple[Any, ...]) -> Convolutions:
 
 
 def pays_still(input: Tensor, convolutions: list[nn.Conv2d]) -> bool:
-    """Whether a layer of a turned row is no slower turned: a convolution has as many activations as weights."""
-    return not convolutions or _activations(input, convolutions[0]) >= max(map(_weights, convolutions))
+    """Whether a layer of a turned row is no slower turned: a convolution has activations enough for its weights."""
+    if not convolutions:
+        return True
+    return _activations(input, convolutions[0]) >= LEAST_ACTIVATIONS_A_WEIGHT * max(map(_weights, convolutions))
 
 
 def _is_in_order(tensor: Tensor) -> bool:
