@@ -14,6 +14,7 @@ from parity import (
     each_backend,
     each_case,
     each_compiled,
+    each_dtype,
     each_format,
     each_variant,
     last_place,
@@ -237,6 +238,25 @@ def test_second_derivative(backend: Any) -> None:
             results.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), tensors))
     for mine, other in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+
+
+SMALLEST = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
+
+
+@pytest.mark.skipif(("cpu", None) not in COMPILED, reason="needs backend cpu")
+@each_dtype
+@each_format
+def test_no_gradient_flows_where_the_output_was_rounded_to_zero(
+    format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    """Half the smallest number is zero, one and a half times it are not."""
+    x = (torch.arange(-8, 8).view(1, 2, 2, 4) * SMALLEST[dtype]).to(dtype).to(memory_format=format).requires_grad_()
+    weight, bias, mean = torch.full((2,), 0.5), torch.zeros(2, requires_grad=True), torch.zeros(2)
+    with fastcnn.use_backend("cpu"):
+        y = FF.batch_norm_relu(x, mean, torch.ones(2), weight, bias, eps=0.0)
+    _, bias_grad = torch.autograd.grad(y.sum(), [x, bias])
+    assert torch.equal(bias_grad, (y > 0).sum((0, 2, 3)).float())
+    assert bias_grad.tolist() == [0, 6]
 
 
 @pytest.mark.skipif(not fastcnn.backends()["cpu"].available, reason="needs the compiled extension")
