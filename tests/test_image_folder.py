@@ -218,6 +218,22 @@ def test_killed_loader_ends_with_how_to_go_on(tmp_path: Path, capsys: pytest.Cap
     assert error.count("error: ") == 1
 
 
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()], ids=repr)
+def test_loader_whose_connection_breaks_counts_as_killed(
+    broken: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch says that a process was killed only where it has noticed its end by then."""
+    data = write(tmp_path / "data", "train/cat", "train/dog", "val/cat", "val/dog")
+
+    def read(*_: object, **__: object) -> None:
+        raise broken
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data", read)
+    assert command(data, tmp_path, "--workers", "1") == 1
+    error = capsys.readouterr().err
+    assert "error: a process that loads images was killed, as happens where memory runs out: fewer" in error
+
+
 def die_at_deadly_image(file: str) -> Any:
     from fastcnn.console.images import open_image
 

@@ -156,7 +156,7 @@ def _train_and_write(run: Run) -> None:
             where = f"{run.saved}; {how_to_resume}" if run.saved else NOT_SAVED
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(f"stopped; {where}") from error
-            if "DataLoader worker" in str(error):
+            if _lost_loader(error):
                 killed = "a process that loads images was killed, as happens where memory runs out: fewer --workers"
                 raise UserError(f"{killed} need less; {where}") from error
             if run.saved:
@@ -170,6 +170,12 @@ def _train_and_write(run: Run) -> None:
             write_report(run.directory, run.settings, run.data, run.lanes, finished)
     if not finished:
         raise Interrupted(f"stopped in {run.place()}; {how_to_resume}")
+
+
+def _lost_loader(error: BaseException) -> bool:
+    """Whether a process that loads images was killed: torch says so, or the connection broke before it noticed."""
+    broken = isinstance(error, (ConnectionResetError, ConnectionRefusedError, EOFError))
+    return "DataLoader worker (pid" in str(error) or (broken and "in DataLoader worker" not in str(error))
 
 
 @contextlib.contextmanager
