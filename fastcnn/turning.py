@@ -63,7 +63,7 @@ def pays_still(input: Tensor, convolutions: list[nn.Conv2d]) -> bool:
 
 
 def _is_in_order(tensor: Tensor) -> bool:
-    """Whether a tensor is contiguous and not in channels_last, which those of one pixel or channel may be too."""
+    """Whether a tensor lies in NCHW: one pixel is contiguous in channels_last too, but its last stride is not 1."""
     return tensor.is_contiguous() and tensor.stride(-1) == 1
 
 

@@ -106,6 +106,15 @@ def test_statistics_lose_no_precision(format: torch.memory_format, case: Case, b
     assert_parity(partial(fused, case), partial(stock, case), case.tensors(torch.float32, format), backend)
 
 
+@each_compiled
+@pytest.mark.parametrize("channels", [1, 15, 16, 17, 40])
+def test_channels_last_of_few_channels_and_of_many(channels: int, backend: Any) -> None:
+    """Sixteen channels and fewer are summed in registers, more of them pixel by pixel; all in several blocks."""
+    case = Case((2, channels, 53, 41))
+    tensors = case.tensors(torch.float32, FORMATS["channels_last"])
+    assert_parity(partial(fused, case), partial(stock, case), tensors, backend)
+
+
 def running_after(function: Any, case: Case, input: Tensor, dtype: torch.dtype, momentum: float) -> list[Tensor]:
     mean, variance = (each.to(dtype) for each in statistics(case, input))
     function(input, mean, variance, training=True, momentum=momentum)

@@ -1,5 +1,7 @@
 // Mean and variance of each channel: one pass over memory, in blocks that fit the L1 cache and are read twice there.
 
+#include <type_traits>
+
 #include "../batch_norm.h"
 #include "../math/batch_norm.h"
 #include "../ops.h"
@@ -10,7 +12,7 @@ namespace fastcnn::cpu {
 namespace {
 
 constexpr int64_t BLOCK = 1024;       // NCHW: elements of a plane
-constexpr int64_t BLOCK_NHWC = 4096;  // values, at least FEWEST_PIXELS of each channel
+constexpr int64_t BLOCK_NHWC = 4096;  // values, FEWEST_PIXELS to SUM_BLOCK of each channel
 constexpr int64_t FEWEST_PIXELS = 64;
 
 // What a block tells of its channels, in float32, (blocks, 3, C): about their means, and the sums and the squares of
@@ -59,7 +61,7 @@ FASTCNN_HOST_DEVICE void add_lanes(const T* __restrict x, float* sums, int64_t p
   std::copy(lanes, lanes + channels, sums);
 }
 
-// The sums and squares of the distances of some NHWC pixels, `lanes` neighbouring channels, from `about`.
+// `lanes` neighbouring channels of some NHWC pixels: `sums` holds their means and gets the other numbers of Blocks.
 template <class T>
 FASTCNN_HOST_DEVICE void lanes_sums(
     const T* __restrict x, float* sums, int64_t pixels, int64_t channels, int64_t lanes) {
@@ -139,7 +141,7 @@ Blocks channels_sums(const T* x, const Layout& layout) {
         [&](int64_t begin, int64_t end) { planes_sums(x, blocks, begin, end); });
     return blocks;
   }
-  Blocks blocks(1, pixels, std::max(BLOCK_NHWC / std::max<int64_t>(channels, 1), FEWEST_PIXELS), channels);
+  Blocks blocks(1, pixels, std::clamp(BLOCK_NHWC / std::max<int64_t>(channels, 1), FEWEST_PIXELS, SUM_BLOCK), channels);
   parallel(blocks.of_run(), blocks.size * channels * 2,
       [&](int64_t begin, int64_t end) { pixels_sums(x, blocks, begin, end); });
   return blocks;

@@ -19,7 +19,7 @@ FASTCNN_HOST_DEVICE Real added(Real (&lanes)[LANES]) {
   return lanes[0];
 }
 
-// Call term(i, lane) for i in [0, count), lane after lane.
+// Call term(i, lane) for i in [0, count): each value goes to the lane after the one before.
 template <class Term>
 FASTCNN_HOST_DEVICE void by_lanes(int64_t count, const Term& term) {
   const int64_t whole = count / LANES * LANES;
@@ -33,7 +33,7 @@ FASTCNN_HOST_DEVICE void by_lanes(int64_t count, const Term& term) {
   }
 }
 
-// The sum of term(i) for i in [0, count), a block of values at most if Real is float.
+// The sum of term(i) for i in [0, count), in Real throughout: float suits a block of values.
 template <class Real, class Term>
 FASTCNN_HOST_DEVICE Real sum_of(int64_t count, const Term& term) {
   Real lanes[LANES] = {};

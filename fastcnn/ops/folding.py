@@ -19,12 +19,12 @@ def folds(input: Tensor, stride: tuple[int, ...], weight: Tensor, *parameters: T
     Only without gradients, and if the output has at least as many elements as the weight, which folding reads and
     writes. Under ``auto`` only where folding was measured to be faster, under ``torch`` never.
     """
-    left_to_us = chosen() in ("auto", "torch")
-    if left_to_us and not is_open(_OP.stem, input):
+    forced = chosen() not in ("auto", "torch")
+    if not forced and not is_open(_OP.stem, input):
         return False
     if autograd.needs_grad(input, weight, *parameters) or input.dtype not in checks.KERNEL_DTYPES or min(stride) < 1:
         return False
-    if left_to_us and _OP.route((input, weight, *parameters))[0].backend == "torch":
+    if not forced and _OP.route((input, weight, *parameters))[0].backend == "torch":
         return False
     if torch.compiler.is_compiling():  # the graph must not depend on a size that may vary
         return True
